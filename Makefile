@@ -1,0 +1,53 @@
+# The whole interface of a checkout. `make run` and `make test` need Python >= 3.11 and git alone.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: run setup lint type imports test cover fuzz bench docs check clean
+
+run: $(STAMP)            ## install, start two nodes, let them call each other, say how to go on
+	$(BIN)/python -m alknet.cli.demo
+
+setup: $(STAMP)          ## install alknet and everything its tests need into $(VENV)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+lint: $(STAMP)           ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(STAMP)           ## types
+	$(BIN)/mypy
+
+imports: $(STAMP)        ## layers
+	$(BIN)/lint-imports
+
+test: $(STAMP)           ## all tests; foreign programs are installed where apt is allowed
+	PYTHON=$(BIN)/python tests/install-foreign
+	$(BIN)/python -m pytest -q
+
+cover: $(STAMP)          ## tests with the coverage floor
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+fuzz: $(STAMP)           ## coverage-guided fuzzing, SECONDS per target
+	$(BIN)/python -m pip install --quiet '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
+
+bench: $(STAMP)          ## benchmarks; results go to benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)           ## regenerate the generated pages and run every code block
+	$(BIN)/python -m pytest -q tests/docs
+
+check: lint type imports test   ## what CI runs
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,77 @@
+"""Every limit of a node in one table: name, default and reason. All can be set in ``[limits]``.
+
+Over a limit, the one thing that exceeded it is refused with its code; nobody else notices.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+__all__ = ["Limits"]
+
+KIB = 1024
+MIB = 1024 * KIB
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400 * 7)]
+Count = Annotated[int, Meta(ge=1, le=10_000_000)]
+Bytes = Annotated[int, Meta(ge=1 * KIB, le=16 * 1024 * MIB)]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Limits of connections, streams, frames and authentication.
+
+    Units are in the names. The comment beside each default says why it has that value.
+    """
+
+    # A handshake is two round trips: 5 s covers a satellite link twice, and bounds a slow loris.
+    handshake_timeout_s: Seconds = 5.0
+    # Dead peers are noticed within this time; NAT bindings for UDP commonly live 30 s.
+    idle_timeout_s: Seconds = 30.0
+    # A third of the idle time-out, so that two lost keep-alives do not end a connection.
+    keep_alive_s: Seconds = 10.0
+    # Time that running work gets to end when the node stops.
+    drain_timeout_s: Seconds = 10.0
+    # QUIC runs this long alone before TCP joins the race: a UDP round trip to anywhere on Earth.
+    quic_head_start_s: Seconds = 0.25
+    # One dial as a whole, all addresses included.
+    dial_timeout_s: Seconds = 10.0
+
+    # Connections whose peer is not a known, enabled one: per IPv4 address or IPv6 /64.
+    connections_per_address: Count = 100
+    # A fleet behind one key reconnecting while its old connections time out.
+    connections_per_identity: Count = 64
+    # All connections of one node: 68 KiB each (measured), so about 700 MiB at the limit.
+    connections: Count = 10_000
+    # Refused tokens on one connection before it is closed: typos are forgiven, guessing is not.
+    failed_authentications_per_connection: Count = 5
+    # Refused tokens and keys per address and minute, before unproven connections wait a minute.
+    failed_authentications_per_minute: Count = 20
+
+    # Streams that a peer may have open at once on one connection, per direction kind.
+    streams_per_connection: Count = 256
+    # Concurrent calls of one peer: 4 per stream, far above what one client needs.
+    calls_per_connection: Count = 1_024
+    # Unread plus unsent bytes of one connection; past it the connection closes with `limit`.
+    buffered_bytes_per_connection: Bytes = 32 * MIB
+    # Unacknowledged bytes of one stream above which `send_all` waits (keeps calls responsive).
+    stream_send_buffer_bytes: Bytes = 256 * KIB
+    # Unread bytes that one stream accepts before its peer must wait (flow-control window).
+    stream_receive_window_bytes: Bytes = 1 * MIB
+    # Unread bytes of all streams of one connection (flow-control window).
+    connection_receive_window_bytes: Bytes = 8 * MIB
+    # Datagrams that wait for `receive_datagram`; the oldest is dropped, as the carrier may too.
+    datagrams_queued: Count = 256
+
+    # Call frames before an identity is proven: enough for any request of an honest stranger.
+    frame_bytes_unproven: Bytes = 64 * KIB
+    # Call frames of a proven peer; bulk belongs on a stream, not in JSON.
+    frame_bytes: Annotated[int, Meta(ge=1 * KIB, le=64 * MIB)] = 16 * MIB
+    # Time that an operation gets when it declares none.
+    call_timeout_s: Seconds = 30.0
+    # The longest time that an operation may declare.
+    call_timeout_max_s: Seconds = 3_600.0
+    # Items of a subscription in flight on a carrier without flow control per stream.
+    subscription_window: Count = 64
