@@ -1,0 +1,185 @@
+"""Where datagrams go in and out: the small interface under QUIC, and real UDP sockets.
+
+A test puts a fake network in its place (`alknet.testing.network`). An `Address` is always written
+one way: an IPv4 peer is ``("192.0.2.1", 4433)`` also on a dual-stack socket, and a link-local one
+carries its scope as ``("fe80::1%2", 4433)``.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Protocol
+
+import trio
+
+__all__ = ["MAX_BATCH", "Address", "DatagramSocket", "UdpSocket", "format_address"]
+
+Address = tuple[str, int]
+"""Normalised host (never a v4-mapped IPv6 one) and port."""
+
+# Datagrams per `receive`: enough to fill a burst of acknowledgements, few enough to stay fair.
+MAX_BATCH = 64
+# The largest UDP payload; a receive buffer of this size never cuts a datagram.
+MAX_DATAGRAM_BYTES = 65_535
+# Holds 20 ms at 1.6 Gbit/s while the loop is busy; the kernel cuts it to its own maximum.
+SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
+# linux/in.h and linux/in6.h; Python has no names for them. PROBE = set DF, ignore the cached MTU
+# (RFC 9000 sec. 14: QUIC datagrams must not be fragmented).
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_PROBE = 10, 23, 3
+
+_FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS})
+
+
+class DatagramSocket(Protocol):
+    """An unconnected datagram socket. One task reads, any may send."""
+
+    @property
+    def local_address(self) -> Address:
+        """The bound address; the host may be a wildcard."""
+
+    async def receive(self) -> list[tuple[bytes, Address]]:
+        """Wait, then return all that is queued, 1 to `MAX_BATCH`. Cancelled, it takes none.
+
+        Raises:
+            trio.ClosedResourceError: The socket was closed.
+        """
+
+    def send(self, data: bytes, address: Address) -> bool:
+        """Send one datagram; it may be lost. False if it was not taken, for the buffer is full.
+
+        Raises:
+            trio.ClosedResourceError: The socket was closed.
+        """
+
+    async def wait_writable(self) -> None:
+        """Wait until `send` may succeed again. Cancelled, nothing happens."""
+
+    def close(self) -> None:
+        """Close; tasks that wait get `trio.ClosedResourceError`. Idempotent."""
+
+
+class UdpSocket:
+    """A UDP socket of the system.
+
+    Attributes:
+        errors: How many sends and receives met an error that a datagram protocol ignores (ICMP
+            unreachable, no route, longer than the path takes): such a datagram is lost, no more.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._is_ipv6 = sock.family == socket.AF_INET6
+        self.errors = 0
+
+    @classmethod
+    def bind(cls, host: str, port: int) -> UdpSocket:
+        """Bind to a literal address: ``::`` takes IPv4 too, any other address only its family.
+
+        Raises:
+            OSError: The address is taken, not ours or not an address.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+            _tune(sock)
+            sock.bind(_to_system((host, port), is_ipv6=family == socket.AF_INET6))
+        except BaseException:
+            sock.close()
+            raise
+        return cls(sock)
+
+    @property
+    def local_address(self) -> Address:
+        return _from_system(self._sock.getsockname())
+
+    async def receive(self) -> list[tuple[bytes, Address]]:
+        while True:
+            self._check_open()
+            await trio.lowlevel.wait_readable(self._sock)
+            if batch := self._receive_now():
+                return batch
+
+    def send(self, data: bytes, address: Address) -> bool:
+        self._check_open()
+        try:
+            self._sock.sendto(data, _to_system(address, is_ipv6=self._is_ipv6))
+        except OSError as exc:
+            if exc.errno in _FULL:
+                return False
+            self.errors += 1
+        return True
+
+    async def wait_writable(self) -> None:
+        self._check_open()
+        await trio.lowlevel.wait_writable(self._sock)
+
+    def close(self) -> None:
+        if self._sock.fileno() != -1:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+    def _receive_now(self) -> list[tuple[bytes, Address]]:
+        batch: list[tuple[bytes, Address]] = []
+        while len(batch) < MAX_BATCH:
+            try:
+                data, address = self._sock.recvfrom(MAX_DATAGRAM_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                # ICMP answers to earlier sends surface here, once each.
+                self.errors += 1
+                break
+            batch.append((data, _from_system(address)))
+        return batch
+
+    def _check_open(self) -> None:
+        if self._sock.fileno() == -1:
+            raise trio.ClosedResourceError("this socket was closed")
+
+
+def format_address(address: Address) -> str:
+    """Write ``host:port``, with brackets around an IPv6 host."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _tune(sock: socket.socket) -> None:
+    """Set what helps; a kernel or container that refuses an option is no reason not to run."""
+    options = [
+        (socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES),
+        (socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES),
+        (socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_PROBE),
+    ]
+    if sock.family == socket.AF_INET6:
+        options.append((socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_PROBE))
+    for level, option, value in options:
+        try:
+            sock.setsockopt(level, option, value)
+        except OSError:
+            continue
+
+
+def _from_system(address: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+    host = address[0]
+    if host.startswith("::ffff:") and "." in host:
+        return host[7:], address[1]
+    if len(address) == 4 and address[3]:
+        return f"{host.partition('%')[0]}%{address[3]}", address[1]
+    return host, address[1]
+
+
+def _to_system(address: Address, *, is_ipv6: bool) -> tuple[str, int] | tuple[str, int, int, int]:
+    host, port = address
+    if not is_ipv6:
+        return host, port
+    if ":" not in host:
+        return f"::ffff:{host}", port, 0, 0
+    host, _, scope = host.partition("%")
+    return host, port, 0, int(scope) if scope.isdigit() else _scope_id(scope)
+
+
+def _scope_id(name: str) -> int:
+    return socket.if_nametoindex(name) if name else 0
