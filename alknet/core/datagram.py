@@ -98,7 +98,7 @@ class UdpSocket:
     async def receive(self) -> list[tuple[bytes, Address]]:
         while True:
             self._check_open()
-            await trio.lowlevel.wait_readable(self._sock)
+            await trio.lowlevel.wait_readable(self._sock.fileno())
             if batch := self._receive_now():
                 return batch
 
@@ -114,11 +114,11 @@ class UdpSocket:
 
     async def wait_writable(self) -> None:
         self._check_open()
-        await trio.lowlevel.wait_writable(self._sock)
+        await trio.lowlevel.wait_writable(self._sock.fileno())
 
     def close(self) -> None:
         if self._sock.fileno() != -1:
-            trio.lowlevel.notify_closing(self._sock)
+            trio.lowlevel.notify_closing(self._sock.fileno())
             self._sock.close()
 
     def _receive_now(self) -> list[tuple[bytes, Address]]:
