@@ -13,6 +13,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from alknet.core import zbase32
+from alknet.core.address import Address
 from alknet.errors import LocalError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "NodeId",
     "Peer",
     "check_peer_name",
+    "check_rights",
     "check_scope",
     "parse_fingerprint",
 ]
@@ -233,15 +235,20 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return Identity(f"peer:{self.name}", self.scopes, self.resources)
 
     def normalized(self) -> Peer:
-        """Return the record with its fingerprints in their one form, without doubles.
+        """Return the record with fingerprints and addresses in their one form, without doubles.
 
         Raises:
-            LocalError: A name, fingerprint, scope or grant is not valid.
+            LocalError: A name, fingerprint, address, scope or grant is not valid.
         """
         check_peer_name(self.name)
-        _check_rights(self.scopes, self.resources)
-        unique = dict.fromkeys(parse_fingerprint(text) for text in self.fingerprints)
-        return msgspec.structs.replace(self, fingerprints=tuple(unique))
+        check_rights(self.scopes, self.resources)
+        if len(self.display_name) > 128 or not self.display_name.isprintable():
+            raise LocalError("a display name has at most 128 printable characters")
+        fingerprints = dict.fromkeys(map(parse_fingerprint, self.fingerprints))
+        addresses = dict.fromkeys(str(Address.parse(text)) for text in self.addresses)
+        return msgspec.structs.replace(
+            self, fingerprints=tuple(fingerprints), addresses=tuple(addresses)
+        )
 
 
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -271,7 +278,7 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def validate(self) -> None:
         """Raise LocalError if a scope or grant is not valid."""
-        _check_rights(self.scopes, self.resources)
+        check_rights(self.scopes, self.resources)
 
 
 def check_peer_name(name: str) -> None:
@@ -300,6 +307,14 @@ def check_scope(scope: str) -> None:
         )
 
 
+def check_rights(scopes: tuple[str, ...], resources: tuple[Grant, ...]) -> None:
+    """Raise LocalError unless all *scopes* and *resources* can be granted."""
+    for scope in scopes:
+        check_scope(scope)
+    for grant in resources:
+        grant.validate()
+
+
 def parse_fingerprint(text: str) -> str:
     """Return the one form of a key's or certificate's fingerprint.
 
@@ -323,13 +338,6 @@ def _scope_matches(grant: str, scope: str) -> bool:
         return False
     reserved = next((prefix for prefix in RESERVED_SCOPES if scope.startswith(prefix)), "")
     return grant.startswith(reserved)
-
-
-def _check_rights(scopes: tuple[str, ...], resources: tuple[Grant, ...]) -> None:
-    for scope in scopes:
-        check_scope(scope)
-    for grant in resources:
-        grant.validate()
 
 
 def _parse_hex(text: str, what: str) -> bytes:

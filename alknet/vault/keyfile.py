@@ -1,0 +1,165 @@
+"""The node's key on disk: one PKCS#8 PEM file in the node's home, readable by its user alone.
+
+Everything that needs the key gets it from `read_key`; a vault that holds it sealed can take this
+module's place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from alknet.errors import Conflict, LocalError, NotFound, StoreError
+
+__all__ = ["KEY_FILE", "create_home", "read_key", "write_key"]
+
+KEY_FILE = "node.key"
+# An Ed25519 key takes 119 bytes; whatever is much longer is another file.
+MAX_PEM_BYTES = 16 * 1024
+
+
+def create_home(path: Path) -> None:
+    """Make the directory that holds all of a node, for its user alone (mode 0700).
+
+    An existing one is taken if it is private already, and made private if it is empty.
+
+    Raises:
+        LocalError: It exists and others may enter it, or it belongs to another user.
+        StoreError: The system refuses.
+    """
+    with _store_errors(f"cannot create {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            _check_home(path)
+        else:
+            _sync_directory(path.parent)
+
+
+def write_key(home: Path, key: Ed25519PrivateKey) -> Path:
+    """Store the node's key and return the path of its file.
+
+    The file appears whole and durable, or not at all; an interrupt leaves nothing behind.
+
+    Raises:
+        Conflict: The home has a key already; it is never replaced.
+        StoreError: The file could not be written.
+    """
+    path = home / KEY_FILE
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    temporary = home / f".{KEY_FILE}.{secrets.token_hex(4)}"
+    with _store_errors(f"cannot write {path}"):
+        try:
+            _write_private(temporary, pem)
+            _publish(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(home)
+    return path
+
+
+def read_key(home: Path) -> Ed25519PrivateKey:
+    """Return the node's key.
+
+    Raises:
+        NotFound: The home has none.
+        LocalError: Others may read the file, it belongs to another user, or holds something else.
+        StoreError: The file could not be read.
+    """
+    path = home / KEY_FILE
+    with _store_errors(f"cannot read {path}"):
+        try:
+            with path.open("rb") as file:
+                _check_private(path, os.fstat(file.fileno()))
+                pem = file.read(MAX_PEM_BYTES)
+        except FileNotFoundError:
+            raise NotFound(f"no key in {home}: run 'alknet init' first") from None
+    return _load(path, pem)
+
+
+def _load(path: Path, pem: bytes) -> Ed25519PrivateKey:
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as exc:
+        raise LocalError(f"{path} is not an unencrypted PKCS#8 PEM key") from exc
+    if not isinstance(key, Ed25519PrivateKey):
+        raise LocalError(f"{path} holds another kind of key than Ed25519")
+    return key
+
+
+def _check_home(path: Path) -> None:
+    if not path.is_dir():
+        raise LocalError(f"{path} exists and is not a directory")
+    info = path.stat()
+    if info.st_uid != os.geteuid():
+        raise LocalError(f"{path} belongs to another user (uid {info.st_uid})")
+    if stat.S_IMODE(info.st_mode) & 0o077:
+        if any(path.iterdir()):
+            raise LocalError(f"others may enter {path}: run 'chmod 700 {path}'")
+        path.chmod(0o700)
+
+
+def _check_private(path: Path, info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        raise LocalError(f"{path} is not a regular file")
+    if info.st_uid not in {0, os.geteuid()}:
+        raise LocalError(f"{path} belongs to another user (uid {info.st_uid})")
+    if stat.S_IMODE(info.st_mode) & 0o077:
+        raise LocalError(f"others may read {path}: run 'chmod 600 {path}'")
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    # A link, unlike a rename, never replaces: two that write at once cannot lose a key.
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError as exc:
+        raise Conflict(f"{path} exists: a node's key is never replaced") from exc
+    except OSError as exc:
+        if exc.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+            raise
+        _publish_without_links(temporary, path)
+
+
+def _publish_without_links(temporary: Path, path: Path) -> None:
+    # FAT and some network file systems know no links.
+    if path.exists():
+        raise Conflict(f"{path} exists: a node's key is never replaced")
+    temporary.rename(path)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _store_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise StoreError(f"{what}: {exc.strerror or exc}") from exc
