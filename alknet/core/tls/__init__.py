@@ -1,0 +1,1 @@
+"""What TLS needs on every transport: certificates, credentials and whom a dialler trusts."""
