@@ -92,7 +92,7 @@ class CallError(AlknetError):
         details: Mapping[str, Any] | None = None,
         is_failed_authentication: bool = False,
     ) -> None:
-        super().__init__(code, message)
+        super().__init__(str(code), message)
         self.code = str(code)
         self.message = message
         self.retryable = code_info(code).retryable if retryable is None else retryable

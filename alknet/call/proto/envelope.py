@@ -1,0 +1,318 @@
+"""Envelopes: bytes of one message to an `Event` and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw
+
+from alknet.call.codes import CallError, ErrorCode, code_info
+from alknet.call.proto.events import (
+    MAX_CREDIT,
+    MAX_ID_BYTES,
+    Aborted,
+    Completed,
+    ConnectionClose,
+    Credit,
+    Event,
+    Failed,
+    Faulty,
+    InputEnd,
+    InputItem,
+    Requested,
+    Responded,
+    Unknown,
+)
+from alknet.call.proto.scan import (
+    check_depth_untrusted,
+    check_text_untrusted,
+    check_unique_keys_untrusted,
+    has_unsafe_integer,
+)
+from alknet.core.identity import Grant, Identity
+from alknet.errors import Malformed
+
+__all__ = ["decode_envelope_untrusted", "encode_event"]
+
+
+def decode_envelope_untrusted(data: bytes) -> Event:
+    """Decode one message.
+
+    The JSON that stays encoded in the event (``input``, ``output``, ``item``) is sound and
+    refers to *data*, which lives as long.
+
+    Returns:
+        The event; `Unknown` for a type of a later version, `Faulty` where only the payload is
+        bad, so that the call alone ends.
+
+    Raises:
+        Malformed: The bytes are no envelope, and their stream means nothing any more.
+    """
+    check_text_untrusted(data)
+    check_depth_untrusted(data)
+    event = _decode_usual(data)
+    if event is None:
+        event = _decode_any_untrusted(data)
+    if not isinstance(event, Unknown) and has_unsafe_integer(data):
+        return _faulty_integer(event, data)
+    return event
+
+
+def encode_event(event: Event) -> bytes:
+    """Return the JSON of *event*, without a frame around it."""
+    if type(event) is Responded:  # the hot one, and its output is JSON already
+        output = bytes(event.output)
+        return b'{"type":"call.responded","id":%b,"payload":{"output":%b}}' % (
+            _encode(event.id),
+            output,
+        )
+    name, payload = _TO_WIRE[type(event)](event)
+    call_id = getattr(event, "id", _CLOSE_ID)
+    return _encode(_Envelope(name, call_id, Raw(_encode(payload))))
+
+
+# --- decoding
+
+
+def _decode_usual(data: bytes) -> Event | None:
+    # Keys in our order, no escapes in type and id, and the payload last: if what lies between the
+    # match and the last brace is one JSON value, then nothing else is there, no duplicate either.
+    match = _USUAL.match(data)
+    if match is None or not data.endswith(b"}"):
+        return None
+    try:
+        payload = memoryview(data)[match.end() : -1]
+        return _event(match[1].decode(), match[2].decode(), payload)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _decode_any_untrusted(data: bytes) -> Event:
+    try:
+        envelope = _ENVELOPE.decode(data)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise Malformed(f"not an envelope: {str(exc)[:200]}") from None
+    payload = bytes(envelope.payload)
+    if not payload.startswith(b"{"):
+        raise Malformed("the payload is not an object")
+    check_unique_keys_untrusted(data, payload)
+    if not 1 <= len(envelope.id.encode()) <= MAX_ID_BYTES:
+        raise Malformed(f"an id has 1 to {MAX_ID_BYTES} bytes")
+    try:
+        return _event(envelope.type, envelope.id, payload)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        error = CallError(ErrorCode.INVALID_INPUT, f"bad {envelope.type}: {str(exc)[:200]}")
+        return Faulty(envelope.type, envelope.id, error)
+
+
+def _event(name: str, call_id: str, payload: bytes | memoryview) -> Event:
+    build = _FROM_WIRE.get(name)
+    if build is None:
+        _ANYTHING.decode(payload)
+        return Unknown(name, call_id)
+    return build(call_id, payload)
+
+
+def _faulty_integer(event: Event, data: bytes) -> Event:
+    if isinstance(event, ConnectionClose):
+        raise Malformed("an integer beyond 2^53-1")
+    if isinstance(event, Faulty):
+        return event
+    error = CallError(ErrorCode.INVALID_INPUT, "an integer beyond ±(2^53-1): send it as a string")
+    return Faulty(_ENVELOPE.decode(data).type, event.id, error)
+
+
+def _requested(call_id: str, payload: bytes | memoryview) -> Event:
+    wire = _REQUESTED.decode(payload)
+    operation = wire.operationId.removeprefix("/")
+    if len(wire.operationId) > _MAX_OPERATION or _OPERATION.fullmatch(operation) is None:
+        error = CallError(ErrorCode.NOT_FOUND, "no operation has such a name")
+        return Faulty("call.requested", call_id, error)
+    return Requested(
+        id=call_id,
+        operation=operation,
+        input=wire.input,
+        auth_token=wire.auth_token,
+        forwarded_for=None if wire.forwarded_for is None else _originator(wire.forwarded_for),
+        timeout_ms=wire.timeout_ms,
+        traceparent=wire.traceparent,
+        window=wire.window,
+        peer=wire.peer,
+        path=wire.path,
+        idempotency_key=wire.idempotency_key,
+    )
+
+
+def _originator(raw: Raw) -> Identity | None:
+    encoded = bytes(raw)
+    if len(encoded) > _MAX_FORWARDED:
+        raise msgspec.ValidationError(f"`forwarded_for` is over {_MAX_FORWARDED} bytes")
+    wire = _ORIGINATOR.decode(encoded)
+    if wire is None:
+        return None
+    grants = tuple(Grant(grant.type, grant.id, grant.action) for grant in wire.resources)
+    return Identity(wire.id, wire.scopes, grants)
+
+
+def _failed(call_id: str, payload: bytes | memoryview) -> Event:
+    wire = _FAILED.decode(payload)
+    retryable = code_info(wire.code).retryable if wire.retryable is None else wire.retryable
+    details = wire.details if isinstance(wire.details, dict) else None
+    return Failed(call_id, wire.code, wire.message, retryable, details)
+
+
+def _connection_close(_call_id: str, payload: bytes | memoryview) -> Event:
+    wire = _CLOSE.decode(payload)
+    return ConnectionClose(wire.code, wire.reason[:_MAX_REASON])
+
+
+# --- encoding
+
+
+def _wire_requested(event: Requested) -> _Requested:
+    origin = event.forwarded_for
+    return _Requested(
+        operationId="/" + event.operation,
+        input=event.input,
+        auth_token=event.auth_token,
+        forwarded_for=None if origin is None else Raw(_encode(origin)),
+        timeout_ms=event.timeout_ms,
+        traceparent=event.traceparent,
+        window=event.window,
+        peer=event.peer,
+        path=event.path,
+        idempotency_key=event.idempotency_key,
+    )
+
+
+def _wire_failed(event: Failed) -> _Failed:
+    return _Failed(event.code, event.message, event.retryable, event.details)
+
+
+# --- the payloads as they stand on the wire
+
+ShortText = Annotated[str, Meta(max_length=256)]
+
+
+class _Envelope(msgspec.Struct):
+    type: str
+    id: str
+    payload: Raw
+
+
+class _Nothing(msgspec.Struct):
+    pass
+
+
+class _Requested(msgspec.Struct, omit_defaults=True):
+    operationId: str  # noqa: N815  the wire's spelling
+    input: Raw = Raw(b"{}")
+    auth_token: Annotated[str, Meta(max_length=1024)] | None = None
+    forwarded_for: Raw | None = None
+    timeout_ms: Annotated[int, Meta(ge=1)] | None = None
+    traceparent: ShortText | None = None
+    window: Annotated[int, Meta(ge=1, le=MAX_CREDIT)] | None = None
+    peer: Annotated[tuple[ShortText, ...], Meta(max_length=8)] | None = None
+    path: Annotated[tuple[ShortText, ...], Meta(max_length=8)] = ()
+    idempotency_key: ShortText | None = None
+
+
+class _WireGrant(msgspec.Struct):
+    type: str
+    id: str
+    action: str | None = None
+
+
+class _Originator(msgspec.Struct):
+    id: str
+    scopes: tuple[str, ...] = ()
+    resources: tuple[_WireGrant, ...] = ()
+
+
+class _Responded(msgspec.Struct):
+    output: Raw = Raw(b"null")
+
+
+class _Aborted(msgspec.Struct, omit_defaults=True):
+    reason: str | None = None
+
+
+class _Failed(msgspec.Struct, omit_defaults=True):
+    code: Annotated[str, Meta(min_length=1, max_length=128)]
+    message: str = ""
+    retryable: bool | None = None
+    details: Any = None
+
+
+class _Item(msgspec.Struct):
+    item: Raw
+
+
+class _Credit(msgspec.Struct):
+    n: Annotated[int, Meta(ge=1, le=MAX_CREDIT)]
+
+
+class _Close(msgspec.Struct):
+    code: Annotated[int, Meta(ge=0)]
+    reason: str = ""
+
+
+_CLOSE_ID = "connection"
+_MAX_REASON = 512
+_MAX_FORWARDED = 4096
+_MAX_OPERATION = 256
+
+_OPERATION = re.compile(r"[A-Za-z0-9_.-]{1,64}(?:/[A-Za-z0-9_.-]{1,64})+")
+_USUAL = re.compile(
+    rb'\{"type":[ ]?"([a-z_.]{1,64})",[ ]?"id":[ ]?"([^"\\\x00-\x1f]{1,128})",[ ]?'
+    rb'"payload":[ ]?(?=\{)'
+)
+
+_encode = msgspec.json.Encoder().encode
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
+_ANYTHING = msgspec.json.Decoder(_Nothing)
+_REQUESTED = msgspec.json.Decoder(_Requested)
+_ORIGINATOR = msgspec.json.Decoder(_Originator | None)
+_RESPONDED = msgspec.json.Decoder(_Responded)
+_ABORTED = msgspec.json.Decoder(_Aborted)
+_FAILED = msgspec.json.Decoder(_Failed)
+_ITEM = msgspec.json.Decoder(_Item)
+_CREDIT = msgspec.json.Decoder(_Credit)
+_CLOSE = msgspec.json.Decoder(_Close)
+
+
+def _completed(call_id: str, payload: bytes | memoryview) -> Event:
+    _ANYTHING.decode(payload)
+    return Completed(call_id)
+
+
+def _input_end(call_id: str, payload: bytes | memoryview) -> Event:
+    _ANYTHING.decode(payload)
+    return InputEnd(call_id)
+
+
+_FROM_WIRE: Mapping[str, Callable[[str, bytes | memoryview], Event]] = {
+    "call.requested": _requested,
+    "call.responded": lambda call_id, data: Responded(call_id, _RESPONDED.decode(data).output),
+    "call.completed": _completed,
+    "call.aborted": lambda call_id, data: Aborted(call_id, _ABORTED.decode(data).reason),
+    "call.error": _failed,
+    "call.input": lambda call_id, data: InputItem(call_id, _ITEM.decode(data).item),
+    "call.input_end": _input_end,
+    "call.credit": lambda call_id, data: Credit(call_id, _CREDIT.decode(data).n),
+    "connection.close": _connection_close,
+}
+
+_TO_WIRE: Mapping[type, Callable[[Any], tuple[str, object]]] = {
+    Requested: lambda event: ("call.requested", _wire_requested(event)),
+    Completed: lambda event: ("call.completed", _Nothing()),
+    Aborted: lambda event: ("call.aborted", _Aborted(event.reason)),
+    Failed: lambda event: ("call.error", _wire_failed(event)),
+    InputItem: lambda event: ("call.input", _Item(event.item)),
+    InputEnd: lambda event: ("call.input_end", _Nothing()),
+    Credit: lambda event: ("call.credit", _Credit(event.n)),
+    ConnectionClose: lambda event: ("connection.close", _Close(event.code, event.reason)),
+}
