@@ -37,15 +37,13 @@ class Address(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if text.startswith("["):
             host, bracket, rest = text[1:].partition("]")
             if not bracket or not rest.startswith(":"):
-                raise LocalError(f"address {_cut(text)!r} is not '[ipv6]:port'")
+                raise LocalError(f"address {text[:80]!r} is not '[ipv6]:port'")
             return cls(_ipv6(host, text), _port(rest[1:], text, allow_any_port))
         host, colon, port = text.rpartition(":")
         if not colon:
-            raise LocalError(f"address {_cut(text)!r} has no port, expected 'host:port'")
+            raise LocalError(f"address {text[:80]!r} has no port, expected 'host:port'")
         if ":" in host:
-            raise LocalError(
-                f"address {_cut(text)!r}: write an IPv6 address in brackets, [::1]:443"
-            )
+            raise LocalError(f"address {text[:80]!r}: write an IPv6 address in brackets, [::1]:443")
         return cls(_host(host, text), _port(port, text, allow_any_port))
 
     @property
@@ -64,7 +62,7 @@ def _port(port: str, text: str, allow_any: bool) -> int:
     lowest = 0 if allow_any else 1
     if not _DIGITS.fullmatch(port) or not lowest <= int(port) <= 65535:
         raise LocalError(
-            f"address {_cut(text)!r}: port {_cut(port)!r} is not a number from {lowest} to 65535"
+            f"address {text[:80]!r}: port {port[:80]!r} is not a number from {lowest} to 65535"
         )
     return int(port)
 
@@ -73,7 +71,7 @@ def _ipv6(host: str, text: str) -> str:
     try:
         return str(ipaddress.IPv6Address(host))
     except ValueError as exc:
-        raise LocalError(f"address {_cut(text)!r}: {_cut(host)!r} is no IPv6 address") from exc
+        raise LocalError(f"address {text[:80]!r}: {host[:80]!r} is no IPv6 address") from exc
 
 
 def _host(host: str, text: str) -> str:
@@ -82,14 +80,10 @@ def _host(host: str, text: str) -> str:
         try:
             return str(ipaddress.IPv4Address(host))
         except ValueError as exc:
-            raise LocalError(f"address {_cut(text)!r}: {_cut(host)!r} is no IPv4 address") from exc
+            raise LocalError(f"address {text[:80]!r}: {host[:80]!r} is no IPv4 address") from exc
     if len(host) > 253 or not _DNS_NAME.fullmatch(host):
-        raise LocalError(f"address {_cut(text)!r}: {_cut(host)!r} is no host name")
+        raise LocalError(f"address {text[:80]!r}: {host[:80]!r} is no host name")
     return host.lower()
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 _DIGITS = re.compile(r"[0-9]{1,5}")

@@ -10,10 +10,10 @@ import re
 from urllib.parse import unquote_to_bytes
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from alknet.core import zbase32
 from alknet.core.address import Address
+from alknet.core.nodeid import NodeId, parse_fingerprint
 from alknet.errors import LocalError
 
 __all__ = [
@@ -33,86 +33,6 @@ __all__ = [
 
 # Scopes that no wildcard reaches, unless the grant itself begins with them.
 RESERVED_SCOPES = ("admin:", "vault:")
-
-
-class NodeId:
-    """A node's Ed25519 public key: 32 bytes, hashable, comparable.
-
-    ``str(node_id)`` is the z-base-32 text, ``bytes(node_id)`` the key, `fingerprint` the form of
-    peer lists. That the bytes are a point of the curve is not checked (it costs a square root):
-    a key that is none proves nothing, for no signature verifies under it.
-    """
-
-    __slots__ = ("_raw",)
-
-    def __init__(self, raw: bytes) -> None:
-        if len(raw) != 32:
-            raise LocalError(f"a node id has 32 bytes, not {len(raw)}")
-        self._raw = bytes(raw)
-
-    @classmethod
-    def from_public_key(cls, key: Ed25519PublicKey) -> NodeId:
-        """Name the node that holds *key*."""
-        return cls(key.public_bytes_raw())
-
-    @classmethod
-    def parse(cls, text: str) -> NodeId:
-        """Read a node id in any of its forms: z-base-32, ``ed25519:<64 hex>`` or 64 bare hex.
-
-        Blanks around it and the case of letters do not matter.
-
-        Raises:
-            LocalError: It is none of them; the message says what is wrong and where.
-        """
-        text = text.strip()
-        prefix, colon, rest = text.partition(":")
-        if colon:
-            if prefix.lower() != "ed25519":
-                raise LocalError(
-                    f"{_cut(text)!r} is not a node id: it begins with neither "
-                    "'ed25519:' nor a z-base-32 key"
-                )
-            return cls(_parse_hex(rest, "ed25519 fingerprint"))
-        if len(text) == 64:
-            return cls(_parse_hex(text, "node id"))
-        if len(text) != 52:
-            raise LocalError(
-                f"{_cut(text)!r} is not a node id: {len(text)} characters, expected 52 (z-base-32),"
-                " 64 (hex) or 'ed25519:' and 64"
-            )
-        try:
-            return cls(zbase32.decode(text))
-        except LocalError as exc:
-            raise LocalError(f"{_cut(text)!r} is not a node id: {exc}") from exc
-
-    @property
-    def fingerprint(self) -> str:
-        """The form of peer lists: ``ed25519:`` and 64 lower-case hex digits."""
-        return f"ed25519:{self._raw.hex()}"
-
-    @property
-    def short(self) -> str:
-        """The first 10 characters of the text, for logs and tables; not unique by force."""
-        return str(self)[:10]
-
-    def public_key(self) -> Ed25519PublicKey:
-        """Return the key that verifies this node's signatures."""
-        return Ed25519PublicKey.from_public_bytes(self._raw)
-
-    def __bytes__(self) -> bytes:
-        return self._raw
-
-    def __str__(self) -> str:
-        return zbase32.encode(self._raw)
-
-    def __repr__(self) -> str:
-        return f"NodeId.parse({str(self)!r})"
-
-    def __hash__(self) -> int:
-        return hash(self._raw)
-
-    def __eq__(self, other: object) -> bool:
-        return self._raw == other._raw if isinstance(other, NodeId) else NotImplemented
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,7 +58,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         parts = text.split(":")
         if len(parts) not in {2, 3}:
             raise LocalError(
-                f"grant {_cut(text)!r} is not 'type:id' or 'type:id:action' "
+                f"grant {text[:80]!r} is not 'type:id' or 'type:id:action' "
                 "(write ':' inside an id as %3A)"
             )
         action = parts[2] if len(parts) == 3 and parts[2] != "*" else None
@@ -150,7 +70,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Raise LocalError if a field could not be written as text."""
         for what, name in (("type", self.type), ("action", self.action)):
             if name is not None and not _NAME.fullmatch(name):
-                raise LocalError(f"grant {what} {_cut(name)!r} must match {_NAME.pattern}")
+                raise LocalError(f"grant {what} {name[:80]!r} must match {_NAME.pattern}")
         if not self.id:
             raise LocalError("grant without a resource id (write '*' for all)")
 
@@ -289,20 +209,20 @@ def check_peer_name(name: str) -> None:
     """
     if not _PEER_NAME.fullmatch(name):
         raise LocalError(
-            f"peer name {_cut(name)!r} must be 1 to 63 of a-z, 0-9, '.', '_', '-' "
+            f"peer name {name[:80]!r} must be 1 to 63 of a-z, 0-9, '.', '_', '-' "
             "and begin with a letter or digit"
         )
     if name in {"any", "local", "owner"}:
         raise LocalError(f"peer name {name!r} is reserved")
     if len(name) == 52 and set(name) <= set(zbase32.ALPHABET):
-        raise LocalError(f"peer name {_cut(name)!r} looks like a node id")
+        raise LocalError(f"peer name {name[:80]!r} looks like a node id")
 
 
 def check_scope(scope: str) -> None:
     """Raise LocalError unless *scope* can stand in a grant: a flat name, it may end in ``*``."""
     if not _SCOPE.fullmatch(scope):
         raise LocalError(
-            f"scope {_cut(scope)!r} must be letters, digits and any of '.', '_', ':', '/', '-', "
+            f"scope {scope[:80]!r} must be letters, digits and any of '.', '_', ':', '/', '-', "
             "with at most one '*', at its end"
         )
 
@@ -315,22 +235,6 @@ def check_rights(scopes: tuple[str, ...], resources: tuple[Grant, ...]) -> None:
         grant.validate()
 
 
-def parse_fingerprint(text: str) -> str:
-    """Return the one form of a key's or certificate's fingerprint.
-
-    Takes every form of a node id, and ``SHA256:<64 hex>`` (colons between bytes allowed) of an
-    X.509 certificate whose key is not Ed25519.
-
-    Raises:
-        LocalError: It is none of them.
-    """
-    prefix, _, rest = text.strip().partition(":")
-    if prefix.lower() == "sha256":
-        digits = rest.replace(":", "")
-        return f"SHA256:{_parse_hex(digits, 'certificate fingerprint').hex()}"
-    return NodeId.parse(text).fingerprint
-
-
 def _scope_matches(grant: str, scope: str) -> bool:
     if grant == scope:
         return not grant.endswith("*")
@@ -340,30 +244,19 @@ def _scope_matches(grant: str, scope: str) -> bool:
     return grant.startswith(reserved)
 
 
-def _parse_hex(text: str, what: str) -> bytes:
-    for position, char in enumerate(text):
-        if char not in "0123456789abcdefABCDEF":
-            raise LocalError(
-                f"{what}: character {char!r} at position {position + 1} is not a hex digit"
-            )
-    if len(text) != 64:
-        raise LocalError(f"{what}: {len(text)} hex digits, expected 64")
-    return bytes.fromhex(text)
-
-
 def _decode_resource_id(encoded: str, text: str) -> str:
     if encoded == "*":
         return encoded
     if "*" in encoded:
-        raise LocalError(f"grant {_cut(text)!r}: '*' stands alone or is written %2A")
+        raise LocalError(f"grant {text[:80]!r}: '*' stands alone or is written %2A")
     if _BAD_ESCAPE.search(encoded):
-        raise LocalError(f"grant {_cut(text)!r}: '%' is followed by two hex digits (itself: %25)")
+        raise LocalError(f"grant {text[:80]!r}: '%' is followed by two hex digits (itself: %25)")
     try:
         decoded = unquote_to_bytes(encoded).decode()
-    except UnicodeDecodeError as exc:
-        raise LocalError(f"grant {_cut(text)!r}: the escapes are not UTF-8") from exc
+    except UnicodeError as exc:
+        raise LocalError(f"grant {text[:80]!r}: the escapes are not UTF-8") from exc
     if decoded == "*":  # in a struct this means all: never widen what was asked for
-        raise LocalError(f"grant {_cut(text)!r}: a resource named '*' cannot be granted alone")
+        raise LocalError(f"grant {text[:80]!r}: a resource named '*' cannot be granted alone")
     return decoded
 
 
@@ -371,10 +264,6 @@ def _encode_resource_id(resource_id: str) -> str:
     return _ESCAPED.sub(
         lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), resource_id
     )
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
