@@ -43,6 +43,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     connections_per_address: Count = 100
     # A fleet behind one key reconnecting while its old connections time out.
     connections_per_identity: Count = 64
+    # Handshakes in progress above which QUIC clients must prove their address first (Retry costs
+    # an honest client one round trip, a spoofing one everything).
+    half_open_before_retry: Count = 1_000
     # All connections of one node: 68 KiB each (measured), so about 700 MiB at the limit.
     connections: Count = 10_000
     # Refused tokens on one connection before it is closed: typos are forgiven, guessing is not.

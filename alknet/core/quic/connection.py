@@ -1,0 +1,344 @@
+"""A QUIC connection as the contract's `Connection`: streams, datagrams, closing.
+
+The endpoint feeds datagrams and time into the engine and then calls `handle_events`, which never
+waits for anybody; what the application waits for is parked here and woken from there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+from aioquic.quic import events
+
+from alknet.core.contracts import (
+    CARRIER_QUIC,
+    CloseCode,
+    CloseReason,
+    Connection,
+    ConnectionEnded,
+)
+from alknet.core.datagram import format_address
+from alknet.core.quic.engine import Closing
+from alknet.core.quic.stream import QuicStream
+from alknet.errors import LocalError
+
+if TYPE_CHECKING:
+    from alknet.core.datagram import Address
+    from alknet.core.limits import Limits
+    from alknet.core.quic.endpoint import QuicEndpoint
+    from alknet.core.quic.engine import Engine
+
+__all__ = ["QuicConnection"]
+
+# CONNECTION_CLOSE must fit one packet of 1200 bytes with room to spare.
+MAX_REASON_BYTES = 512
+# A flush at `aclose` gives up after this: three times the PTO of a very bad path.
+FLUSH_TIMEOUT_S = 3.0
+# RFC 9001 sec. 6.6 allows 2^23 packets with one AES-GCM key; update long before.
+PACKETS_PER_KEY = 2**22
+
+
+class QuicConnection(Connection):
+    """One connection of a `QuicEndpoint`; made by it only."""
+
+    def __init__(
+        self, endpoint: QuicEndpoint, engine: Engine, *, is_dialer: bool, address: Address
+    ) -> None:
+        super().__init__(
+            alpn="",
+            carrier=CARRIER_QUIC,
+            is_dialer=is_dialer,
+            peer_key=None,
+            remote_address=format_address(address),
+            local_address=format_address(endpoint.local_address),
+        )
+        self.engine = engine
+        self._endpoint = endpoint
+        self._limits: Limits = endpoint.limits
+        self._streams: dict[int, QuicStream] = {}
+        self._arrivals: dict[bool, deque[QuicStream]] = {False: deque(), True: deque()}
+        self._datagrams: deque[bytes] = deque(maxlen=self._limits.datagrams_queued)
+        self._reason: CloseReason | None = None
+        self._told = trio.Event()
+        self._arrived = {False: trio.lowlevel.ParkingLot(), True: trio.lowlevel.ParkingLot()}
+        self._datagram_arrived = trio.lowlevel.ParkingLot()
+        # Those who wait for limits, acknowledgements or the handshake; woken by every pass.
+        self._progress = trio.lowlevel.ParkingLot()
+        self.waiting_senders: set[QuicStream] = set()
+        self._next_key_update = PACKETS_PER_KEY
+        self._ping_at = trio.current_time() + self._limits.keep_alive_s
+        self._handshake_deadline: float | None = (
+            trio.current_time() + self._limits.handshake_timeout_s
+        )
+        self.is_established = False
+
+    # contract: streams
+
+    async def accept_stream(self) -> QuicStream:
+        return await self._accept(unidirectional=False)
+
+    async def accept_uni_stream(self) -> QuicStream:
+        return await self._accept(unidirectional=True)
+
+    async def _accept(self, *, unidirectional: bool) -> QuicStream:
+        await trio.lowlevel.checkpoint()
+        arrivals = self._arrivals[unidirectional]
+        while not arrivals:
+            self.check_open()
+            await self._arrived[unidirectional].park()
+        return arrivals.popleft()
+
+    async def open_stream(self, *, unidirectional: bool = False) -> QuicStream:
+        await trio.lowlevel.checkpoint()
+        self.check_open()
+        while not self.engine.can_open(unidirectional=unidirectional):
+            await self._progress.park()
+            self.check_open()
+        stream_id = self.engine.open_stream(unidirectional=unidirectional)
+        stream = QuicStream(self, stream_id, can_send=True, can_receive=not unidirectional)
+        self._streams[stream_id] = stream
+        return stream
+
+    # contract: datagrams
+
+    @property
+    def max_datagram_size(self) -> int:
+        return self.engine.max_datagram_payload
+
+    def send_datagram(self, data: bytes) -> None:
+        self.check_open()
+        longest = self.max_datagram_size
+        if len(data) > longest:
+            raise LocalError(
+                f"a datagram of {len(data)} bytes is longer than the {longest} that fit"
+            )
+        self.engine.send_datagram_frame(data)
+        self.engine.drop_oldest_datagram(self._limits.datagrams_queued)
+        self.schedule()
+
+    async def receive_datagram(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        while not self._datagrams:
+            self.check_open()
+            await self._datagram_arrived.park()
+        return self._datagrams.popleft()
+
+    # contract: closing
+
+    def close(self, code: int = 0, reason: str = "") -> None:
+        if self._reason is None:
+            text = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+            self.engine.close(error_code=code, reason_phrase=text)
+            self._end(CloseReason(code, text, by_peer=False))
+            self.schedule()
+
+    async def aclose(self, code: int = 0, reason: str = "") -> None:
+        """Wait until sent bytes were acknowledged (at most 3 s, and only for code 0), then close.
+
+        Cancelled, it closes at once; bytes on their way may be lost.
+        """
+        try:
+            if code == CloseCode.OK:
+                with trio.move_on_after(FLUSH_TIMEOUT_S):
+                    while self._reason is None and not self.engine.is_quiet:
+                        await self._progress.park()
+        finally:
+            self.close(code, reason)
+        await self.wait_closed()
+
+    async def wait_closed(self) -> CloseReason:
+        await self._told.wait()
+        assert self._reason is not None
+        return self._reason
+
+    @property
+    def close_reason(self) -> CloseReason | None:
+        return self._reason
+
+    def check_open(self) -> None:
+        """Raise what every operation raises once the connection is over."""
+        if self._reason is None:
+            return
+        if self._reason.by_peer or self._reason.is_transport:
+            raise ConnectionEnded(self._reason)
+        raise trio.ClosedResourceError("this connection was closed")
+
+    # for streams
+
+    def schedule(self) -> None:
+        """Have the endpoint send what the engine has, in this tick's one pass."""
+        self._endpoint.schedule(self)
+
+    def send_room(self, stream_id: int, *, is_wake_up: bool = False) -> int:
+        """Bytes that the stream's send buffer still takes."""
+        limit = self._limits.stream_send_buffer_bytes
+        return (limit // 2 if is_wake_up else limit) - self.engine.unacknowledged(stream_id)
+
+    def credit(self, stream_id: int, count: int) -> None:
+        if self._reason is None and count and self.engine.credit(stream_id, count):
+            self.schedule()
+
+    def credit_abandoned(self, stream_id: int) -> None:
+        if self._reason is None and self.engine.credit_abandoned(stream_id):
+            self.schedule()
+
+    def forget(self, stream_id: int) -> None:
+        """Both sides of the stream are over: the peer may open another in its place."""
+        if self._streams.pop(stream_id, None) is not None and self._reason is None:
+            self.engine.release(stream_id)
+            self.schedule()
+
+    # for the endpoint
+
+    def next_timer(self) -> float | None:
+        """Return when `handle_timer` wants to be called, or None when all is over."""
+        timer = self.engine.get_timer()
+        if timer is None or self._reason is not None:
+            return timer
+        if self._handshake_deadline is not None:
+            timer = min(timer, self._handshake_deadline)
+        return min(timer, self._ping_at) if self._keeps_alive else timer
+
+    def handle_timer(self, now: float) -> None:
+        timer = self.engine.get_timer()
+        if timer is not None and now >= timer:
+            self.engine.handle_timer(now)
+        if self._reason is not None:
+            return
+        if self._handshake_deadline is not None and now >= self._handshake_deadline:
+            self._fail_handshake()
+        elif self._keeps_alive and now >= self._ping_at:
+            self.engine.send_ping(0)
+            self._ping_at = now + self._limits.keep_alive_s
+
+    @property
+    def _keeps_alive(self) -> bool:
+        # The dialler keeps an idle connection; while streams are open, so does the acceptor.
+        return self.is_established and (self.is_dialer or bool(self._streams))
+
+    def _fail_handshake(self) -> None:
+        seconds = self._limits.handshake_timeout_s
+        self.engine.close(error_code=0, reason_phrase="handshake timed out")
+        text = f"no complete handshake within {seconds:g} s"
+        self._end(CloseReason(0, text, by_peer=False, is_transport=True))
+
+    def on_received(self, now: float) -> None:
+        """Something arrived from the peer: keep-alive can wait."""
+        self._ping_at = now + self._limits.keep_alive_s
+
+    def on_engine_error(self) -> None:
+        """The engine raised on a peer's bytes: say what we can and end this connection only."""
+        self.engine.close(error_code=CloseCode.INTERNAL, reason_phrase="internal error")
+        if self._reason is None:
+            self._end(CloseReason(CloseCode.INTERNAL, "internal error", by_peer=False))
+
+    def on_abandoned(self) -> None:
+        """The endpoint is gone: nobody will be told more than they were."""
+        self._told.set()
+
+    def on_transmitted(self) -> None:
+        """All that was pending has been handed to the socket."""
+        if self._reason is not None:
+            self._told.set()
+        elif self.engine.packets_sent >= self._next_key_update and self.engine.is_confirmed:
+            self.engine.request_key_update()
+            self._next_key_update = self.engine.packets_sent + PACKETS_PER_KEY
+
+    def handle_events(self) -> None:
+        """Bring what the engine has learned to those who wait for it. Cannot fail."""
+        while (event := self.engine.next_event()) is not None:
+            self._handle_event(event)
+        if self._reason is None and self.engine.closing is not Closing.NO:
+            self._end(self._engine_reason())
+        for stream in list(self.waiting_senders):
+            stream.on_room()
+        self._progress.unpark_all()
+
+    def _handle_event(self, event: events.QuicEvent) -> None:
+        match event:
+            case events.StreamDataReceived():
+                self._stream(event.stream_id).on_data(event.data, is_end=event.end_stream)
+            case events.StreamReset():
+                self._stream(event.stream_id).on_reset(event.error_code)
+            case events.StopSendingReceived():
+                self._on_stop_sending(event.stream_id, event.error_code)
+            case events.DatagramFrameReceived():
+                self._datagrams.append(event.data)
+                self._datagram_arrived.unpark()
+            case events.HandshakeCompleted():
+                self._on_handshake(event.alpn_protocol)
+            case events.ConnectionIdIssued():
+                self._endpoint.add_route(event.connection_id, self)
+            case events.ConnectionIdRetired():
+                self._endpoint.remove_route(event.connection_id)
+            case events.ConnectionTerminated():
+                self._on_terminated()
+            case _:
+                pass  # PingAcknowledged and ProtocolNegotiated need no answer
+
+    def _on_handshake(self, alpn: str | None) -> None:
+        self.alpn = alpn or ""
+        self.peer_key = self.engine.peer_key
+        self.server_name = self.engine.server_name
+        if not self.is_dialer:
+            self._establish()
+
+    def _establish(self) -> None:
+        self._handshake_deadline = None
+        self.is_established = True
+        self._endpoint.on_established(self)
+
+    def _on_terminated(self) -> None:
+        if self._reason is None:
+            self._end(self._engine_reason())
+        self._told.set()
+        self._endpoint.remove(self)
+
+    async def wait_confirmed(self) -> None:
+        """Wait until the server has accepted our key (HANDSHAKE_DONE), not just sent its own.
+
+        Raises:
+            ConnectionEnded: It refused, or nobody answered.
+        """
+        while not self.engine.is_confirmed:
+            self.check_open()
+            await self._progress.park()
+        self.check_open()
+        self._establish()
+
+    def _stream(self, stream_id: int) -> QuicStream:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            is_uni = bool(stream_id & 2)
+            stream = QuicStream(self, stream_id, can_send=not is_uni, can_receive=True)
+            self._streams[stream_id] = stream
+            self._arrivals[is_uni].append(stream)
+            self._arrived[is_uni].unpark()
+        return stream
+
+    def _on_stop_sending(self, stream_id: int, code: int) -> None:
+        # A stream that we have forgotten had arrived whole; STOP_SENDING then comes too late.
+        if stream_id in self._streams or not self.engine.has_arrived(stream_id):
+            self._stream(stream_id).on_stop_sending(code)
+
+    def _engine_reason(self) -> CloseReason:
+        event = self.engine.close_event
+        assert event is not None
+        return CloseReason(
+            event.error_code,
+            event.reason_phrase,
+            by_peer=self.engine.closing is Closing.BY_PEER,
+            is_transport=event.frame_type is not None,
+        )
+
+    def _end(self, reason: CloseReason) -> None:
+        self._reason = reason
+        if reason.by_peer:
+            self._told.set()
+        for stream in list(self._streams.values()):
+            stream.on_connection_end()
+        for lot in (*self._arrived.values(), self._datagram_arrived, self._progress):
+            lot.unpark_all()
+        self._endpoint.on_ended(self)

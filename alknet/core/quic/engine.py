@@ -1,0 +1,378 @@
+"""aioquic's `QuicConnection` with what it lacks, and the only place that knows its private names.
+
+Added: raw public keys (`handshake`), flow control that follows the reader instead of the
+sender (aioquic doubles its windows as data *arrives*), stream limits that follow what the
+application has closed, and plain questions about buffers, limits and closing.
+
+The guard at the end of this module fails the import when an aioquic release has lost one of the
+names, and tests/core/quic/test_engine.py is the contract that each release must pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, cast
+
+from aioquic import tls
+from aioquic.quic import events
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionState
+from aioquic.quic.packet import QuicFrameType
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+
+from alknet.core.identity import NodeId
+from alknet.core.limits import Limits
+from alknet.core.quic.handshake import ClientPolicy, KeyContext, ServerPolicy
+
+__all__ = ["CID_LENGTH", "Closing", "Engine", "client_engine", "server_engine"]
+
+# Long enough that a shard number and routing bits fit beside 56 random bits.
+CID_LENGTH = 8
+# The DATAGRAM frame size that we take from peers (RFC 9221 sec. 3: 65535 = any).
+MAX_DATAGRAM_FRAME_SIZE = 65_535
+# 1-RTT header byte, packet number, AEAD tag, and the DATAGRAM frame's type and length.
+DATAGRAM_OVERHEAD = 1 + 2 + 16 + 3
+FRAME_CAPACITY = 17  # type and two variable-length integers of 8 bytes
+
+
+class Closing(Enum):
+    """Who is ending the connection."""
+
+    NO = 0
+    BY_US = 1
+    BY_PEER = 2
+
+
+class _StreamLimit(Limit):
+    """MAX_STREAMS that grows when the application is done with a stream.
+
+    aioquic raises it when a stream has *ended on the wire*, so a peer could fill memory with
+    short streams that nobody has read yet.
+    """
+
+    def __init__(self, frame_type: int, name: str, value: int) -> None:
+        self._value = value
+        super().__init__(frame_type, name, value)
+
+    @property
+    def value(self) -> int:
+        return self._value
+
+    @value.setter
+    def value(self, _: int) -> None:
+        """Ignore aioquic's own raises; see `release`."""
+
+    def release(self) -> None:
+        self._value += 1
+
+
+class Engine(QuicConnection):
+    """One QUIC connection, sans-IO: time comes in as ``now``, see aioquic's `QuicConnection`."""
+
+    def __init__(
+        self,
+        configuration: QuicConfiguration,
+        policy: ServerPolicy | ClientPolicy,
+        limits: Limits,
+        **connection_ids: Any,
+    ) -> None:
+        self._policy = policy
+        self._stream_window = limits.stream_receive_window_bytes
+        self._connection_window = limits.connection_receive_window_bytes
+        self._consumed = 0
+        self._stream_consumed: dict[int, int] = {}
+        super().__init__(configuration=configuration, **connection_ids)
+        self._local_max_streams_bidi = _StreamLimit(
+            QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", limits.streams_per_connection
+        )
+        self._local_max_streams_uni = _StreamLimit(
+            QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", limits.streams_per_connection
+        )
+
+    # TLS: aioquic assigns a new context in `_initialize`, again after Retry and version change.
+
+    @property
+    def tls(self) -> KeyContext:
+        return cast(KeyContext, self.__dict__["tls"])
+
+    @tls.setter
+    def tls(self, context: tls.Context) -> None:
+        base = context.__dict__.pop("handshake_extensions")
+        context.__class__ = KeyContext
+        context = cast(KeyContext, context)
+        context.adopt(self._policy)
+        context.handshake_extensions = base
+        self.__dict__["tls"] = context
+
+    @property
+    def peer_key(self) -> NodeId | None:
+        """The peer's key, once its possession is proven."""
+        return self.tls.peer_key
+
+    @property
+    def server_name(self) -> str | None:
+        return self.tls.server_name
+
+    # state
+
+    @property
+    def closing(self) -> Closing:
+        """Who has begun to end the connection; known long before `ConnectionTerminated`."""
+        if self._close_event is None:
+            return Closing.NO
+        if self._state is QuicConnectionState.DRAINING:
+            return Closing.BY_PEER
+        return Closing.BY_US
+
+    @property
+    def close_event(self) -> events.ConnectionTerminated | None:
+        return self._close_event
+
+    @property
+    def is_confirmed(self) -> bool:
+        """The handshake is confirmed (RFC 9001 sec. 4.1.2): a client's key was accepted."""
+        return self._handshake_confirmed
+
+    @property
+    def has_keys(self) -> bool:
+        """A first packet was processed, so that closing can be said to somebody."""
+        return bool(self._network_paths) and bool(self._cryptos)
+
+    @property
+    def packets_sent(self) -> int:
+        return self._packet_number
+
+    @property
+    def is_quiet(self) -> bool:
+        """Everything given to streams was acknowledged (or will never be sent)."""
+        return all(
+            stream.sender.is_finished
+            or (
+                stream.sender.buffer_is_empty
+                and not stream.sender.reset_pending
+                and stream.sender._buffer_stop == stream.sender._buffer_start
+                and not _awaits_fin(stream)
+            )
+            for stream in self._streams.values()
+        )
+
+    @property
+    def max_datagram_payload(self) -> int:
+        """The longest DATAGRAM payload that fits one packet now and the peer takes; 0 for none.
+
+        A longer one would stay at the head of aioquic's queue for ever.
+        """
+        peer = self._remote_max_datagram_frame_size
+        if not peer:
+            return 0
+        fits = self._max_datagram_size - DATAGRAM_OVERHEAD - len(self._peer_cid.cid)
+        return max(0, min(fits, peer - 3))
+
+    def drop_oldest_datagram(self, at_most: int) -> int:
+        """Keep at most *at_most* unsent DATAGRAM frames; return how many were dropped."""
+        dropped = max(0, len(self._datagrams_pending) - at_most)
+        for _ in range(dropped):
+            self._datagrams_pending.popleft()
+        return dropped
+
+    # streams
+
+    def can_open(self, *, unidirectional: bool) -> bool:
+        """The peer's MAX_STREAMS has room for one more stream of ours."""
+        if unidirectional:
+            return self._local_next_stream_id_uni // 4 < self._remote_max_streams_uni
+        return self._local_next_stream_id_bidi // 4 < self._remote_max_streams_bidi
+
+    def open_stream(self, *, unidirectional: bool) -> int:
+        """Reserve and return the next stream id; call `can_open` first."""
+        stream_id = self.get_next_available_stream_id(is_unidirectional=unidirectional)
+        self.send_stream_data(stream_id, b"")
+        return stream_id
+
+    def unacknowledged(self, stream_id: int) -> int:
+        """Bytes of the stream that were accepted for sending and not yet acknowledged."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.sender.is_finished:
+            return 0
+        return stream.sender._buffer_stop - stream.sender._buffer_start
+
+    def has_arrived(self, stream_id: int) -> bool:
+        """Return whether all of a known stream, or its reset, has arrived."""
+        stream = self._streams.get(stream_id)
+        return stream is None or stream.receiver.is_finished
+
+    def stop_receiving(self, stream_id: int, code: int) -> None:
+        """Send STOP_SENDING unless all of the stream has arrived."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            stream.receiver.stop(code)
+
+    def credit(self, stream_id: int, count: int) -> bool:
+        """Say that *count* received bytes were consumed, so that the peer may send as many more.
+
+        Returns:
+            Whether a window was raised, so that a send pass is worth its while.
+        """
+        consumed = self._stream_consumed.get(stream_id, 0) + count
+        self._stream_consumed[stream_id] = consumed
+        raised = self._credit_connection(count)
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.receiver.is_finished:
+            return raised
+        target = consumed + self._stream_window
+        if target - stream.max_stream_data_local >= self._stream_window // 4:
+            stream.max_stream_data_local = target
+            return True
+        return raised
+
+    def credit_abandoned(self, stream_id: int) -> bool:
+        """The peer reset the stream: give back its credit, bytes that never came included."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return False
+        left = stream.receiver.highest_offset - self._stream_consumed.get(stream_id, 0)
+        return self.credit(stream_id, left) if left > 0 else False
+
+    def release(self, stream_id: int) -> None:
+        """The application is done with a stream: forget it and let the peer open another."""
+        self._stream_consumed.pop(stream_id, None)
+        if (stream_id & 1 == 0) == self._is_client:
+            return  # ours: the peer's limit applies
+        limit = self._local_max_streams_uni if stream_id & 2 else self._local_max_streams_bidi
+        cast(_StreamLimit, limit).release()
+
+    def _credit_connection(self, count: int) -> bool:
+        self._consumed += count
+        target = self._consumed + self._connection_window
+        if target - self._local_max_data.value >= self._connection_window // 4:
+            self._local_max_data.value = target
+            return True
+        return False
+
+    # The two writers of windows, without aioquic's doubling.
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        for limit in (
+            self._local_max_data,
+            self._local_max_streams_bidi,
+            self._local_max_streams_uni,
+        ):
+            if limit is not self._local_max_data and (
+                limit.sent - limit.used >= limit.value - limit.sent
+            ):
+                continue  # batch MAX_STREAMS, as aioquic does
+            if limit.value != limit.sent:
+                buf = builder.start_frame(
+                    limit.frame_type,
+                    capacity=FRAME_CAPACITY,
+                    handler=self._on_connection_limit_delivery,
+                    handler_args=(limit,),
+                )
+                buf.push_uint_var(limit.value)
+                limit.sent = limit.value
+
+    def _write_stream_limits(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
+    ) -> None:
+        if stream.max_stream_data_local_sent == stream.max_stream_data_local:
+            return
+        buf = builder.start_frame(
+            QuicFrameType.MAX_STREAM_DATA,
+            capacity=FRAME_CAPACITY,
+            handler=self._on_max_stream_data_delivery,
+            handler_args=(stream,),
+        )
+        buf.push_uint_var(cast(int, stream.stream_id))
+        buf.push_uint_var(stream.max_stream_data_local)
+        stream.max_stream_data_local_sent = stream.max_stream_data_local
+
+
+def client_engine(
+    policy: ClientPolicy, *, alpn: str, server_name: str | None, limits: Limits
+) -> Engine:
+    """Make the dialling side; *server_name* is sent as SNI."""
+    configuration = _configuration(limits, is_client=True, alpns=[alpn])
+    configuration.server_name = server_name
+    return Engine(configuration, policy, limits)
+
+
+def server_engine(
+    policy: ServerPolicy,
+    *,
+    alpns: Sequence[str],
+    limits: Limits,
+    original_destination_cid: bytes,
+    retry_source_cid: bytes | None = None,
+) -> Engine:
+    """Make the accepting side; the client's first packet went to *original_destination_cid*."""
+    configuration = _configuration(limits, is_client=False, alpns=list(alpns))
+    # The constructor wants both; `ServerPolicy.choose` sets the real ones per ClientHello.
+    configuration.certificate = configuration.private_key = object()
+    return Engine(
+        configuration,
+        policy,
+        limits,
+        original_destination_connection_id=original_destination_cid,
+        retry_source_connection_id=retry_source_cid,
+    )
+
+
+def _configuration(limits: Limits, *, is_client: bool, alpns: list[str]) -> QuicConfiguration:
+    return QuicConfiguration(
+        alpn_protocols=alpns,
+        connection_id_length=CID_LENGTH,
+        idle_timeout=limits.idle_timeout_s,
+        is_client=is_client,
+        max_data=limits.connection_receive_window_bytes,
+        max_stream_data=limits.stream_receive_window_bytes,
+        max_datagram_frame_size=MAX_DATAGRAM_FRAME_SIZE,
+    )
+
+
+def _awaits_fin(stream: QuicStream) -> bool:
+    return stream.sender._buffer_fin is not None and not stream.sender._acked_fin
+
+
+def _guard() -> None:
+    """Refuse an aioquic that lacks one of the private names used by this package."""
+    context = tls.Context(is_client=True)
+    connection = QuicConnection(configuration=QuicConfiguration())
+    stream = QuicStream(stream_id=0)
+    wanted = {
+        context: (
+            "_server_handle_hello _set_peer_certificate _check_certificate_verify_signature"
+            " _is_client _request_client_certificate _peer_certificate _peer_certificate_chain"
+            " _verify_mode _signature_algorithms _supported_groups handshake_extensions"
+        ),
+        connection: (
+            "_close_event _state _handshake_confirmed _network_paths _cryptos _packet_number"
+            " _streams _remote_max_datagram_frame_size _max_datagram_size _peer_cid"
+            " _datagrams_pending _local_next_stream_id_uni _local_next_stream_id_bidi"
+            " _remote_max_streams_uni _remote_max_streams_bidi"
+            " _local_max_data _local_max_streams_bidi _local_max_streams_uni _is_client"
+            " _write_connection_limits _write_stream_limits _on_connection_limit_delivery"
+            " _on_max_stream_data_delivery"
+        ),
+        stream: "max_stream_data_local max_stream_data_local_sent receiver sender",
+        stream.sender: (
+            "is_finished buffer_is_empty reset_pending _buffer_start _buffer_stop"
+            " _buffer_fin _acked_fin"
+        ),
+    }
+    missing = [
+        f"{type(owner).__name__}.{name}"
+        for owner, names in wanted.items()
+        for name in names.split()
+        if not hasattr(owner, name)
+    ]
+    if missing:
+        raise ImportError(
+            f"this aioquic lacks what alknet builds on: {', '.join(missing)}; "
+            "install aioquic>=1.7.2,<1.8"
+        )
+
+
+_guard()

@@ -1,0 +1,124 @@
+"""Answers to packets of no connection: version negotiation, Retry, refusal. Sans-IO.
+
+An answer is never longer than what it answers allows (RFC 9000 sec. 8.1), and packets that deserve
+none get None: they are counted, never raised.
+"""
+
+from __future__ import annotations
+
+import os
+
+from aioquic._buffer import Buffer
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.connection import TRANSPORT_CLOSE_FRAME_CAPACITY
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicHeader,
+    QuicPacketType,
+    encode_quic_retry,
+    encode_quic_version_negotiation,
+    pull_quic_header,
+)
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.retry import QuicRetryTokenHandler
+
+from alknet.core.datagram import Address
+from alknet.core.quic.engine import CID_LENGTH
+from alknet.errors import Malformed
+
+__all__ = [
+    "VERSIONS",
+    "encode_refusal",
+    "encode_retry",
+    "encode_version_negotiation",
+    "is_acceptable_initial",
+    "read_header_untrusted",
+]
+
+VERSIONS = tuple(QuicConfiguration().supported_versions)
+
+
+def read_header_untrusted(datagram: bytes) -> QuicHeader:
+    """Parse the first packet's header.
+
+    Raises:
+        Malformed: It is no QUIC packet.
+    """
+    try:
+        return pull_quic_header(Buffer(data=datagram), host_cid_length=CID_LENGTH)
+    except ValueError as exc:
+        raise Malformed(f"not a QUIC packet: {exc}") from exc
+
+
+def is_acceptable_initial(header: QuicHeader, size: int) -> bool:
+    """Whether the packet may begin a connection: padded as RFC 9000 sec. 14.1 wants."""
+    return (
+        header.packet_type == QuicPacketType.INITIAL
+        and size >= SMALLEST_MAX_DATAGRAM_SIZE
+        and len(header.destination_cid) >= 8
+    )
+
+
+def encode_version_negotiation(header: QuicHeader, size: int) -> bytes | None:
+    """Answer a long header of a version that we do not speak, or None if none is due.
+
+    Version Negotiation packets and short datagrams get no answer: two nodes would talk for ever,
+    and a forged source address would be hit by more than was sent.
+    """
+    if header.version is None or header.version in VERSIONS:
+        return None
+    if header.packet_type == QuicPacketType.VERSION_NEGOTIATION:
+        return None
+    if size < SMALLEST_MAX_DATAGRAM_SIZE:
+        return None
+    return encode_quic_version_negotiation(
+        source_cid=header.destination_cid,
+        destination_cid=header.source_cid,
+        supported_versions=list(VERSIONS),
+    )
+
+
+def encode_refusal(header: QuicHeader, code: int = QuicErrorCode.CONNECTION_REFUSED) -> bytes:
+    """Make the Initial packet that refuses a connection (RFC 9000 sec. 5.2.2)."""
+    assert header.version is not None
+    crypto = CryptoPair()
+    crypto.setup_initial(cid=header.destination_cid, is_client=False, version=header.version)
+    builder = QuicPacketBuilder(
+        host_cid=header.destination_cid,
+        is_client=False,
+        max_datagram_size=SMALLEST_MAX_DATAGRAM_SIZE,
+        peer_cid=header.source_cid,
+        version=header.version,
+    )
+    builder.start_packet(QuicPacketType.INITIAL, crypto)
+    buf = builder.start_frame(
+        QuicFrameType.TRANSPORT_CLOSE, capacity=TRANSPORT_CLOSE_FRAME_CAPACITY
+    )
+    buf.push_uint_var(code)
+    buf.push_uint_var(QuicFrameType.PADDING)
+    buf.push_uint_var(0)
+    datagrams, _ = builder.flush()
+    return datagrams[0]
+
+
+def encode_retry(
+    header: QuicHeader, address: Address, tokens: QuicRetryTokenHandler, now: float
+) -> bytes:
+    """Make the Retry that has a client prove its address (RFC 9000 sec. 8.1.2)."""
+    assert header.version is not None
+    source_cid = os.urandom(CID_LENGTH)
+    token = tokens.create_token(
+        address=address,
+        original_destination_connection_id=header.destination_cid,
+        retry_source_connection_id=source_cid,
+        now=now,
+    )
+    return encode_quic_retry(
+        version=header.version,
+        source_cid=source_cid,
+        destination_cid=header.source_cid,
+        original_destination_cid=header.destination_cid,
+        retry_token=token,
+    )

@@ -1,0 +1,217 @@
+"""A QUIC stream as the contract's `Stream`: back-pressure, half close, RESET and STOP_SENDING."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from alknet.core.contracts import Stream, StreamReset
+
+if TYPE_CHECKING:
+    from alknet.core.quic.connection import QuicConnection
+
+__all__ = ["QuicStream"]
+
+# What `receive_some` returns at most when the caller names no limit.
+DEFAULT_READ_BYTES = 64 * 1024
+
+
+class QuicStream(Stream):
+    """One stream of a `QuicConnection`; made by it only.
+
+    The sending side is open until `send_eof`, `reset`, `aclose` or the peer's STOP_SENDING; the
+    receiving side until the end was read, `stop_sending`, `aclose` or the peer's RESET_STREAM.
+    When both are over the connection forgets the stream and lets the peer open another.
+    """
+
+    def __init__(
+        self, connection: QuicConnection, stream_id: int, *, can_send: bool, can_receive: bool
+    ) -> None:
+        self._connection = connection
+        self._engine = connection.engine
+        self._id = stream_id
+        self._send_closed = not can_send
+        self._sent_eof = False
+        self._stopped_code: int | None = None
+        self._receive_closed = not can_receive
+        self._arrived_all = not can_receive
+        self._unread = bytearray()
+        self._reset_code: int | None = None
+        self._is_sending = False
+        self._is_receiving = False
+        self._readable = trio.lowlevel.ParkingLot()
+        self._writable = trio.lowlevel.ParkingLot()
+
+    def __repr__(self) -> str:
+        return f"<QuicStream {self._id} of {self._connection!r}>"
+
+    @property
+    def stream_id(self) -> int:
+        return self._id
+
+    # sending
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with self._exclusive("_is_sending"):
+            await trio.lowlevel.checkpoint()
+            self._check_sendable()
+            rest = memoryview(data)
+            while rest:
+                room = self._connection.send_room(self._id)
+                if room <= 0:
+                    await self._wait_room()
+                else:
+                    self._engine.send_stream_data(self._id, bytes(rest[:room]))
+                    self._connection.schedule()
+                    rest = rest[room:]
+                self._check_sendable()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        with self._exclusive("_is_sending"):
+            await trio.lowlevel.checkpoint()
+            self._check_sendable()
+            while self._connection.send_room(self._id) <= 0:
+                await self._wait_room()
+                self._check_sendable()
+
+    async def send_eof(self) -> None:
+        with self._exclusive("_is_sending"):
+            await trio.lowlevel.checkpoint()
+            if not self._sent_eof:
+                self._check_sendable()
+                self._finish_sending()
+
+    def reset(self, code: int) -> None:
+        if self._connection.close_reason is None and (not self._send_closed or self._sent_eof):
+            self._engine.reset_stream(self._id, code)
+            self._connection.schedule()
+        self._close_sending()
+
+    # receiving
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        with self._exclusive("_is_receiving"):
+            await trio.lowlevel.checkpoint()
+            while True:
+                if self._receive_closed:
+                    raise trio.ClosedResourceError("the receiving side of this stream is closed")
+                if self._unread:
+                    return self._take(max_bytes or DEFAULT_READ_BYTES)
+                if self._reset_code is not None:
+                    raise StreamReset(self._reset_code)
+                if self._arrived_all:
+                    self._forget_if_over()
+                    return b""
+                self._connection.check_open()
+                await self._readable.park()
+
+    def stop_sending(self, code: int) -> None:
+        if self._receive_closed:
+            return
+        if self._connection.close_reason is None and not self._arrived_all:
+            self._engine.stop_receiving(self._id, code)
+            self._connection.schedule()
+        self._close_receiving()
+
+    async def aclose(self) -> None:
+        try:
+            if not self._send_closed and self._connection.close_reason is None:
+                self._finish_sending()
+            self._close_sending()
+            self.stop_sending(0)
+        finally:
+            await trio.lowlevel.checkpoint()
+
+    # from the connection
+
+    def on_data(self, data: bytes, *, is_end: bool) -> None:
+        """Take bytes that arrived in order; if nobody will read them, only return their credit."""
+        self._arrived_all = self._arrived_all or is_end
+        if self._receive_closed:
+            self._connection.credit(self._id, len(data))
+            self._forget_if_over()
+        else:
+            self._unread += data
+        self._readable.unpark_all()
+
+    def on_reset(self, code: int) -> None:
+        """RESET_STREAM: unread bytes are gone, as RFC 9000 sec. 3.2 allows."""
+        self._arrived_all = True
+        self._reset_code = code
+        self._unread.clear()
+        self._connection.credit_abandoned(self._id)
+        self._readable.unpark_all()
+        self._forget_if_over()
+
+    def on_stop_sending(self, code: int) -> None:
+        if not self._send_closed:
+            self._stopped_code = code
+            self._close_sending()
+
+    def on_room(self) -> None:
+        """Wake a sender, if the buffer is at most half full (wake-ups per byte stay few)."""
+        if self._connection.send_room(self._id, is_wake_up=True) > 0:
+            self._writable.unpark_all()
+
+    def on_connection_end(self) -> None:
+        self._readable.unpark_all()
+        self._writable.unpark_all()
+
+    # inside
+
+    async def _wait_room(self) -> None:
+        self._connection.waiting_senders.add(self)
+        try:
+            await self._writable.park()
+        finally:
+            self._connection.waiting_senders.discard(self)
+
+    def _take(self, max_bytes: int) -> bytes:
+        data = bytes(self._unread[:max_bytes])
+        del self._unread[:max_bytes]
+        self._connection.credit(self._id, len(data))
+        return data
+
+    def _finish_sending(self) -> None:
+        self._engine.send_stream_data(self._id, b"", end_stream=True)
+        self._connection.schedule()
+        self._sent_eof = True
+        self._close_sending()
+
+    def _close_sending(self) -> None:
+        self._send_closed = True
+        self._writable.unpark_all()
+        self._forget_if_over()
+
+    def _close_receiving(self) -> None:
+        self._receive_closed = True
+        self._connection.credit(self._id, len(self._unread))
+        self._unread.clear()
+        self._readable.unpark_all()
+        self._forget_if_over()
+
+    def _forget_if_over(self) -> None:
+        if self._send_closed and self._arrived_all and not self._unread:
+            self._connection.forget(self._id)
+
+    def _check_sendable(self) -> None:
+        if self._stopped_code is not None:
+            raise StreamReset(self._stopped_code, "stopped")
+        if self._send_closed:
+            raise trio.ClosedResourceError("the sending side of this stream is closed")
+        self._connection.check_open()
+
+    @contextmanager
+    def _exclusive(self, flag: str) -> Iterator[None]:
+        if getattr(self, flag):
+            raise trio.BusyResourceError("another task is using this side of the stream")
+        setattr(self, flag, True)
+        try:
+            yield
+        finally:
+            setattr(self, flag, False)
