@@ -1,0 +1,155 @@
+"""What a handler knows about the call that it serves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, MutableMapping
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import trio
+
+from alknet.core.access import visible_ids
+from alknet.core.contracts import OwnershipProvider
+from alknet.core.identity import Identity, NodeId
+
+__all__ = ["CallInfo", "CallLog", "Context", "Remote"]
+
+
+class Remote(msgspec.Struct, frozen=True):
+    """The connection that a call came on.
+
+    Attributes:
+        address: ``ip:port``, a path, or what the carrier can say.
+        peer_key: The key that the peer has proven, whatever token the call carried.
+        carrier: ``quic``, ``tcp``, ``memory`` or ``unix``.
+    """
+
+    address: str
+    peer_key: NodeId | None
+    carrier: str
+
+
+class CallInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a call is, fixed when it is admitted.
+
+    Attributes:
+        request_id: As the caller chose it; unique on its connection while in flight.
+        operation: The name, without a leading slash.
+        identity: Whom it runs as: the peer, or what the call's token stands for.
+        remote: The connection.
+        forwarded_for: Whom the caller says that it speaks for. Data for logs and decisions of
+            the application; never authority, nobody has checked it.
+        traceparent: W3C Trace Context of the caller, as sent.
+        idempotency_key: The same for a retry of the same request.
+    """
+
+    request_id: str
+    operation: str
+    identity: Identity
+    remote: Remote
+    forwarded_for: Identity | None = None
+    traceparent: str | None = None
+    idempotency_key: str | None = None
+
+
+class Context:
+    """One call, seen by its handler; it ends with the call.
+
+    Attributes:
+        info: What the call is. Its fields can be read from the context itself too.
+        deadline: When the call is cancelled, in `trio.current_time` seconds; ``inf`` for never.
+    """
+
+    def __init__(
+        self, info: CallInfo, ownership: OwnershipProvider, *, deadline: float = float("inf")
+    ) -> None:
+        self.info = info
+        self.deadline = deadline
+        self._ownership = ownership
+        self._asked_visible: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Context {self.operation} {self.request_id} as {self.identity.id}>"
+
+    @property
+    def request_id(self) -> str:
+        """As the caller chose it."""
+        return self.info.request_id
+
+    @property
+    def operation(self) -> str:
+        """The name of the operation, without a leading slash."""
+        return self.info.operation
+
+    @property
+    def identity(self) -> Identity:
+        """Whom the call runs as."""
+        return self.info.identity
+
+    @property
+    def remote(self) -> Remote:
+        """The connection that the call came on."""
+        return self.info.remote
+
+    @property
+    def forwarded_for(self) -> Identity | None:
+        """Whom the caller says that it speaks for: unchecked, never authority."""
+        return self.info.forwarded_for
+
+    @property
+    def traceparent(self) -> str | None:
+        """The caller's W3C Trace Context, as sent."""
+        return self.info.traceparent
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """The same for a retry of the same request."""
+        return self.info.idempotency_key
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the deadline, not below 0; ``inf`` if there is none."""
+        return max(0.0, self.deadline - trio.current_time())
+
+    @property
+    def asked_visible(self) -> frozenset[str]:
+        """The resource types that `visible` was asked about, for tests of list operations."""
+        return frozenset(self._asked_visible)
+
+    def visible(
+        self, resource_type: str, ids: Iterable[str], *, action: str | None = None
+    ) -> list[str]:
+        """Return those of *ids*, in their order, that the caller owns or is granted.
+
+        Every list operation filters what it returns by this; the node's owner sees all.
+
+        Args:
+            resource_type: As in the access rules of the operations on single resources.
+            ids: Resource ids, any number.
+            action: What the caller wants to do with them; None for grants of every action.
+        """
+        self._asked_visible.add(resource_type)
+        return visible_ids(resource_type, ids, action, self.identity, self._ownership)
+
+    @cached_property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records carry the operation, the request id and the caller."""
+        fields = {
+            "operation": self.operation,
+            "request_id": self.request_id,
+            "identity": self.identity.id,
+        }
+        return CallLog(logging.getLogger("alknet.operation"), fields)
+
+
+class CallLog(logging.LoggerAdapter[logging.Logger]):
+    """Adds the fields of a call to those of each record; the record's own win."""
+
+    def process(
+        self, msg: object, kwargs: MutableMapping[str, Any]
+    ) -> tuple[object, MutableMapping[str, Any]]:
+        """Merge the fields into ``extra``."""
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs

@@ -1,0 +1,162 @@
+"""The operations by which a caller learns what it may call: ``services/list``, ``services/schema``.
+
+Both are public and show each caller its own view: what it lacks the scopes for, and what is
+internal, is missing. Whether it owns the resources that an operation needs is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from alknet.call.context import Context
+from alknet.call.operations import Operation, operation, public
+from alknet.call.registry import Entry, Registry
+from alknet.call.schema import JsonSchema
+from alknet.call.visibility import may_call, no_such_operation, operation_name
+from alknet.core.access import AccessRules
+
+__all__ = [
+    "DescribedError",
+    "DescribedOperation",
+    "ListFilter",
+    "OperationList",
+    "discovery_operations",
+]
+
+
+class ListFilter(msgspec.Struct, frozen=True):
+    """Which operations to list, and how fully.
+
+    Attributes:
+        prefix: Names that begin so, with or without a leading slash: ``math/``, ``math/add``.
+        with_schemas: Give each as ``services/schema`` does: an import in one round trip.
+    """
+
+    prefix: str = ""
+    with_schemas: bool = False
+
+
+class SchemaQuery(msgspec.Struct, frozen=True):
+    """Which operation to describe: its name, with or without a leading slash."""
+
+    name: str
+
+
+class DescribedError(msgspec.Struct, frozen=True):
+    """An error that an operation declares; ``details_schema`` is null if it has no details."""
+
+    code: str
+    description: str
+    http_status: int
+    details_schema: JsonSchema | None
+
+
+class DescribedOperation(msgspec.Struct, frozen=True, kw_only=True):
+    """An operation as its callers see it. A plain list leaves out what follows the description.
+
+    Attributes:
+        name: Without a leading slash.
+        namespace: The first segment of the name.
+        op_type: ``query``, ``mutation`` or ``subscription``.
+        output_schema: Of the output, or of each item of a subscription.
+        access: Who may call it.
+        resource_id_path: Where the input names the resource, as a JSON Pointer.
+        max_duration_s: Its own deadline, null for the node's.
+        large_output: Call it on a stream of its own.
+        provenance: Where the node has it from.
+    """
+
+    name: str
+    namespace: str
+    op_type: str
+    title: str
+    description: str
+    input_schema: JsonSchema | UnsetType = UNSET
+    output_schema: JsonSchema | UnsetType = UNSET
+    error_schemas: list[DescribedError] | UnsetType = UNSET
+    access: AccessRules | UnsetType = UNSET
+    resource_id_path: str | UnsetType | None = UNSET
+    max_duration_s: float | UnsetType | None = UNSET
+    large_output: bool | UnsetType = UNSET
+    provenance: str | UnsetType = UNSET
+
+
+class OperationList(msgspec.Struct, frozen=True):
+    """What the caller may call, sorted by name."""
+
+    operations: list[DescribedOperation]
+
+
+def discovery_operations(registry: Registry) -> Sequence[Operation[..., Any]]:
+    """Return ``services/list`` and ``services/schema`` over *registry*, to be added to it."""
+
+    @operation("services/list", access=public(), large_output=True)
+    async def list_operations(ctx: Context, wanted: ListFilter) -> OperationList:
+        """List the operations that the caller may call."""
+        prefix = wanted.prefix.removeprefix("/")
+        describe = describe_fully if wanted.with_schemas else describe_briefly
+        return OperationList(
+            [
+                describe(entry)
+                for entry in registry
+                if entry.operation.spec.name.startswith(prefix)
+                and may_call(entry.operation, ctx.identity)
+            ]
+        )
+
+    @operation("services/schema", access=public())
+    async def describe_operation(ctx: Context, query: SchemaQuery) -> DescribedOperation:
+        """Describe one operation: its input, output and errors, and who may call it."""
+        name = operation_name(query.name)
+        entry = registry.lookup(name)
+        if entry is None or not may_call(entry.operation, ctx.identity):
+            raise no_such_operation(name)
+        return describe_fully(entry)
+
+    return list_operations, describe_operation
+
+
+def describe_briefly(entry: Entry) -> DescribedOperation:
+    """Return what a plain list says."""
+    spec = entry.operation.spec
+    return DescribedOperation(
+        name=spec.name,
+        namespace=spec.namespace,
+        op_type=spec.op_type.value,
+        title=spec.title,
+        description=spec.description,
+    )
+
+
+def describe_fully(entry: Entry) -> DescribedOperation:
+    """Return everything that a caller can use."""
+    operation = entry.operation
+    spec = operation.spec
+    return msgspec.structs.replace(
+        describe_briefly(entry),
+        input_schema=operation.input.schema,
+        output_schema=operation.output.schema,
+        error_schemas=_errors(operation),
+        access=spec.access,
+        resource_id_path=spec.resource_id_path,
+        max_duration_s=spec.max_duration_s,
+        large_output=spec.large_output,
+        provenance=entry.provenance.value,
+    )
+
+
+def _errors(operation: Operation[..., Any]) -> list[DescribedError]:
+    shapes = operation.details
+    return [
+        DescribedError(
+            error.code,
+            error.description,
+            error.http_status,
+            shapes[error.code].schema if error.code in shapes else None,
+        )
+        for error in operation.spec.errors
+    ]

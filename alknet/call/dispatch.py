@@ -1,0 +1,273 @@
+"""From a request to a running operation: who asks, may they, is the input right, what came out.
+
+`OperationDispatcher.admit` decides at once, from memory, in this order; the first that fails is
+all that the caller learns:
+
+1. the name is well formed (`NOT_FOUND` otherwise);
+2. the request's token, if it has one, is good: it replaces the identity for this request only;
+3. the operation exists and is external; an internal one looks missing;
+4. the caller has the scopes;
+5. the input decodes (so nobody without the scopes can probe it);
+6. the caller owns, or is granted, the resource that the decoded input names.
+
+What a handler raises then leaves `Admitted.run` and `Admitted.stream` as a `CallError`
+(`alknet.call.boundary`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+
+from alknet.call.boundary import HandlerBoundary
+from alknet.call.codes import CallError, ErrorCode, call_error_from
+from alknet.call.context import CallInfo, Context, Remote
+from alknet.call.operations import Operation
+from alknet.call.registry import Registry
+from alknet.call.schema import Mismatch, Shape
+from alknet.call.spec import OpType
+from alknet.call.visibility import check_scopes, no_such_operation, operation_name
+from alknet.core.access import MissingResourceId, check_access
+from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider
+from alknet.core.identity import Identity
+from alknet.core.limits import Limits
+from alknet.errors import Denied, Unavailable
+
+if TYPE_CHECKING:
+    from alknet.call.contracts import AdmittedCall, Dispatcher
+    from alknet.call.proto import Requested
+
+__all__ = ["Admitted", "OperationDispatcher"]
+
+log = logging.getLogger(__name__)
+
+
+class OperationDispatcher:
+    """Runs requests against a registry, on behalf of whom they come from.
+
+    The registry is frozen from then on: nothing appears that was not there when the node started.
+
+    Attributes:
+        registry: What can be called.
+        identities: Who a token is.
+        ownership: Who owns what.
+        limits: `Limits.call_timeout_s` and `Limits.call_timeout_max_s` count; may be replaced
+            at any time, for the calls that come after.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        identities: IdentityProvider,
+        ownership: OwnershipProvider,
+        limits: Limits,
+    ) -> None:
+        registry.freeze()
+        self.registry = registry
+        self.identities = identities
+        self.ownership = ownership
+        self.limits = limits
+
+    def admit(self, request: Requested, *, connection: Connection, session: object) -> Admitted:
+        """Decide whether *request* may run, and return what runs it.
+
+        Raises:
+            CallError: It may not. `CallError.is_failed_authentication` says that its token was
+                refused.
+        """
+        name = operation_name(request.operation)
+        identity = self._identity(request, connection)
+        entry = self.registry.lookup(name)
+        if entry is None or entry.operation.spec.internal or request.peer:
+            # Routes to other peers come with federation: here every peer is out of reach.
+            raise no_such_operation(name)
+        operation = entry.operation
+        check_scopes(operation, identity)
+        value = _decode_input_untrusted(operation, request.input)
+        self._check_resource(operation, identity, value)
+        info = CallInfo(
+            request_id=request.id,
+            operation=name,
+            identity=identity,
+            remote=Remote(connection.remote_address, connection.peer_key, connection.carrier.name),
+            forwarded_for=request.forwarded_for,
+            traceparent=request.traceparent,
+            idempotency_key=request.idempotency_key,
+        )
+        return Admitted(
+            operation,
+            Context(info, self.ownership),
+            value,
+            timeout_s=self._timeout_s(operation),
+            used_token=request.auth_token is not None,
+        )
+
+    def _identity(self, request: Requested, connection: Connection) -> Identity:
+        if request.auth_token is None:
+            return connection.identity
+        try:
+            return self.identities.identify_token(request.auth_token)
+        except Denied as exc:
+            raise CallError(
+                ErrorCode.FORBIDDEN, exc.reason, is_failed_authentication=True
+            ) from None
+        except Unavailable as exc:  # a stale store says nothing about the token
+            raise call_error_from(exc) or exc from None
+
+    def _check_resource(
+        self, operation: Operation[..., Any], identity: Identity, value: object
+    ) -> None:
+        pointer = operation.resource_id
+        if pointer is None:
+            return
+        found = pointer.resolve(value)
+        try:
+            check_access(
+                operation.spec.access,
+                identity,
+                found if isinstance(found, str) else None,
+                has_resource_path=True,
+                ownership=self.ownership,
+            )
+        except MissingResourceId:
+            raise _invalid_input(pointer.text, "a resource id is needed, a string") from None
+        except (Denied, Unavailable) as exc:
+            raise call_error_from(exc) or exc from None
+
+    def _timeout_s(self, operation: Operation[..., Any]) -> float | None:
+        declared = operation.spec.max_duration_s
+        if declared is None and operation.spec.op_type is OpType.SUBSCRIPTION:
+            return None
+        longest = self.limits.call_timeout_max_s
+        return min(self.limits.call_timeout_s if declared is None else declared, longest)
+
+
+class Admitted:
+    """A call that may run, once.
+
+    Attributes:
+        context: What its handler will see.
+        timeout_s: From the request's arrival; None for no deadline. The caller of `run` and
+            `stream` enforces it, by a cancel scope around them.
+        used_token: The request's token was accepted.
+    """
+
+    def __init__(
+        self,
+        operation: Operation[..., Any],
+        context: Context,
+        value: object,
+        *,
+        timeout_s: float | None,
+        used_token: bool,
+    ) -> None:
+        self.context = context
+        self.timeout_s = timeout_s
+        self.used_token = used_token
+        self._operation = operation
+        self._value = value
+        self._boundary = HandlerBoundary(operation, context)
+
+    def __repr__(self) -> str:
+        return f"<Admitted {self.context!r}>"
+
+    @property
+    def op_type(self) -> str:
+        """``query``, ``mutation`` (then `run`) or ``subscription`` (then `stream`)."""
+        return self._operation.spec.op_type.value
+
+    @property
+    def identity(self) -> Identity:
+        """Whom the call runs as."""
+        return self.context.identity
+
+    @property
+    def large_output(self) -> bool:
+        """The operation says that its output may be large."""
+        return self._operation.spec.large_output
+
+    async def run(self) -> bytes:
+        """Run a query or mutation and return its output as JSON.
+
+        Cancelled, the handler is cancelled, and has ended when this raises `trio.Cancelled`.
+
+        Raises:
+            CallError: The handler failed, or returned what it had not declared.
+        """
+        self.context.deadline = trio.current_effective_deadline()
+        with self._boundary.guard():
+            output = await self._operation.run(self.context, self._value)
+            return self._operation.output.encode(output)
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Run a subscription inside the block; its items come as JSON.
+
+        The handler is closed when the block is left, and nothing of it runs after. Iterating
+        raises CallError like `run`.
+        """
+        self.context.deadline = trio.current_effective_deadline()
+        items = self._operation.iterate(self.context, self._value)
+        try:
+            yield _Items(items, self._operation.output, self._boundary)
+        finally:
+            await self._close(items)
+
+    async def _close(self, items: AsyncGenerator[object, None]) -> None:
+        try:
+            with self._boundary.guard():
+                await items.aclose()
+        except CallError as exc:
+            # The caller has its last event or is gone: this is for the log alone.
+            log.warning(
+                "call.close_failed", extra={**self._boundary.log_fields(), "code": exc.code}
+            )
+
+
+class _Items:
+    """The items of a subscription as JSON. `Admitted.stream` closes what is behind it."""
+
+    def __init__(
+        self, items: AsyncGenerator[object, None], shape: Shape, boundary: HandlerBoundary
+    ) -> None:
+        self._items = items
+        self._shape = shape
+        self._boundary = boundary
+
+    def __aiter__(self) -> _Items:
+        return self
+
+    async def __anext__(self) -> bytes:
+        with self._boundary.guard():
+            item = await anext(self._items, _END)
+            data = b"" if item is _END else self._shape.encode(item)
+        if item is _END:
+            raise StopAsyncIteration
+        return data
+
+
+def _decode_input_untrusted(operation: Operation[..., Any], data: bytes | msgspec.Raw) -> object:
+    try:
+        return operation.input.decode_untrusted(data)
+    except Mismatch as exc:
+        raise _invalid_input(exc.path, exc.message) from None
+
+
+def _invalid_input(path: str, message: str) -> CallError:
+    where = f" at {path}" if path else ""
+    return CallError(
+        ErrorCode.INVALID_INPUT, f"invalid input{where}: {message}", details={"path": path}
+    )
+
+
+_END = object()
+
+if TYPE_CHECKING:
+    _dispatcher: type[Dispatcher] = OperationDispatcher
+    _admitted: type[AdmittedCall] = Admitted

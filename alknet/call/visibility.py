@@ -1,0 +1,73 @@
+"""Which operations exist, as far as a caller may know.
+
+A missing operation and an internal one give the same answer everywhere: in calls, lists and
+schemas. Lists and schemas also hide what the caller lacks the scopes for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from alknet.call.codes import CallError, ErrorCode
+from alknet.call.operations import Operation
+from alknet.call.spec import MAX_NAME_BYTES, OPERATION_NAME
+from alknet.core.access import check_access
+from alknet.core.identity import Identity
+from alknet.errors import Denied
+
+__all__ = ["check_scopes", "may_call", "no_such_operation", "operation_name"]
+
+
+def operation_name(operation_id: str) -> str:
+    """Return the registry's name for what a caller wrote, with or without a leading slash.
+
+    Raises:
+        CallError: `NOT_FOUND`, for it cannot be a name.
+    """
+    name = operation_id.removeprefix("/")
+    if len(name) > MAX_NAME_BYTES or not OPERATION_NAME.fullmatch(name):
+        raise no_such_operation(name[:64])
+    return name
+
+
+def no_such_operation(name: str) -> CallError:
+    """Return the one error for operations that are missing, internal or out of sight."""
+    return CallError(ErrorCode.NOT_FOUND, f"no operation named {name!r}")
+
+
+def check_scopes(operation: Operation[..., Any], identity: Identity) -> None:
+    """Do the part of the access check that needs no input.
+
+    Raises:
+        CallError: `FORBIDDEN`, naming the scope or asking for authentication.
+    """
+    rules = operation.spec.access
+    try:
+        check_access(rules, identity, None, has_resource_path=False, ownership=_NOBODY_OWNS)
+    except Denied as exc:
+        raise CallError(ErrorCode.FORBIDDEN, exc.reason) from None
+
+
+def may_call(operation: Operation[..., Any], identity: Identity) -> bool:
+    """Whether *identity* sees *operation* from outside: external, and its scopes suffice."""
+    if operation.spec.internal:
+        return False
+    try:
+        check_scopes(operation, identity)
+    except CallError:
+        return False
+    return True
+
+
+class _NobodyOwns:
+    """Ownership where none is asked for."""
+
+    def owns(self, identity_id: str, resource_type: str, resource_id: str) -> bool:
+        return False
+
+    def owned(self, identity_id: str, resource_type: str) -> Sequence[str]:
+        return ()
+
+
+_NOBODY_OWNS = _NobodyOwns()

@@ -1,0 +1,231 @@
+"""Run operations through a real dispatcher, without a network: identity, access, shapes, errors.
+
+```python
+async def test_add():
+    assert await call_operation(add, {"a": 1, "b": 2}, identity=peer("w1", "math")) == 3
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import trio
+
+from alknet.call.dispatch import Admitted, OperationDispatcher
+from alknet.call.operations import Operation
+from alknet.call.proto.events import Requested
+from alknet.call.registry import Registry
+from alknet.call.spec import OpType
+from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider
+from alknet.core.identity import OWNER, ApiKey, Grant, Identity, NodeId, Peer
+from alknet.core.limits import Limits
+from alknet.errors import Denied, LocalError
+from alknet.testing.memory import memory_connection_pair
+
+__all__ = [
+    "FixedIdentities",
+    "FixedOwnership",
+    "admit_request",
+    "assert_list_operations_filter",
+    "call_operation",
+    "collect_items",
+    "key",
+    "peer",
+]
+
+
+class FixedIdentities:
+    """An `IdentityProvider` that knows the tokens it was given, and no peers."""
+
+    def __init__(self, tokens: Mapping[str, Identity] | None = None) -> None:
+        self.tokens = dict(tokens or {})
+        self.version = 1
+
+    async def wait_changed(self, version: int) -> int:
+        """Wait for ever: nothing changes."""
+        if version == self.version:
+            await trio.sleep_forever()
+        return self.version
+
+    def identify_key(self, key: NodeId) -> Identity | None:  # noqa: ARG002
+        """Return None: every key is unknown."""
+        return None
+
+    def identify_token(self, token: str) -> Identity:
+        """Return the identity of a known token."""
+        if token not in self.tokens:
+            raise Denied("token refused", is_failed_authentication=True)
+        return self.tokens[token]
+
+    def token_expires_at(self, identity: Identity) -> float | None:  # noqa: ARG002
+        """Return None: no token expires."""
+        return None
+
+    def peer(self, name: str) -> Peer | None:  # noqa: ARG002
+        """Return None: there are no peers."""
+        return None
+
+    def peers(self) -> Sequence[Peer]:
+        """Return nothing."""
+        return ()
+
+    def api_keys(self) -> Sequence[ApiKey]:
+        """Return nothing."""
+        return ()
+
+
+class FixedOwnership:
+    """An `OwnershipProvider` over ``(identity id, resource type, resource id)``."""
+
+    def __init__(self, owned: Collection[tuple[str, str, str]] = ()) -> None:
+        self._owned = frozenset(owned)
+
+    def owns(self, identity_id: str, resource_type: str, resource_id: str) -> bool:
+        """Whether it was said so."""
+        return (identity_id, resource_type, resource_id) in self._owned
+
+    def owned(self, identity_id: str, resource_type: str) -> Sequence[str]:
+        """Return the ids, sorted."""
+        return sorted(
+            i for who, kind, i in self._owned if (who, kind) == (identity_id, resource_type)
+        )
+
+
+def peer(name: str, *scopes: str, grants: Sequence[str] = ()) -> Identity:
+    """Return the identity of a peer with *scopes* and *grants* (``type:id[:action]``)."""
+    return Identity(f"peer:{name}", scopes, tuple(map(Grant.parse, grants)))
+
+
+def key(prefix: str, *scopes: str, grants: Sequence[str] = ()) -> Identity:
+    """Return the identity of an API key with *scopes* and *grants* (``type:id[:action]``)."""
+    return Identity(f"key:{prefix}", scopes, tuple(map(Grant.parse, grants)))
+
+
+async def call_operation(
+    operation: Operation[..., Any],
+    input: object = None,  # noqa: A002  the protocol's word
+    *,
+    identity: Identity = OWNER,
+    ownership: OwnershipProvider | None = None,
+) -> Any:
+    """Run a query or mutation as *identity* would over a connection, and return its output.
+
+    Args:
+        operation: Need not be registered; a method must be bound.
+        input: What msgspec writes as JSON: a struct, a dict, … None sends ``{}``.
+        identity: The caller. The owner, by default, passes every access check.
+        ownership: Who owns what; by default nobody owns anything.
+
+    Returns:
+        The output as JSON values.
+
+    Raises:
+        CallError: What a remote caller would get.
+    """
+    async with _admitted(operation, input, identity, ownership) as call:
+        return msgspec.json.decode(await call.run())
+
+
+async def collect_items(
+    operation: Operation[..., Any],
+    input: object = None,  # noqa: A002  the protocol's word
+    *,
+    limit: int | None = None,
+    identity: Identity = OWNER,
+    ownership: OwnershipProvider | None = None,
+) -> list[Any]:
+    """Run a subscription like `call_operation`, and return its items, the first *limit* at most."""
+    items: list[Any] = []
+    async with _admitted(operation, input, identity, ownership) as call, call.stream() as stream:
+        if limit == 0:
+            return items
+        async for item in stream:
+            items.append(msgspec.json.decode(item))
+            if len(items) == limit:
+                break
+    return items
+
+
+def admit_request(
+    registry: Registry,
+    connection: Connection,
+    request: Requested,
+    *,
+    identities: IdentityProvider | None = None,
+    ownership: OwnershipProvider | None = None,
+    limits: Limits | None = None,
+) -> Admitted:
+    """Put one request to a dispatcher over *registry*. Raises CallError as a dispatcher does."""
+    dispatcher = OperationDispatcher(
+        registry,
+        identities=identities or FixedIdentities(),
+        ownership=ownership or FixedOwnership(),
+        limits=limits or Limits(),
+    )
+    return dispatcher.admit(request, connection=connection, session=None)
+
+
+async def assert_list_operations_filter(
+    registry: Registry, inputs: Mapping[str, object] | None = None, *, timeout_s: float = 5.0
+) -> None:
+    """Assert that each list operation asks `Context.visible` about its resource type.
+
+    A list operation has a resource type and no ``resource_id_path``. Each is run, as a caller that
+    holds its scopes and owns nothing; of a subscription, the first item counts.
+
+    Args:
+        registry: Internal operations are run too.
+        inputs: By name, for those that need more than ``{}``.
+        timeout_s: For each to answer.
+
+    Raises:
+        AssertionError: One that does not ask, or cannot be run with its input.
+    """
+    for entry in registry:
+        spec = entry.operation.spec
+        if not spec.is_list:
+            continue
+        caller = peer("lister", *spec.access.scopes_all, *spec.access.scopes_any)
+        value = (inputs or {}).get(spec.name)
+        async with _admitted(entry.operation, value, caller, None) as call:
+            with trio.move_on_after(timeout_s):
+                await _begin(call)
+            if spec.access.resource_type not in call.context.asked_visible:
+                raise AssertionError(
+                    f"{spec.name} lists {spec.access.resource_type!r} and does not ask "
+                    "ctx.visible which of them the caller may see"
+                )
+
+
+async def _begin(call: Admitted) -> None:
+    if call.op_type != OpType.SUBSCRIPTION:
+        await call.run()
+        return
+    async with call.stream() as items:
+        await anext(items, b"")
+
+
+@asynccontextmanager
+async def _admitted(
+    operation: Operation[..., Any],
+    value: object,
+    identity: Identity,
+    ownership: OwnershipProvider | None,
+) -> AsyncIterator[Admitted]:
+    if operation.spec.internal:
+        raise LocalError(f"{operation.spec.name} is internal: no caller reaches it")
+    registry = Registry()
+    registry.add(operation, builtin=True)
+    data = b"{}" if value is None else msgspec.json.encode(value)
+    request = Requested(id="d1", operation=operation.spec.name, input=msgspec.Raw(data))
+    async with memory_connection_pair() as (_, connection):
+        connection.identity = identity
+        yield admit_request(registry, connection, request, ownership=ownership)
+
+
+_identities: type[IdentityProvider] = FixedIdentities
+_ownership: type[OwnershipProvider] = FixedOwnership
