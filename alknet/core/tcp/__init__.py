@@ -1,0 +1,1 @@
+"""TLS 1.3 over byte streams: TCP sockets, Unix sockets, memory streams, relayed streams."""

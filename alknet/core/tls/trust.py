@@ -16,11 +16,12 @@ import certifi
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509 import verification
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from alknet.core.clock import WallClock, wall_clock
 from alknet.core.identity import NodeId
 from alknet.core.tls.errors import ALERT_BAD_CERTIFICATE, HandshakeFailed
-from alknet.core.tls.x509 import load_certificate_chain, node_id_of_certificate
+from alknet.core.tls.x509 import load_authorities, node_id_of_certificate
 from alknet.errors import LocalError
 
 __all__ = ["PinnedKey", "Trust", "WebPki", "check_server", "sni_of", "verify_web_chain"]
@@ -86,6 +87,9 @@ def verify_web_chain(
 ) -> None:
     """Verify *chain* (leaf first) as RFC 5280 and the CA/Browser Forum ask, and the name.
 
+    With a CA file of one's own the rules are OpenSSL's: key usage and key identifiers may be
+    missing, and a self-signed certificate that is itself in the file is trusted.
+
     Raises:
         HandshakeFailed: It does not verify.
         LocalError: The CA file cannot be read, or the server name is none.
@@ -97,12 +101,20 @@ def verify_web_chain(
         else x509.IPAddress(address)
     )
     now = dt.datetime.fromtimestamp(clock(), dt.UTC)
-    roots = _roots(trust.ca_file or Path(certifi.where()))
-    verifier = verification.PolicyBuilder().store(roots).time(now).build_server_verifier(subject)
+    builder = verification.PolicyBuilder().time(now)
+    if trust.ca_file is None:
+        builder = builder.store(_roots(Path(certifi.where())))
+    else:
+        builder = builder.store(_roots(trust.ca_file)).extension_policies(
+            ee_policy=_PRIVATE_LEAF, ca_policy=_PRIVATE_AUTHORITY
+        )
+    verifier = builder.build_server_verifier(subject)
     try:
         verifier.verify(chain[0], list(chain[1:]))
     except (verification.VerificationError, ValueError, UnsupportedAlgorithm) as exc:
-        raise _refusal(f"the certificate of {trust.server_name} is not trusted: {exc}") from exc
+        raise _refusal(
+            f"the certificate of {trust.server_name} is not trusted: {_why(exc)}"
+        ) from exc
 
 
 def _check_pin(trust: PinnedKey, leaf: x509.Certificate) -> None:
@@ -121,6 +133,11 @@ def _refusal(message: str) -> HandshakeFailed:
     return HandshakeFailed(message, alert=ALERT_BAD_CERTIFICATE)
 
 
+def _why(error: Exception) -> str:
+    # The library appends the certificate's repr, which says nothing more.
+    return str(error).partition(" (encountered processing")[0]
+
+
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(text)
@@ -130,7 +147,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 @lru_cache(maxsize=8)
 def _roots_at(path: Path, mtime_ns: int) -> verification.Store:
-    return verification.Store(list(load_certificate_chain(path)))
+    return verification.Store(load_authorities(path))
 
 
 def _roots(path: Path) -> verification.Store:
@@ -140,3 +157,38 @@ def _roots(path: Path) -> verification.Store:
     except OSError as exc:
         raise LocalError(f"cannot read the CA file {path}: {exc.strerror}") from exc
     return _roots_at(path, mtime_ns)
+
+
+def _check_is_authority(
+    policy: verification.Policy, certificate: x509.Certificate, found: x509.BasicConstraints
+) -> None:
+    if not found.ca:
+        raise ValueError("an issuer is not marked as an authority")
+
+
+def _check_signs_certificates(
+    policy: verification.Policy, certificate: x509.Certificate, found: x509.KeyUsage | None
+) -> None:
+    if found is not None and not found.key_cert_sign:
+        raise ValueError("an issuer may not sign certificates")
+
+
+def _check_is_for_servers(
+    policy: verification.Policy, certificate: x509.Certificate, found: x509.ExtendedKeyUsage | None
+) -> None:
+    allowed = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
+    if found is not None and not any(usage in found for usage in allowed):
+        raise ValueError("the certificate is not for servers")
+
+
+_AGNOSTIC = verification.Criticality.AGNOSTIC
+_PRIVATE_AUTHORITY = (
+    verification.ExtensionPolicy.permit_all()
+    .require_present(x509.BasicConstraints, _AGNOSTIC, _check_is_authority)
+    .may_be_present(x509.KeyUsage, _AGNOSTIC, _check_signs_certificates)
+)
+_PRIVATE_LEAF = (
+    verification.ExtensionPolicy.permit_all()
+    .require_present(x509.SubjectAlternativeName, _AGNOSTIC, None)
+    .may_be_present(x509.ExtendedKeyUsage, _AGNOSTIC, _check_is_for_servers)
+)

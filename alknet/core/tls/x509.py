@@ -6,8 +6,11 @@ self-signed certificate that is a function of the key alone: same key, same byte
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
+import re
+import warnings
 from pathlib import Path
 
 from cryptography import x509
@@ -15,6 +18,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from alknet.core.clock import WallClock, wall_clock
@@ -25,6 +29,7 @@ __all__ = [
     "CertificateKey",
     "certificate_untrusted",
     "fingerprint_of_certificate",
+    "load_authorities",
     "load_certificate_chain",
     "load_certificate_key",
     "node_certificate",
@@ -41,9 +46,13 @@ WEB_CERTIFICATE_DAYS = 13
 _NEVER_BEFORE = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NEVER_AFTER = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
 
+_PEM_CERTIFICATE = re.compile(
+    rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL
+)
+
 
 def node_certificate(key: ed25519.Ed25519PrivateKey) -> x509.Certificate:
-    """Return the self-signed certificate of *key*; serial and dates are fixed, so always the same."""
+    """Return the self-signed certificate of *key*: a function of the key, byte for byte."""
     name = _common_name(str(NodeId.from_public_key(key.public_key())))
     return (
         x509.CertificateBuilder()
@@ -95,8 +104,11 @@ def certificate_untrusted(der: bytes) -> x509.Certificate:
         Malformed: It is not a DER certificate.
     """
     try:
-        return x509.load_der_x509_certificate(der)
-    except ValueError as exc:
+        with warnings.catch_warnings():
+            # Odd, but not wrong enough: such keys are judged like any other.
+            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+            return x509.load_der_x509_certificate(der)
+    except (ValueError, x509.InvalidVersion) as exc:
         raise Malformed("the certificate is not valid DER") from exc
 
 
@@ -130,6 +142,23 @@ def load_certificate_chain(path: Path) -> tuple[x509.Certificate, ...]:
         return tuple(x509.load_pem_x509_certificates(_read(path, "certificate")))
     except ValueError as exc:
         raise LocalError(f"{path} holds no PEM certificate (expected 'BEGIN CERTIFICATE')") from exc
+
+
+def load_authorities(path: Path) -> list[x509.Certificate]:
+    """Read a PEM file of authorities; those that cannot be parsed are passed over, as OpenSSL does.
+
+    Raises:
+        LocalError: The file cannot be read or holds no certificate; the message names it.
+    """
+    found = []
+    for block in _PEM_CERTIFICATE.findall(_read(path, "CA")):
+        with warnings.catch_warnings(), contextlib.suppress(ValueError):
+            # Some public roots have a serial number of zero.
+            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+            found.append(x509.load_pem_x509_certificate(block))
+    if not found:
+        raise LocalError(f"{path} holds no PEM certificate (expected 'BEGIN CERTIFICATE')")
+    return found
 
 
 def load_certificate_key(path: Path) -> CertificateKey:

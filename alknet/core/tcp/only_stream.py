@@ -1,0 +1,269 @@
+"""The one stream of a `StreamConnection`, and the life that both share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections.abc import Iterator
+
+import trio
+
+from alknet.core.contracts import CloseReason, ConnectionEnded, Stream
+from alknet.core.tcp.tls import ConflictDetector, TlsBroken, TlsStream
+
+__all__ = ["ConnectionLife", "OnlyStream"]
+
+# The most that is read ahead of the application.
+READ_AHEAD_BYTES = 65_536
+# A plain socket cannot be waited on for "closed both ways" once the peer has half closed it.
+HANG_UP_POLL_S = 0.25
+# Pieces that are read from a Unix socket before it closes; unread bytes would turn into a reset.
+LAST_READS = 64
+
+
+class ConnectionLife:
+    """Whether the connection lives, and what waits for its end."""
+
+    def __init__(self) -> None:
+        self.reason: CloseReason | None = None
+        self.is_closed_here = False
+        self.is_torn = False
+        self._scopes: set[trio.CancelScope] = set()
+
+    def end(self, reason: CloseReason, *, by_close: bool = False, is_torn: bool = False) -> None:
+        """Wake everything in `until_end`; only the first reason counts."""
+        if self.reason is not None:
+            return
+        self.reason = reason
+        self.is_closed_here = by_close
+        self.is_torn = is_torn
+        for scope in self._scopes:
+            scope.cancel()
+
+    def error(self) -> trio.ClosedResourceError | ConnectionEnded:
+        """Return what operations on an ended connection raise."""
+        assert self.reason is not None
+        if self.is_closed_here:
+            return trio.ClosedResourceError("the connection was closed here")
+        return ConnectionEnded(self.reason)
+
+    @contextlib.contextmanager
+    def until_end(self) -> Iterator[None]:
+        """Run the block until the connection ends, then cancel it."""
+        with trio.CancelScope() as scope:
+            if self.reason is not None:
+                scope.cancel()
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.discard(scope)
+
+
+class OnlyStream(Stream):
+    """A `Stream` on *transport* that ends the connection when it is closed, reset or broken."""
+
+    def __init__(self, transport: trio.abc.HalfCloseableStream, life: ConnectionLife) -> None:
+        self._transport = transport
+        self._life = life
+        self._send_conflict = ConflictDetector("another task is sending on this stream")
+        self._receive_conflict = ConflictDetector("another task is receiving on this stream")
+        self._reading = trio.Lock()
+        self._ahead = memoryview(b"")
+        self._consumed = trio.Event()
+        self._has_eof = False
+        self._has_sent_eof = False
+        self._drops_input = False
+        self._is_closed = False
+
+    @property
+    def stream_id(self) -> int:
+        """0: there is but one."""
+        return 0
+
+    @property
+    def is_readable(self) -> bool:
+        """It lives, or has unread bytes of a peer that has gone."""
+        return self._life.reason is None or (bool(self._ahead) and not self._life.is_closed_here)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send; see `Stream`. A cancel may have sent a part."""
+        with self._send_conflict:
+            self._check_can_send()
+            with self._life.until_end():
+                try:
+                    return await self._transport.send_all(data)
+                except trio.BrokenResourceError as exc:
+                    self._fail(exc)
+        raise self._error()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the transport takes bytes. Cancelled, nothing happens."""
+        with self._send_conflict:
+            self._check_can_send()
+            with self._life.until_end():
+                return await self._transport.wait_send_all_might_not_block()
+        raise self._error()
+
+    async def send_eof(self) -> None:
+        """Finish sending and go on receiving. Idempotent; cancelled, the close still finishes."""
+        with self._send_conflict:
+            if self._has_sent_eof and not self._is_closed:
+                return await trio.lowlevel.checkpoint()
+            self._check_can_send()
+            with self._life.until_end():
+                try:
+                    await self._transport.send_eof()
+                except trio.BrokenResourceError as exc:
+                    self._fail(exc)
+                else:
+                    self._has_sent_eof = True
+                    return None
+        raise self._error()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Wait for bytes; ``b""`` at the end, as often as asked. Cancelled, takes none."""
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be >= 1")
+        size = max_bytes or READ_AHEAD_BYTES
+        with self._receive_conflict:
+            await trio.lowlevel.checkpoint()
+            while True:
+                self._check_can_receive()
+                if self._ahead:
+                    return self._take(size)
+                if self._has_eof:
+                    return b""
+                if self._life.reason is not None:
+                    raise self._error()
+                with self._life.until_end():
+                    await self._read(size)
+
+    def reset(self, code: int) -> None:
+        """End the connection; the peer sees a broken stream (TLS) or an end (Unix socket)."""
+        if not self._has_sent_eof:
+            reason = CloseReason(code, "the stream was reset", by_peer=False)
+            self._life.end(reason, is_torn=True)
+
+    def stop_sending(self, code: int) -> None:
+        """Drop what was and will be received. The peer is not told: this carrier cannot."""
+        self._drops_input = True
+        self._ahead = memoryview(b"")
+        self._consumed.set()
+
+    async def aclose(self) -> None:
+        """End the connection, with code 0."""
+        self._is_closed = True
+        self._life.end(CloseReason(0, "", by_peer=False))
+        await trio.lowlevel.checkpoint()
+
+    # For the connection's driver
+
+    async def watch(self) -> None:
+        """Read ahead one piece at a time, until the peer has gone. Cancelled, nothing is lost."""
+        while True:
+            if self._has_eof:
+                await self._wait_peer_gone()
+                self._life.end(CloseReason(0, "", by_peer=True))
+                return
+            if self._ahead:
+                self._consumed = trio.Event()
+                await self._consumed.wait()
+            else:
+                await self._read(READ_AHEAD_BYTES)
+
+    async def release(self) -> None:
+        """Say goodbye as the end of life demands, and close the transport."""
+        reason = self._life.reason
+        assert reason is not None
+        if self._life.is_torn or reason.is_transport:
+            await self.abort()
+            return
+        if isinstance(self._transport, trio.SocketStream):
+            _read_what_is_there(self._transport)
+        await self._transport.aclose()
+
+    async def abort(self) -> None:
+        """Close the transport at once. Idempotent."""
+        if isinstance(self._transport, TlsStream):
+            await self._transport.abort()
+        else:
+            await trio.aclose_forcefully(self._transport)
+
+    # Helpers
+
+    async def _read(self, size: int) -> None:
+        # The watcher and a receiver take turns: whoever holds the lock reads for both.
+        async with self._reading:
+            if self._ahead or self._has_eof or self._life.reason is not None:
+                return
+            try:
+                data = await self._transport.receive_some(size)
+            except trio.BrokenResourceError as exc:
+                self._fail(exc)
+                return
+            if not data:
+                self._has_eof = True
+            elif not self._drops_input:
+                self._ahead = memoryview(data)
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._ahead[:size])
+        self._ahead = self._ahead[size:]
+        if not self._ahead:
+            self._consumed.set()
+        return data
+
+    def _check_can_send(self) -> None:
+        if self._is_closed or self._has_sent_eof:
+            raise trio.ClosedResourceError("the sending side of the stream is closed")
+        if self._life.reason is not None:
+            raise self._life.error()
+
+    def _check_can_receive(self) -> None:
+        if self._is_closed or self._drops_input:
+            raise trio.ClosedResourceError("the receiving side of the stream is closed")
+        if self._life.reason is not None and self._life.is_closed_here:
+            raise self._life.error()
+
+    def _error(self) -> trio.ClosedResourceError | ConnectionEnded:
+        if self._is_closed:
+            return trio.ClosedResourceError("the stream is closed")
+        return self._life.error()
+
+    def _fail(self, exc: trio.BrokenResourceError) -> None:
+        if self._has_eof:
+            # It had said goodbye; that our bytes found nobody is no fault of the link.
+            self._life.end(CloseReason(0, "", by_peer=True))
+        elif isinstance(exc, TlsBroken):
+            self._life.end(CloseReason(exc.alert or 0, str(exc), exc.by_peer, is_transport=True))
+        else:
+            self._life.end(
+                CloseReason(0, f"the link broke: {exc.__cause__ or exc}", True, is_transport=True)
+            )
+
+    async def _wait_peer_gone(self) -> None:
+        try:
+            if isinstance(self._transport, TlsStream):
+                await self._transport.wait_transport_ended()
+            elif isinstance(self._transport, trio.SocketStream):
+                await _wait_hung_up(self._transport)
+            else:
+                await trio.sleep_forever()
+        except trio.BrokenResourceError as exc:
+            self._fail(exc)
+
+
+async def _wait_hung_up(stream: trio.SocketStream) -> None:
+    poll = select.poll()
+    poll.register(stream.socket.fileno(), 0)
+    while not any(flags & (select.POLLHUP | select.POLLERR) for _, flags in poll.poll(0)):  # noqa: ASYNC110  nothing to wait on
+        await trio.sleep(HANG_UP_POLL_S)
+
+
+def _read_what_is_there(stream: trio.SocketStream) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(LAST_READS):
+            if not os.read(stream.socket.fileno(), READ_AHEAD_BYTES):
+                return
