@@ -197,7 +197,13 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return Identity(f"key:{self.prefix}", self.scopes, self.resources)
 
     def validate(self) -> None:
-        """Raise LocalError if a scope or grant is not valid."""
+        """Raise LocalError if a field is not valid."""
+        if not _PREFIX.fullmatch(self.prefix):
+            raise LocalError(f"api key prefix {self.prefix[:80]!r} is not 8 z-base-32 characters")
+        if len(self.hash) != 32:
+            raise LocalError(f"the hash of an api key has 32 bytes, not {len(self.hash)}")
+        if not 0 < len(self.name) <= 128 or not self.name.isprintable():
+            raise LocalError("the name of an api key has 1 to 128 printable characters")
         check_rights(self.scopes, self.resources)
 
 
@@ -267,6 +273,7 @@ def _encode_resource_id(resource_id: str) -> str:
 
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_PREFIX = re.compile(f"[{zbase32.ALPHABET}]{{8}}")
 _PEER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SCOPE = re.compile(r"\*|[A-Za-z0-9._/-][A-Za-z0-9._:/-]{0,126}\*?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")

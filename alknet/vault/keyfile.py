@@ -6,12 +6,10 @@ module's place.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from alknet.errors import Conflict, LocalError, NotFound, StoreError
+from alknet.errors import Conflict, LocalError, NotFound
+from alknet.vault.durable import store_errors, sync_directory, write_private
 
 __all__ = ["KEY_FILE", "create_home", "read_key", "write_key"]
 
@@ -40,14 +39,14 @@ def create_home(path: Path) -> None:
         LocalError: It exists and others may enter it, or it belongs to another user.
         StoreError: The system refuses.
     """
-    with _store_errors(f"cannot create {path}"):
+    with store_errors(f"cannot create {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.mkdir(mode=0o700)
         except FileExistsError:
             _check_home(path)
         else:
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
 
 def write_key(home: Path, key: Ed25519PrivateKey) -> Path:
@@ -62,13 +61,13 @@ def write_key(home: Path, key: Ed25519PrivateKey) -> Path:
     path = home / KEY_FILE
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     temporary = home / f".{KEY_FILE}.{secrets.token_hex(4)}"
-    with _store_errors(f"cannot write {path}"):
+    with store_errors(f"cannot write {path}"):
         try:
-            _write_private(temporary, pem)
+            write_private(temporary, pem)
             _publish(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_directory(home)
+        sync_directory(home)
     return path
 
 
@@ -81,7 +80,7 @@ def read_key(home: Path) -> Ed25519PrivateKey:
         StoreError: The file could not be read.
     """
     path = home / KEY_FILE
-    with _store_errors(f"cannot read {path}"):
+    with store_errors(f"cannot read {path}"):
         try:
             with path.open("rb") as file:
                 _check_private(path, os.fstat(file.fileno()))
@@ -122,14 +121,6 @@ def _check_private(path: Path, info: os.stat_result) -> None:
         raise LocalError(f"others may read {path}: run 'chmod 600 {path}'")
 
 
-def _write_private(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _publish(temporary: Path, path: Path) -> None:
     # A link, unlike a rename, never replaces: two that write at once cannot lose a key.
     try:
@@ -147,19 +138,3 @@ def _publish_without_links(temporary: Path, path: Path) -> None:
     if path.exists():
         raise Conflict(f"{path} exists: a node's key is never replaced")
     temporary.rename(path)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _store_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise StoreError(f"{what}: {exc.strerror or exc}") from exc
