@@ -268,7 +268,12 @@ class Connection(ABC):
         """
 
     async def aclose(self, code: int = 0, reason: str = "") -> None:
-        """`close`, then wait until the peer was told. Cancelled, the connection closes all the same."""
+        """`close`, then wait until the peer was told; with code 0, flush what streams accepted first.
+
+        `close` drops bytes that are still in send buffers. This waits, for a time that the
+        carrier bounds, until they were acknowledged (QUIC) or handed to the kernel.
+        Cancelled, the connection closes all the same, unflushed.
+        """
         self.close(code, reason)
         await self.wait_closed()
 

@@ -1,0 +1,5 @@
+"""HTTP. For now one answer to everything, so that a browser or curl is told whom it has met."""
+
+from alknet.http.placeholder import NotFoundHandler
+
+__all__ = ["NotFoundHandler"]

@@ -41,8 +41,8 @@ ACCEPT_LOST_ERRNOS = frozenset(
 async def listen_tcp(addresses: Sequence[tuple[str, int]]) -> list[trio.SocketListener]:
     """Bind to each numeric (host, port) and listen. Cancelled or failed, nothing stays open.
 
-    Port 0 takes any free one, for each address another. IPv6 sockets take IPv6 only, so that
-    ``0.0.0.0`` and ``::`` can both be bound to one port.
+    Port 0 takes any free one, for each address another. ``::`` takes IPv4 too, as the UDP socket
+    beside it does; any other IPv6 address takes IPv6 only.
 
     Raises:
         OSError: An address cannot be bound; its text names the address.
@@ -66,8 +66,8 @@ async def serve(
     """Accept connections and run *on_stream* for each, in a task of its own.
 
     *on_stream* owns its stream; if it returns or raises, the stream is closed. Its exceptions
-    end the whole block, so it should handle its own. Runs until cancelled; then the tasks are
-    cancelled and the listeners closed.
+    end the whole block, so it should handle its own. Runs until all listeners are closed and all
+    tasks have ended. Cancelled, the tasks are cancelled and the listeners closed.
     """
     async with trio.open_nursery() as nursery:
         for listener in listeners:
@@ -111,7 +111,7 @@ async def _listen(host: str, port: int) -> trio.SocketListener:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
         await sock.bind(address)
         sock.listen(BACKLOG)
     except OSError as exc:
@@ -133,6 +133,8 @@ async def _accept_all(
         while True:
             try:
                 stream = await listener.accept()
+            except trio.ClosedResourceError:
+                return
             except OSError as exc:
                 await _after_failed_accept(exc)
                 continue

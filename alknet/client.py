@@ -1,0 +1,147 @@
+"""Connecting to a node from a program: by ticket, by key and addresses, or by name.
+
+`connect` gives a connection for any ALPN, `open_session` a call session on it. Whom to trust
+follows from what is named: a ticket or node id pins the key; a bare ``host:port`` has no key, so
+the Web PKI must vouch for the name, or nothing is connected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from alknet.call.contracts import Dispatcher
+from alknet.call.session import CallSession
+from alknet.core.address import Address
+from alknet.core.contracts import Connection
+from alknet.core.endpoint.control import connect_control
+from alknet.core.endpoint.dial import TRANSPORTS, dial
+from alknet.core.identity import NodeId
+from alknet.core.limits import Limits
+from alknet.core.scopes import open_background
+from alknet.core.ticket import Target, Ticket, parse_target
+from alknet.core.tls.credentials import NodeCredentials
+from alknet.core.tls.trust import PinnedKey, Trust, WebPki
+from alknet.errors import LocalError
+
+__all__ = ["CALL_ALPN", "connect", "open_control_session", "open_session"]
+
+CALL_ALPN = "alknet/call"
+
+
+@asynccontextmanager
+async def connect(
+    target: str | Target,
+    *,
+    alpn: str,
+    addresses: Iterable[str | Address] = (),
+    key: Ed25519PrivateKey | None = None,
+    transports: Sequence[str] = TRANSPORTS,
+    ca_file: Path | None = None,
+    limits: Limits | None = None,
+) -> AsyncGenerator[Connection]:
+    """Connect to a node; the connection is closed when the block ends.
+
+    Args:
+        target: A ticket, a node id in any form (then *addresses* say where), or ``host:port``.
+        alpn: The protocol to speak.
+        addresses: Where to try beside the ticket's own addresses.
+        key: Our key, shown and proven when the node asks; None to stay anonymous.
+        transports: ``quic``, ``tcp`` or both, which then race.
+        ca_file: PEM file of authorities for ``host:port``, instead of the usual ones.
+        limits: Time-outs and windows of this connection.
+
+    Raises:
+        DialError: Nobody answered with the right key; its ``attempts`` say what each try met.
+        LocalError: The target makes no sense, or has no address.
+
+    Cancelled, every attempt and the connection are closed.
+    """
+    trust, where = _resolve(target, addresses, ca_file)
+    credentials = NodeCredentials(key) if key is not None else None
+    async with dial(
+        where,
+        alpn=alpn,
+        trust=trust,
+        credentials=credentials,
+        transports=transports,
+        limits=limits,
+    ) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def open_session(
+    target: str | Target,
+    *,
+    addresses: Iterable[str | Address] = (),
+    key: Ed25519PrivateKey | None = None,
+    transports: Sequence[str] = TRANSPORTS,
+    ca_file: Path | None = None,
+    limits: Limits | None = None,
+    dispatcher: Dispatcher | None = None,
+) -> AsyncGenerator[CallSession]:
+    """Connect to a node's call protocol; see `connect` for the arguments, errors and cancelling.
+
+    Args:
+        dispatcher: Serves calls that the node makes to us; without one they are NOT_FOUND.
+    """
+    async with (
+        connect(
+            target,
+            alpn=CALL_ALPN,
+            addresses=addresses,
+            key=key,
+            transports=transports,
+            ca_file=ca_file,
+            limits=limits,
+        ) as connection,
+        run_session(connection, dispatcher, limits or Limits()) as session,
+    ):
+        yield session
+
+
+@asynccontextmanager
+async def open_control_session(home: Path) -> AsyncGenerator[CallSession]:
+    """Talk to the running node of *home* as its owner, through its Unix socket.
+
+    Raises:
+        Unavailable: No node runs there.
+    """
+    connection = await connect_control(home)
+    try:
+        async with run_session(connection, None, Limits()) as session:
+            yield session
+    finally:
+        await connection.aclose()
+
+
+@asynccontextmanager
+async def run_session(
+    connection: Connection, dispatcher: Dispatcher | None, limits: Limits
+) -> AsyncGenerator[CallSession]:
+    """Run a call session on *connection* while the block runs."""
+    session = CallSession(connection, dispatcher, limits=limits)
+    async with open_background() as nursery:
+        await nursery.start(session.run)
+        yield session
+
+
+def _resolve(
+    target: str | Target, addresses: Iterable[str | Address], ca_file: Path | None
+) -> tuple[Trust, list[Address]]:
+    """Say whom to trust, and where to look."""
+    if isinstance(target, str):
+        target = parse_target(target)
+    where = [a if isinstance(a, Address) else Address.parse(a) for a in addresses]
+    if isinstance(target, Address):
+        return WebPki(target.host, ca_file), [target, *where]
+    if isinstance(target, Ticket):
+        where = [*target.addresses, *where]
+    node_id = target if isinstance(target, NodeId) else target.node_id
+    if not where:
+        raise LocalError(f"no address is known for node {node_id.short}; give one, or a ticket")
+    return PinnedKey(node_id), where
