@@ -1,0 +1,312 @@
+"""The caller: our requests, the streams that they take, and what becomes of them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypedDict
+
+import msgspec
+import trio
+
+from alknet.call.codes import CallError, ErrorCode
+from alknet.call.credit import ReceiveWindow
+from alknet.call.pending import Pending, PendingCall, PendingItems, aborted, lost
+from alknet.call.proto import (
+    Aborted,
+    Completed,
+    Credit,
+    Failed,
+    Requested,
+    Responded,
+    encode_event,
+    encode_frame,
+)
+from alknet.core.identity import Identity
+from alknet.errors import Violation
+
+if TYPE_CHECKING:
+    from alknet.call.session import CallSession
+    from alknet.call.streams import CallStream
+
+__all__ = ["CallOptions", "Calling", "Subscription"]
+
+GRACE_S = 1.0
+"""How much later than the callee the caller gives up: the callee's answer is the one to see."""
+
+SHARED_REQUEST_BYTES = 64 * 1024
+"""Longer requests take a stream of their own: a shared one would make the others wait."""
+
+
+class CallOptions(TypedDict, total=False):
+    """What may be said about a call besides its operation and input.
+
+    Attributes:
+        token: Run it as this token's identity, not as the connection's.
+        timeout_s: Deadline, enforced by both sides; None leaves it to the operation.
+        forwarded_for: For whom we ask.
+        traceparent: W3C trace context.
+        idempotency_key: The same for a retry of the same request.
+        peer: Route: names of peers still to pass.
+        path: Node ids passed so far.
+        large_output: The operation is known to declare it: takes a stream of its own.
+    """
+
+    token: str | None
+    timeout_s: float | None
+    forwarded_for: Identity | None
+    traceparent: str | None
+    idempotency_key: str | None
+    peer: tuple[str, ...] | None
+    path: tuple[str, ...]
+    large_output: bool
+
+
+class Subscription:
+    """The items of a subscription, as an async iterator of JSON values.
+
+    Iteration ends after the last item and raises `CallError` if the subscription failed. One task
+    iterates. Cancelled, no item is lost.
+    """
+
+    def __init__(self, calling: Calling, pending: PendingItems, deadline: float) -> None:
+        self._calling = calling
+        self._pending = pending
+        self._deadline = deadline
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> msgspec.Raw:
+        with trio.CancelScope(deadline=self._deadline) as scope:
+            item = await self._pending.take()
+        if scope.cancelled_caught:
+            raise _too_slow()
+        if item is None:
+            raise StopAsyncIteration
+        self._calling.item_taken(self._pending)
+        return item
+
+
+class Calling:
+    """Our requests on one connection.
+
+    Attributes:
+        pending: Those without a terminal event, by id.
+    """
+
+    def __init__(self, session: CallSession) -> None:
+        self._session = session
+        self._limits = session.limits
+        self._prefix = "d" if session.connection.is_dialer else "a"
+        self._last = 0
+        # Ids that we gave up and told the callee so: their late items are no news.
+        self._disowned: deque[str] = deque(maxlen=64)
+        self.pending: dict[str, Pending] = {}
+
+    async def call(
+        self,
+        operation: str,
+        input: object,  # noqa: A002  the wire's word
+        options: CallOptions,
+    ) -> msgspec.Raw:
+        """Run a query or mutation of the peer; see `CallSession.call`."""
+        deadline = self._deadline(options, self._limits.call_timeout_max_s)
+        request = _request(operation, input, options)
+        with trio.CancelScope(deadline=deadline) as scope:
+            pending = await self._send(request, options, deadline, is_subscription=False)
+            assert isinstance(pending, PendingCall)
+            try:
+                return await pending.wait()
+            finally:
+                self._leave(pending)
+        assert scope.cancelled_caught
+        raise _too_slow()
+
+    @asynccontextmanager
+    async def subscribe(
+        self,
+        operation: str,
+        input: object,  # noqa: A002  the wire's word
+        options: CallOptions,
+    ) -> AsyncGenerator[Subscription]:
+        """Run a subscription of the peer; see `CallSession.subscribe`."""
+        deadline = self._deadline(options, math.inf)
+        request = _request(operation, input, options)
+        with trio.move_on_at(deadline) as scope:
+            pending = await self._send(request, options, deadline, is_subscription=True)
+        if scope.cancelled_caught:
+            raise _too_slow()
+        assert isinstance(pending, PendingItems)
+        try:
+            yield Subscription(self, pending, deadline)
+        finally:
+            self._leave(pending)
+            pending.drop()
+
+    def item_taken(self, pending: PendingItems) -> None:
+        """Grant credit for an item that was taken."""
+        if pending.window is not None and not pending.is_over:
+            granted = pending.window.consume()
+            if granted:
+                pending.stream.send(Credit(pending.id, granted))
+
+    def fail_all(self, error: CallError) -> None:
+        """End every call with *error*: no answer can come any more."""
+        for pending in list(self.pending.values()):
+            self._settled(pending)
+            pending.fail(error)
+
+    def fail_on(self, stream: CallStream, error: CallError) -> None:
+        """End the calls whose answers were to come on *stream*."""
+        for pending in list(stream.pending.values()):
+            self._settled(pending)
+            pending.fail(error)
+
+    # --- what the callee says
+
+    def responded(self, stream: CallStream, event: Responded, _arrived_at: float) -> None:
+        """Take an output or an item. Raises Violation if it came on another call's stream."""
+        pending = self._find(stream, event.id)
+        if isinstance(pending, PendingCall):
+            self._settled(pending)
+            pending.settle(event.output)
+        elif pending is None:
+            self._disown(stream, event.id)
+        elif not pending.offer(event.output):
+            self._disown(stream, event.id)
+            self._settled(pending)
+            pending.fail(lost("the peer sent more items than were asked for"))
+
+    def completed(self, stream: CallStream, event: Completed, _arrived_at: float) -> None:
+        """End a subscription."""
+        pending = self._find(stream, event.id)
+        if pending is None:
+            return
+        self._settled(pending)
+        if isinstance(pending, PendingItems):
+            pending.settle()
+        else:
+            why = "the operation is a subscription: subscribe to it"
+            pending.fail(CallError(ErrorCode.INVALID_OPERATION_TYPE, why))
+
+    def failed(self, stream: CallStream, event: Failed, _arrived_at: float) -> None:
+        """End a call with the callee's error."""
+        self.faulted(stream, event.id, event.to_error())
+
+    def aborted(self, stream: CallStream, event: Aborted) -> None:
+        """End a call that the callee gave up."""
+        self.faulted(stream, event.id, aborted(event.reason))
+
+    def faulted(self, stream: CallStream, call_id: str, error: CallError) -> None:
+        """End a call with *error*; an unknown id is ignored."""
+        pending = self._find(stream, call_id)
+        if pending is not None:
+            self._settled(pending)
+            pending.fail(error)
+
+    def _find(self, stream: CallStream, call_id: str) -> Pending | None:
+        pending = self.pending.get(call_id)
+        if pending is not None and pending.stream is not stream:
+            raise Violation("an answer left the stream of its request")
+        return pending
+
+    def _disown(self, stream: CallStream, call_id: str) -> None:
+        # An item for a call that is over for us: it was no subscription here, so tell the callee.
+        if call_id.startswith(self._prefix) and call_id not in self._disowned:
+            self._disowned.append(call_id)
+            stream.send(Aborted(call_id))
+
+    # --- sending and leaving
+
+    async def _send(
+        self, request: Requested, options: CallOptions, deadline: float, *, is_subscription: bool
+    ) -> Pending:
+        self._session.check_live()
+        size = len(request.input)
+        is_bulk = size > SHARED_REQUEST_BYTES or options.get("large_output", False)
+        stream = await self._session.lanes.for_request(own=is_subscription or is_bulk)
+        # From here to the end nothing waits: a cancel leaves no entry without a request.
+        return self._put(stream, request, options, deadline, is_subscription=is_subscription)
+
+    def _put(
+        self,
+        stream: CallStream,
+        request: Requested,
+        options: CallOptions,
+        deadline: float,
+        *,
+        is_subscription: bool,
+    ) -> Pending:
+        call_id = self._next_id()
+        window = self._limits.subscription_window if is_subscription and stream.is_only else None
+        timeout_ms = None
+        if options.get("timeout_s") is not None:
+            left_s = deadline - GRACE_S - trio.current_time()
+            timeout_ms = max(1, math.ceil(left_s * 1000))
+        request = msgspec.structs.replace(request, id=call_id, window=window, timeout_ms=timeout_ms)
+        body = encode_event(request)
+        if len(body) > self._limits.frame_bytes:
+            self._session.lanes.done_with(stream)
+            raise CallError(ErrorCode.INVALID_INPUT, "the input is over the frame limit")
+        pending: Pending = PendingCall(call_id, stream)
+        if is_subscription:
+            granted = None if window is None else ReceiveWindow(window)
+            pending = PendingItems(call_id, stream, granted, self._session.budget)
+        self.pending[call_id] = stream.pending[call_id] = pending
+        stream.outbox.put(encode_frame(body))
+        return pending
+
+    def _leave(self, pending: Pending) -> None:
+        if pending.is_over:
+            return
+        self._disowned.append(pending.id)
+        pending.stream.send(Aborted(pending.id))
+        if pending.stream.outbox.queued_bytes > SHARED_REQUEST_BYTES and (
+            pending.stream.is_single_use
+        ):
+            pending.stream.break_off()  # the request itself is still on its way
+        self._settled(pending)
+
+    def _settled(self, pending: Pending) -> None:
+        self.pending.pop(pending.id, None)
+        pending.stream.pending.pop(pending.id, None)
+        self._session.lanes.done_with(pending.stream)
+        self._session.call_ended()
+
+    def _next_id(self) -> str:
+        self._last += 1
+        while (call_id := f"{self._prefix}{self._last}") in self._session.serving.calls:
+            self._last += 1  # the peer chose one that looks like ours; an abort could mean either
+        return call_id
+
+    def _deadline(self, options: CallOptions, longest_s: float) -> float:
+        timeout_s = options.get("timeout_s")
+        if timeout_s is None:
+            timeout_s = longest_s
+        return trio.current_time() + timeout_s + GRACE_S
+
+
+def _request(operation: str, input: object, options: CallOptions) -> Requested:  # noqa: A002
+    encoded = input if isinstance(input, msgspec.Raw) else _encode_input(input)
+    return Requested(
+        id="",
+        operation=operation.removeprefix("/"),
+        input=encoded,
+        auth_token=options.get("token"),
+        forwarded_for=options.get("forwarded_for"),
+        traceparent=options.get("traceparent"),
+        idempotency_key=options.get("idempotency_key"),
+        peer=options.get("peer"),
+        path=options.get("path", ()),
+    )
+
+
+def _encode_input(value: object) -> msgspec.Raw:
+    return msgspec.Raw(b"{}" if value is None else msgspec.json.encode(value))
+
+
+def _too_slow() -> CallError:
+    return CallError(ErrorCode.TIMEOUT, "no answer within the deadline")

@@ -1,0 +1,116 @@
+"""``alknet/call`` as a service of a node: a session per connection, and tokens that end calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from alknet.call.contracts import Dispatcher
+from alknet.call.serving import REVOKED, InboundCall
+from alknet.call.session import CallSession
+from alknet.core.clock import WallClock, wall_clock
+from alknet.core.contracts import Connection, IdentityProvider, ProtocolHandler
+from alknet.core.identity import Identity
+from alknet.core.limits import Limits
+from alknet.errors import Denied, Unavailable
+
+__all__ = ["ALPN", "CallHandler"]
+
+ALPN = "alknet/call"
+
+
+class CallHandler:
+    """Serves calls on every connection that speaks `ALPN`, strangers' too.
+
+    Strangers reach public operations, and others with a token. Calls that run under a token end
+    when the token is revoked (noticed when `IdentityProvider.version` changes) or expires.
+
+    Attributes:
+        alpns: The one name.
+        requires_identity: False: the operations decide.
+        sessions: Those that live.
+        limits: For connections that come from now on.
+    """
+
+    alpns: Sequence[str] = (ALPN,)
+    requires_identity = False
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        limits: Limits,
+        *,
+        identities: IdentityProvider | None = None,
+        on_failed_authentication: Callable[[Connection], None] | None = None,
+        clock: WallClock = wall_clock,
+    ) -> None:
+        """Make a handler.
+
+        Args:
+            identities: Who a token is; without it, running calls outlive their tokens.
+            on_failed_authentication: Told of each refused token, to count it by address.
+            clock: What token expiries are compared with.
+        """
+        self.dispatcher = dispatcher
+        self.limits = limits
+        self.sessions: set[CallSession] = set()
+        self._identities = identities
+        self._on_failed_authentication = on_failed_authentication
+        self._clock = clock
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncGenerator[None]:
+        """Watch for revoked tokens while the node serves."""
+        async with trio.open_nursery() as nursery:
+            if self._identities is not None:
+                nursery.start_soon(self._follow, self._identities, name="token revocation")
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def handle(self, connection: Connection) -> None:
+        """Serve one connection until it ends. Cancelled, its calls are cancelled."""
+        session = CallSession(
+            connection,
+            self.dispatcher,
+            limits=self.limits,
+            on_failed_authentication=self._on_failed_authentication,
+            token_ends_at=self._token_ends_at,
+        )
+        self.sessions.add(session)
+        try:
+            await session.run()
+        finally:
+            self.sessions.discard(session)
+
+    async def _follow(self, identities: IdentityProvider) -> None:
+        version = identities.version
+        while True:
+            version = await identities.wait_changed(version)
+            for session in list(self.sessions):
+                session.abort_calls(lambda call: _is_revoked(identities, call), REVOKED)
+
+    def _token_ends_at(self, identity: Identity) -> float:
+        expires_at = None
+        if self._identities is not None:
+            expires_at = self._identities.token_expires_at(identity)
+        if expires_at is None:
+            return math.inf
+        return trio.current_time() + expires_at - self._clock()
+
+
+def _is_revoked(identities: IdentityProvider, call: InboundCall) -> bool:
+    if call.auth_token is None:
+        return False
+    try:
+        identities.identify_token(call.auth_token)
+    except Denied:
+        return True
+    except Unavailable:
+        return False  # a store that cannot say is no revocation; new calls are refused meanwhile
+    return False
+
+
+_: type[ProtocolHandler] = CallHandler

@@ -1,0 +1,281 @@
+"""Which stream a message takes, and what the end of a stream means for the calls on it.
+
+On a carrier with many streams our small requests share one that we opened; a subscription, a large
+request or output takes one of its own. On a carrier with one stream all go there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from alknet.call.codes import CallError, ErrorCode
+from alknet.call.pending import lost
+from alknet.call.proto import (
+    Aborted,
+    Completed,
+    ConnectionClose,
+    Credit,
+    Event,
+    Failed,
+    Faulty,
+    Requested,
+    Responded,
+)
+from alknet.call.streams import CallStream
+from alknet.core.contracts import CloseCode, CloseReason, Stream, StreamReset
+from alknet.errors import PeerError, Violation
+
+if TYPE_CHECKING:
+    from alknet.call.session import CallSession
+
+__all__ = ["Lanes"]
+
+log = logging.getLogger(__name__)
+
+
+class Lanes:
+    """The streams of one session; their `alknet.call.streams.StreamOwner`.
+
+    Attributes:
+        streams: All that live.
+    """
+
+    def __init__(self, session: CallSession) -> None:
+        self._session = session
+        self._connection = session.connection
+        self._shared: CallStream | None = None
+        self._opening = trio.Lock()
+        self._only_is_known = trio.Event()
+        self._gone = trio.lowlevel.ParkingLot()
+        self._handlers: Mapping[type, Callable[[CallStream, Any, float], None]] = {
+            Requested: session.serving.requested,
+            Credit: session.serving.credited,
+            Responded: session.calling.responded,
+            Completed: session.calling.completed,
+            Failed: session.calling.failed,
+            Aborted: self._aborted,
+            Faulty: self._faulty,
+            ConnectionClose: self._closed,
+        }
+        self.streams: set[CallStream] = set()
+
+    # --- streams come
+
+    async def accept(self) -> None:
+        """Take the streams that the peer opens, until the connection ends."""
+        try:
+            while True:
+                self._start(await self._connection.accept_stream(), is_ours=False)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the session's watch over the connection says why
+
+    async def refuse_unidirectional(self) -> None:
+        """End the session if the peer opens a stream that cannot carry answers."""
+        try:
+            await self._connection.accept_uni_stream()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        self._session.end(CloseCode.PROTOCOL, "unidirectional streams carry no calls")
+
+    async def run_only(self) -> None:
+        """Run the one stream of a carrier that has no more, until it ends."""
+        connection = self._connection
+        try:
+            if connection.is_dialer:
+                raw = await connection.open_stream()
+            else:
+                raw = await connection.accept_stream()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        self._shared = self._start(raw, is_ours=True)
+        self._only_is_known.set()
+
+    async def for_request(self, *, own: bool) -> CallStream:
+        """Return the stream for a request, with room in its outbox.
+
+        Cancelled, nothing happened. What is returned must be used, or given to `done_with`,
+        before the next checkpoint.
+
+        Raises:
+            CallError: The connection ended (UNAVAILABLE).
+        """
+        has_many = self._connection.carrier.many_streams
+        if own and has_many:
+            return self._start(await self._open(), is_ours=True, is_single_use=True)
+        stream = None
+        while stream is None or stream is not self._shared:
+            stream = await (self._shared_stream() if has_many else self._only_stream())
+            await stream.outbox.wait_room()
+            self._session.check_live()
+        return stream
+
+    def done_with(self, stream: CallStream) -> None:
+        """Finish *stream* if it was for one call and that is over."""
+        if stream.is_single_use and not stream.pending:
+            stream.finish_soon()
+
+    def wake(self) -> None:
+        """Let those who wait for a stream see that the session is over."""
+        self._only_is_known.set()
+
+    # --- farewell
+
+    async def flush(self) -> None:
+        """Wait until all streams have accepted all that was queued. Cancelled, no effect."""
+        for stream in list(self.streams):
+            await stream.outbox.wait_flushed()
+
+    async def finish_served(self) -> None:
+        """Finish our side of the peer's streams and wait until it has finished its own.
+
+        A peer finishes its side once it has seen the end of ours, and so every answer. Cancelled,
+        no effect but that our side is finished.
+        """
+        served = {stream for stream in self.streams if not stream.is_ours}
+        for stream in served:
+            stream.outbox.finish()
+        while served & self.streams:
+            await self._gone.park()
+
+    def send_close(self, reason: CloseReason) -> None:
+        """Tell the peer why we close, where the carrier cannot."""
+        if self._shared is not None:
+            self._shared.send(ConnectionClose(reason.code, reason.reason))
+
+    # --- what streams report
+
+    @property
+    def frame_limit(self) -> int:
+        """The longest frame that the peer may send now."""
+        return self._session.frame_limit
+
+    def receive(self, stream: CallStream, event: Event, arrived_at: float) -> None:
+        """Hand a message to those whom it concerns; others are ignored."""
+        handler = self._handlers.get(type(event))
+        if handler is not None and self._session.close_reason is None:
+            handler(stream, event, arrived_at)
+
+    def stream_ended(self, stream: CallStream) -> None:
+        """The peer finished its side in good order."""
+        if stream.is_only:
+            self._session.end_by_peer("the peer ended the stream")
+        elif stream.is_ours:
+            self._forget_shared(stream)
+            why = lost("the peer finished the stream without an answer")
+            self._session.calling.fail_on(stream, why)
+            stream.finish_soon()
+        else:
+            stream.finish_if_answered()
+
+    def stream_reset(self, stream: CallStream, why: StreamReset) -> None:
+        """The peer gave up one direction: that aborts the calls."""
+        if stream.is_only:
+            self._session.end_by_peer(str(why))
+        elif stream.is_ours:
+            self._forget_shared(stream)
+            self._session.calling.fail_on(stream, _refused(why))
+            stream.break_off()
+        else:
+            self._end_served(stream)
+            stream.finish_if_answered()
+
+    def stream_faulted(self, stream: CallStream, why: PeerError) -> None:
+        """The peer broke the protocol: its stream is lost, or the connection."""
+        fields = {"peer": self._connection.remote_address, "fault": str(why)}
+        log.warning("call.protocol_fault", extra=fields)
+        if stream.is_only or isinstance(why, Violation):
+            self._session.end(CloseCode.PROTOCOL, str(why))
+        elif stream.is_ours:
+            self._forget_shared(stream)
+            error = CallError(ErrorCode.INTERNAL, f"the peer sent a bad answer: {why}")
+            self._session.calling.fail_on(stream, error)
+
+    def stream_gone(self, stream: CallStream) -> None:
+        """Nothing more will come or go on *stream*."""
+        self.streams.discard(stream)
+        self._forget_shared(stream)
+        self._session.calling.fail_on(stream, lost("the stream ended without an answer"))
+        self._end_served(stream)
+        self._gone.unpark_all()
+        if stream.is_only:
+            self._session.end_by_peer("the link was lost")
+
+    # --- messages that concern both sides
+
+    def _aborted(self, stream: CallStream, event: Aborted, _arrived_at: float) -> None:
+        pending = self._session.calling.pending.get(event.id)
+        if pending is not None and pending.stream is stream:
+            self._session.calling.aborted(stream, event)
+        else:
+            self._session.serving.aborted(event.id)
+
+    def _faulty(self, stream: CallStream, event: Faulty, _arrived_at: float) -> None:
+        session = self._session
+        if event.type == "call.requested":
+            session.serving.faulty_request(stream, event.id, event.error)
+        elif event.type in {"call.responded", "call.completed", "call.error"}:
+            why = f"the peer sent a bad answer: {event.error.message}"
+            session.calling.faulted(stream, event.id, CallError(ErrorCode.INTERNAL, why))
+        elif event.type == "connection.close":
+            session.end_by_peer("the peer closed, for a reason that cannot be read")
+        else:
+            session.serving.faulted(event.id, event.error)
+
+    def _closed(self, _stream: CallStream, event: ConnectionClose, _arrived_at: float) -> None:
+        self._session.end_by_peer(event.reason, event.code)
+
+    # --- helpers
+
+    def _start(self, raw: Stream, *, is_ours: bool, is_single_use: bool = False) -> CallStream:
+        session = self._session
+        stream = CallStream(
+            raw,
+            session.limits,
+            session.budget,
+            is_ours=is_ours,
+            is_only=not self._connection.carrier.many_streams,
+            is_single_use=is_single_use,
+        )
+        self.streams.add(stream)
+        session.spawn(stream.run, self, name=f"call stream {raw.stream_id}")
+        return stream
+
+    async def _open(self) -> Stream:
+        try:
+            stream = await self._connection.open_stream()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise lost(str(exc)) from exc
+        if self._session.close_reason is not None:
+            stream.reset(CloseCode.OK)
+            self._session.check_live()
+        return stream
+
+    async def _shared_stream(self) -> CallStream:
+        async with self._opening:
+            if self._shared is None:
+                self._shared = self._start(await self._open(), is_ours=True)
+            return self._shared
+
+    async def _only_stream(self) -> CallStream:
+        await self._only_is_known.wait()
+        self._session.check_live()
+        assert self._shared is not None
+        return self._shared
+
+    def _forget_shared(self, stream: CallStream) -> None:
+        if self._shared is stream:
+            self._shared = None
+
+    def _end_served(self, stream: CallStream) -> None:
+        for call in list(stream.serving):
+            self._session.serving.aborted(call.id)
+
+
+def _refused(why: StreamReset) -> CallError:
+    if why.code == CloseCode.PROTOCOL:
+        return CallError(ErrorCode.INTERNAL, "the peer refused the request as bad or too long")
+    return lost(str(why))

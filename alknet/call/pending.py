@@ -1,0 +1,179 @@
+"""Calls that we made and that have no answer yet."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+import trio
+
+from alknet.call.codes import CallError, ErrorCode
+from alknet.call.credit import ReceiveWindow
+from alknet.call.outbox import Budget
+
+if TYPE_CHECKING:
+    from alknet.call.streams import CallStream
+
+__all__ = ["Pending", "PendingCall", "PendingItems", "aborted", "lost"]
+
+
+class PendingCall:
+    """One call of a query or mutation: settled once, by its answer or by an error.
+
+    Attributes:
+        id: The request id.
+        stream: Where the request went and the answer comes.
+    """
+
+    __slots__ = ("_error", "_output", "_waiter", "id", "is_over", "stream")
+
+    def __init__(self, call_id: str, stream: CallStream) -> None:
+        self.id = call_id
+        self.stream = stream
+        self.is_over = False
+        self._output = msgspec.Raw()
+        self._error: CallError | None = None
+        self._waiter: trio.lowlevel.Task | None = None
+
+    def settle(self, output: msgspec.Raw) -> None:
+        """End it with its output."""
+        self._output = output
+        self._wake()
+
+    def fail(self, error: CallError) -> None:
+        """End it with an error."""
+        self._error = error
+        self._wake()
+
+    async def wait(self) -> msgspec.Raw:
+        """Wait for the output, in one task. Cancelled, the call is still pending.
+
+        Raises:
+            CallError: It failed.
+        """
+        if not self.is_over:
+            self._waiter = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
+        if self._error is not None:
+            raise self._error
+        return self._output
+
+    def _wake(self) -> None:
+        self.is_over = True
+        if self._waiter is not None:
+            trio.lowlevel.reschedule(self._waiter)
+            self._waiter = None
+
+    def _stop_waiting(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._waiter = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+class PendingItems:
+    """One subscription of ours: items that came and were not taken yet, and then its end.
+
+    Attributes:
+        id: The request id.
+        stream: Where the request went and the items come.
+        window: What bounds the queue on a shared stream; None where the stream is our own and
+            its reader waits (`is_full`).
+        is_over: The terminal event came.
+    """
+
+    __slots__ = (
+        "_budget",
+        "_end",
+        "_news",
+        "_queue",
+        "_space",
+        "id",
+        "is_over",
+        "queued_bytes",
+        "stream",
+        "window",
+    )
+
+    def __init__(
+        self, call_id: str, stream: CallStream, window: ReceiveWindow | None, budget: Budget
+    ) -> None:
+        self.id = call_id
+        self.stream = stream
+        self.window = window
+        self.is_over = False
+        self.queued_bytes = 0
+        self._budget = budget
+        self._queue: deque[msgspec.Raw] = deque()
+        self._end: CallError | None = None
+        self._news = trio.lowlevel.ParkingLot()
+        self._space = trio.lowlevel.ParkingLot()
+
+    def offer(self, item: msgspec.Raw) -> bool:
+        """Queue *item*; False if the window did not allow it."""
+        if self.window is not None and not self.window.receive():
+            return False
+        self._queue.append(item)
+        self._hold(len(item))
+        self._news.unpark_all()
+        return True
+
+    def settle(self) -> None:
+        """End it: what is queued can still be taken."""
+        self.is_over = True
+        self._news.unpark_all()
+        self._space.unpark_all()
+
+    def fail(self, error: CallError) -> None:
+        """End it with an error, which comes after what is queued."""
+        self._end = error
+        self.settle()
+
+    def drop(self) -> None:
+        """Throw away what is queued: nobody will take it."""
+        self._queue.clear()
+        self._hold(-self.queued_bytes)
+        self._space.unpark_all()
+
+    async def take(self) -> msgspec.Raw | None:
+        """Wait for the next item; None after the last. Cancelled, none is taken.
+
+        Raises:
+            CallError: The subscription failed.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._queue:
+            if self._end is not None:
+                raise self._end
+            if self.is_over:
+                return None
+            await self._news.park()
+        item = self._queue.popleft()
+        self._hold(-len(item))
+        self._space.unpark_all()
+        return item
+
+    async def wait_space(self, items: int, size: int) -> None:
+        """Wait until fewer than *items* and *size* bytes are queued. Cancelled, nothing happens."""
+        while not self.is_over and (len(self._queue) >= items or self.queued_bytes >= size):
+            await self._space.park()
+
+    def _hold(self, n: int) -> None:
+        self.queued_bytes += n
+        self._budget.add(n)
+
+
+Pending: TypeAlias = PendingCall | PendingItems
+
+
+def lost(why: str) -> CallError:
+    """Return the error of a call whose answer can no longer come."""
+    return CallError(ErrorCode.UNAVAILABLE, why)
+
+
+def aborted(reason: str | None) -> CallError:
+    """Return the error of a call that its callee ended, for *reason*."""
+    if reason == "shutdown":
+        return CallError(ErrorCode.UNAVAILABLE, "the peer is shutting down")
+    if reason == "revoked":
+        return CallError(ErrorCode.FORBIDDEN, "the authorization was revoked")
+    return CallError(ErrorCode.ABORTED, f"aborted by the peer: {reason or 'no reason given'}")

@@ -1,0 +1,311 @@
+"""The callee: the peer's requests, each in a scope of its own, each with one terminal event."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from alknet.call.codes import CallError, ErrorCode, call_error_from
+from alknet.call.contracts import AdmittedCall
+from alknet.call.credit import SendCredit
+from alknet.call.proto import (
+    Aborted,
+    Completed,
+    Credit,
+    Event,
+    Failed,
+    Requested,
+    Responded,
+    encode_event,
+    encode_frame,
+)
+from alknet.core.identity import Identity
+from alknet.errors import Violation
+
+if TYPE_CHECKING:
+    from alknet.call.session import CallSession
+    from alknet.call.streams import CallStream
+
+__all__ = ["REVOKED", "SHUTDOWN", "InboundCall", "Serving"]
+
+log = logging.getLogger(__name__)
+
+# Reasons of a callee's ``call.aborted``.
+REVOKED = "revoked"
+SHUTDOWN = "shutdown"
+
+
+class InboundCall:
+    """A request of the peer that runs.
+
+    Attributes:
+        id: Chosen by the peer.
+        operation: Registry name.
+        identity: Whom it runs for.
+        auth_token: The token that it came with, if that is why it runs. Secret.
+        stream: Where it came and where its answer goes.
+        credit: Items that it may send; None where flow control alone decides.
+        scope: Ends it, with everything below.
+    """
+
+    __slots__ = (
+        "_verdict",
+        "admitted",
+        "auth_token",
+        "credit",
+        "id",
+        "identity",
+        "input_bytes",
+        "operation",
+        "scope",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        request: Requested,
+        admitted: AdmittedCall,
+        stream: CallStream,
+        *,
+        deadline: float,
+        expires_at: float = math.inf,
+    ) -> None:
+        self.id = request.id
+        self.operation = request.operation
+        self.input_bytes = len(request.input)
+        self.identity: Identity = admitted.identity
+        self.auth_token = request.auth_token if admitted.used_token else None
+        self.admitted = admitted
+        self.stream = stream
+        self.credit = None if request.window is None else SendCredit(request.window)
+        self.scope = trio.CancelScope(deadline=min(deadline, expires_at))
+        self._verdict: Event | None = None
+        if expires_at <= deadline:  # then it is the token's end that comes first
+            self._verdict = Aborted(request.id, REVOKED)
+
+    def __repr__(self) -> str:
+        return f"<InboundCall {self.id} {self.operation} as {self.identity.id}>"
+
+    def end(self, verdict: Event) -> None:
+        """Cancel it; *verdict* is what the caller gets, unless it ends on its own before."""
+        if not self.scope.cancel_called:
+            self._verdict = verdict
+            self.scope.cancel()
+
+    @property
+    def verdict(self) -> Event:
+        """What to send after `scope` was cancelled: by `end`, or else by its deadline."""
+        if self._verdict is not None:
+            return self._verdict
+        return _failed(self.id, ErrorCode.TIMEOUT, "the operation took longer than it may")
+
+
+class Serving:
+    """The requests of the peer on one connection.
+
+    Attributes:
+        calls: Those that run, by id.
+        is_draining: New requests are refused.
+    """
+
+    def __init__(self, session: CallSession) -> None:
+        self._session = session
+        self._limits = session.limits
+        self._input_bytes = 0
+        self.calls: dict[str, InboundCall] = {}
+        self.is_draining = False
+
+    def requested(self, stream: CallStream, event: Requested, arrived_at: float) -> None:
+        """Run a request, or refuse it.
+
+        Raises:
+            Violation: It stands on the wrong stream, or its id is in flight.
+        """
+        self._check_id(stream, event.id)
+        try:
+            call = self._admit(stream, event, arrived_at)
+        except CallError as exc:
+            self.refuse(stream, event.id, exc)
+            return
+        self.calls[call.id] = call
+        stream.serving.add(call)
+        self._input_bytes += call.input_bytes
+        self._session.spawn(self._run, call, name=f"call {call.operation} {call.id}")
+
+    def faulty_request(self, stream: CallStream, call_id: str, error: CallError) -> None:
+        """Refuse a request whose payload is bad. Raises like `requested`."""
+        self._check_id(stream, call_id)
+        self.refuse(stream, call_id, error)
+
+    def refuse(self, stream: CallStream, call_id: str, error: CallError) -> None:
+        """Answer with *error*, and count it if a token was refused."""
+        stream.send(Failed.of(call_id, error))
+        if error.is_failed_authentication:
+            self._session.authentication_failed()
+
+    def aborted(self, call_id: str) -> None:
+        """End the call at its caller's wish; an unknown id is ignored."""
+        if call := self.calls.get(call_id):
+            call.end(_failed(call_id, ErrorCode.ABORTED, "aborted by the caller"))
+
+    def credited(self, _stream: CallStream, event: Credit, _arrived_at: float) -> None:
+        """Let a subscription send more; an unknown id is ignored."""
+        call = self.calls.get(event.id)
+        if call is None or call.credit is None:
+            return
+        try:
+            call.credit.add(event.n)
+        except CallError as exc:
+            call.end(Failed.of(event.id, exc))
+
+    def faulted(self, call_id: str, error: CallError) -> None:
+        """End the call for a bad message about it; an unknown id is ignored."""
+        if call := self.calls.get(call_id):
+            call.end(Failed.of(call_id, error))
+
+    def abort_calls(self, predicate: Callable[[InboundCall], bool], reason: str) -> int:
+        """End the calls that *predicate* picks, with *reason* told; return how many."""
+        chosen = [call for call in self.calls.values() if predicate(call)]
+        for call in chosen:
+            call.end(Aborted(call.id, reason))
+        return len(chosen)
+
+    # --- admission
+
+    def _check_id(self, stream: CallStream, call_id: str) -> None:
+        if stream.is_ours and not stream.is_only:
+            raise Violation("a request on a stream that its receiver opened")
+        if call_id in self.calls:
+            raise Violation("a request id was used again while in flight")
+
+    def _admit(self, stream: CallStream, request: Requested, arrived_at: float) -> InboundCall:
+        self._check_room(request)
+        session = self._session
+        try:
+            assert session.dispatcher is not None
+            admitted = session.dispatcher.admit(
+                request, connection=session.connection, session=session
+            )
+        except CallError:
+            raise
+        except Exception as exc:  # noqa: BLE001  # boundary: a bad admission ends its call, no more
+            raise self._judge(exc, request.operation) from None
+        if admitted.used_token:
+            session.token_accepted()
+        _check_type(request, admitted)
+        deadline = min(
+            arrived_at + _or_inf(admitted.timeout_s),
+            arrived_at + _or_inf(request.timeout_ms) / 1000,
+        )
+        expires_at = session.token_ends_at(admitted.identity) if admitted.used_token else math.inf
+        return InboundCall(request, admitted, stream, deadline=deadline, expires_at=expires_at)
+
+    def _check_room(self, request: Requested) -> None:
+        if self._session.is_others_id(request.id):
+            raise CallError(ErrorCode.INVALID_INPUT, "such ids belong to the other side")
+        if self._session.dispatcher is None:
+            raise CallError(ErrorCode.NOT_FOUND, "nothing is served here")
+        if self.is_draining:
+            raise CallError(ErrorCode.UNAVAILABLE, "shutting down")
+        if len(self.calls) >= self._limits.calls_per_connection:
+            raise CallError(ErrorCode.RESOURCE_EXHAUSTED, "too many calls in flight")
+        if self._input_bytes + len(request.input) > self._limits.buffered_bytes_per_connection:
+            raise CallError(ErrorCode.RESOURCE_EXHAUSTED, "too much input in flight")
+
+    # --- running
+
+    async def _run(self, call: InboundCall) -> None:
+        event: Event | None = None
+        try:
+            with call.scope:
+                event = await self._outcome(call)
+        finally:
+            self._forget(call)
+            # None after a cancel from outside: the connection is gone, or the session stops.
+            if event is None and call.scope.cancelled_caught:
+                event = call.verdict
+            if event is not None:
+                call.stream.outbox.put(self._frame(event))
+            call.stream.finish_if_answered()
+            self._session.call_ended()
+
+    async def _outcome(self, call: InboundCall) -> Event:
+        try:
+            if call.admitted.op_type == "subscription":
+                await self._pump(call)
+                return Completed(call.id)
+            return Responded(call.id, msgspec.Raw(await call.admitted.run()))
+        except Exception as exc:  # noqa: BLE001  # boundary: a crash ends its call, no more
+            return Failed.of(call.id, self._judge(exc, call.operation))
+
+    async def _pump(self, call: InboundCall) -> None:
+        outbox = call.stream.outbox
+        async with call.admitted.stream() as items:
+            async for item in items:
+                if call.credit is not None:
+                    await call.credit.take()
+                await outbox.wait_room()
+                if outbox.is_broken:
+                    await trio.sleep_forever()  # whoever found out ends this call now
+                self._check_size(len(item))
+                outbox.put(encode_frame(encode_event(Responded(call.id, msgspec.Raw(item)))))
+
+    def _frame(self, event: Event) -> bytes:
+        body = encode_event(event)
+        if len(body) > self._limits.frame_bytes and isinstance(event, Responded | Failed):
+            error = _too_large(len(body), self._limits.frame_bytes)
+            body = encode_event(Failed.of(event.id, error))
+        return encode_frame(body)
+
+    def _check_size(self, size: int) -> None:
+        if size + _ENVELOPE_BYTES > self._limits.frame_bytes:
+            raise _too_large(size, self._limits.frame_bytes)
+
+    def _judge(self, exc: Exception, operation: str) -> CallError:
+        error = call_error_from(exc)
+        if error is not None:
+            return error
+        correlation_id = secrets.token_hex(8)
+        fields = {"operation": operation, "correlation_id": correlation_id}
+        log.error("call.crashed", extra=fields, exc_info=exc)
+        details = {"correlation_id": correlation_id}
+        return CallError(ErrorCode.INTERNAL, "the operation failed", details=details)
+
+    def _forget(self, call: InboundCall) -> None:
+        del self.calls[call.id]
+        call.stream.serving.discard(call)
+        self._input_bytes -= call.input_bytes
+
+
+def _check_type(request: Requested, admitted: AdmittedCall) -> None:
+    kind = admitted.op_type
+    if kind not in {"query", "mutation", "subscription"}:
+        raise CallError(ErrorCode.INVALID_OPERATION_TYPE, f"{kind} operations are not served yet")
+    if request.window is not None and kind != "subscription":
+        raise CallError(ErrorCode.INVALID_OPERATION_TYPE, f"a {kind} has no items: call it")
+
+
+def _failed(call_id: str, code: ErrorCode, message: str) -> Failed:
+    return Failed.of(call_id, CallError(code, message))
+
+
+def _too_large(size: int, limit: int) -> CallError:
+    return CallError(
+        ErrorCode.RESOURCE_EXHAUSTED,
+        f"an output of {size} bytes is over the frame limit of {limit}",
+        retryable=False,
+    )
+
+
+def _or_inf(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+_ENVELOPE_BYTES = 256
+"""More than an envelope takes around its output, with the longest id."""
