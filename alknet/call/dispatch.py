@@ -223,6 +223,11 @@ class Admitted:
         try:
             with self._boundary.guard():
                 await items.aclose()
+        except BaseExceptionGroup as group:
+            # A nursery around a yield wraps the GeneratorExit that closing is made of.
+            _, rest = group.split(GeneratorExit)
+            if rest is not None:
+                raise rest from None
         except CallError as exc:
             # The caller has its last event or is gone: this is for the log alone.
             log.warning(

@@ -18,6 +18,7 @@ Names are as in ``services/list``: without the slash that leads them on the wire
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, cast
@@ -75,9 +76,7 @@ class Operation(Generic[P, R]):
         self.input = Shape(Nothing if signature.input_name is None else signature.input_type)
         self.output = Shape(signature.output_type)
         self.details = {
-            error.code: Shape(error.details_type)
-            for error in spec.errors
-            if error.details_type is not None
+            error.code: _details(error) for error in spec.errors if error.details_type is not None
         }
         self.resource_id = None if spec.resource_id_path is None else Pointer(spec.resource_id_path)
         if self.resource_id is not None:
@@ -97,12 +96,21 @@ class Operation(Generic[P, R]):
     def __get__(self, instance: object, owner: type | None = None) -> Operation[..., R]:
         if instance is None or not self._signature.unbound:
             return self
-        bound = cast("Callable[..., R]", self._function.__get__(instance, owner))
-        copy: Operation[..., R] = object.__new__(Operation)
-        copy.__dict__.update(self.__dict__)
-        copy._function = bound
-        copy._signature = msgspec.structs.replace(self._signature, unbound=False)
-        return copy
+        # A copy, for shapes and schemas are costly and the same for all instances.
+        bound = cast("Operation[..., R]", copy.copy(self))
+        bound.__dict__.update(
+            _function=self._function.__get__(instance, owner),
+            _signature=msgspec.structs.replace(self._signature, unbound=False),
+        )
+        return bound
+
+    def replace_spec(self, spec: OperationSpec) -> Operation[P, R]:
+        """Return the same operation under another declaration (name, access, visibility …).
+
+        Raises:
+            LocalError: The resource id path of *spec* is not in the input.
+        """
+        return Operation(self._function, spec, self._signature)
 
     @property
     def is_bound(self) -> bool:
@@ -261,6 +269,13 @@ def _errors(errors: Sequence[ErrorSpec]) -> tuple[ErrorSpec, ...]:
         if codes.count(code) > 1:
             raise LocalError(f"error {code} is declared twice")
     return tuple(errors)
+
+
+def _details(error: ErrorSpec) -> Shape:
+    shape = Shape(error.details_type)
+    if shape.schema.get("type", "object") != "object":
+        raise LocalError(f"error {error.code}: its details are not an object in JSON")
+    return shape
 
 
 def _duration(seconds: float | None) -> float | None:

@@ -152,8 +152,9 @@ class _Expansion:
         return {**self._walk(self._definitions[name]), **rest}
 
     def _walk_key(self, key: str, value: Any) -> Any:
-        # Data, not schemas: an object there may hold any key, "$ref" too.
-        return value if key in {"default", "enum", "const", "examples"} else self._walk(value)
+        if key in _NAMED:
+            return {name: self._walk(schema) for name, schema in value.items()}
+        return value if key in _DATA else self._walk(value)
 
 
 def _reaches(start: str, definitions: Mapping[str, JsonSchema]) -> bool:
@@ -179,7 +180,9 @@ def _references(node: Any) -> Iterator[str]:
         if name is not None:
             yield name
         for key, value in node.items():
-            if key not in {"default", "enum", "const", "examples"}:
+            if key in _NAMED:
+                yield from _references(list(value.values()))
+            elif key not in _DATA:
                 yield from _references(value)
 
 
@@ -221,6 +224,11 @@ def _pointer(path: str) -> str:
         tokens.append(index or escape_token(name))
     return "".join(f"/{token}" for token in tokens)
 
+
+# Keywords whose value is schemas by name, where a name may look like a keyword …
+_NAMED = frozenset({"properties", "patternProperties"})
+# … and those whose value is data, where an object may hold any key, "$ref" too.
+_DATA = frozenset({"default", "enum", "const", "examples"})
 
 _ENCODER = msgspec.json.Encoder()
 

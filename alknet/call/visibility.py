@@ -12,7 +12,7 @@ from typing import Any
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.operations import Operation
 from alknet.call.spec import MAX_NAME_BYTES, OPERATION_NAME
-from alknet.core.access import check_access
+from alknet.core.access import MissingResourceId, check_access
 from alknet.core.identity import Identity
 from alknet.errors import Denied
 
@@ -42,9 +42,16 @@ def check_scopes(operation: Operation[..., Any], identity: Identity) -> None:
     Raises:
         CallError: `FORBIDDEN`, naming the scope or asking for authentication.
     """
-    rules = operation.spec.access
     try:
-        check_access(rules, identity, None, has_resource_path=False, ownership=_NOBODY_OWNS)
+        check_access(
+            operation.spec.access,
+            identity,
+            None,
+            has_resource_path=operation.resource_id is not None,
+            ownership=_NOBODY_OWNS,
+        )
+    except MissingResourceId:
+        return  # the scopes were enough to be asked for the resource
     except Denied as exc:
         raise CallError(ErrorCode.FORBIDDEN, exc.reason) from None
 

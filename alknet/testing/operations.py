@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import trio
 
+from alknet.call.codes import CallError
 from alknet.call.dispatch import Admitted, OperationDispatcher
 from alknet.call.operations import Operation
 from alknet.call.proto.events import Requested
@@ -51,7 +52,7 @@ class FixedIdentities:
             await trio.sleep_forever()
         return self.version
 
-    def identify_key(self, key: NodeId) -> Identity | None:  # noqa: ARG002
+    def identify_key(self, key: NodeId) -> Identity | None:
         """Return None: every key is unknown."""
         return None
 
@@ -61,11 +62,11 @@ class FixedIdentities:
             raise Denied("token refused", is_failed_authentication=True)
         return self.tokens[token]
 
-    def token_expires_at(self, identity: Identity) -> float | None:  # noqa: ARG002
+    def token_expires_at(self, identity: Identity) -> float | None:
         """Return None: no token expires."""
         return None
 
-    def peer(self, name: str) -> Peer | None:  # noqa: ARG002
+    def peer(self, name: str) -> Peer | None:
         """Return None: there are no peers."""
         return None
 
@@ -189,16 +190,29 @@ async def assert_list_operations_filter(
         spec = entry.operation.spec
         if not spec.is_list:
             continue
-        caller = peer("lister", *spec.access.scopes_all, *spec.access.scopes_any)
-        value = (inputs or {}).get(spec.name)
-        async with _admitted(entry.operation, value, caller, None) as call:
+        asked = await _asked(entry.operation, (inputs or {}).get(spec.name), timeout_s)
+        if spec.access.resource_type not in asked:
+            raise AssertionError(
+                f"{spec.name} lists {spec.access.resource_type!r} and does not ask "
+                "ctx.visible which of them the caller may see"
+            )
+
+
+async def _asked(
+    operation: Operation[..., Any], value: object, timeout_s: float
+) -> Collection[str]:
+    """Return the resource types that *operation* asks about, run as one who owns nothing."""
+    spec = operation.spec
+    caller = peer("lister", *spec.access.scopes_all, *spec.access.scopes_any)
+    # Internal ones have no callers, but leak through those that they have.
+    exposed = operation.replace_spec(msgspec.structs.replace(spec, internal=False))
+    try:
+        async with _admitted(exposed, value, caller, None) as call:
             with trio.move_on_after(timeout_s):
                 await _begin(call)
-            if spec.access.resource_type not in call.context.asked_visible:
-                raise AssertionError(
-                    f"{spec.name} lists {spec.access.resource_type!r} and does not ask "
-                    "ctx.visible which of them the caller may see"
-                )
+            return call.context.asked_visible
+    except CallError as exc:
+        raise AssertionError(f"{spec.name} cannot be run with its input: {exc}") from exc
 
 
 async def _begin(call: Admitted) -> None:
