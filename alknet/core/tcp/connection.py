@@ -22,8 +22,9 @@ from alknet.errors import LocalError
 
 __all__ = ["StreamConnection"]
 
-# How long closing may take: close_notify out, and the peer's end in.
-CLOSE_S = 2.0
+# How long closing may take: close_notify out, and the peer's end in. Below the second that the
+# endpoint gives connections at its own end.
+CLOSE_S = 0.8
 MAX_REASON_BYTES = 512
 
 
@@ -111,26 +112,30 @@ class StreamConnection(Connection):
         text = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
         self._life.end(CloseReason(code, text, by_peer=False), by_close=True)
 
+    async def aclose(self, code: int = 0, reason: str = "") -> None:
+        """`close` and `wait_closed`; cancelled, the transport closes without a goodbye."""
+        self.close(code, reason)
+        try:
+            await self.wait_closed()
+        finally:
+            if not self._is_released:
+                await self._stream.abort()
+
     async def wait_closed(self) -> CloseReason:
         """Drive the connection until it has ended and the transport is closed; say why it ended.
 
-        Cancelled while it lives, nothing happens; while it closes, the transport closes at once.
+        Cancelled, nothing happens: the next caller goes on, also with a goodbye half said.
         """
         async with self._driver:
             if not self._is_released:
                 with self._life.until_end():
                     await self._stream.watch()
-                await self._release()
+                with trio.move_on_after(CLOSE_S):
+                    await self._stream.say_goodbye()
+                self._is_released = True
+                await self._stream.abort()
         assert self._life.reason is not None
         return self._life.reason
-
-    async def _release(self) -> None:
-        try:
-            with trio.move_on_after(CLOSE_S):
-                await self._stream.release()
-        finally:
-            self._is_released = True
-            await self._stream.abort()
 
     async def _wait_for_end(self) -> Never:
         with self._life.until_end():

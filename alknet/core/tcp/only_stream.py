@@ -75,6 +75,7 @@ class OnlyStream(Stream):
         self._has_eof = False
         self._has_sent_eof = False
         self._drops_input = False
+        self._is_reset = False
         self._is_closed = False
 
     @property
@@ -145,6 +146,7 @@ class OnlyStream(Stream):
         if not self._has_sent_eof:
             reason = CloseReason(code, "the stream was reset", by_peer=False)
             self._life.end(reason, is_torn=True)
+            self._is_reset = True
 
     def stop_sending(self, code: int) -> None:
         """Drop what was and will be received. The peer is not told: this carrier cannot."""
@@ -173,16 +175,16 @@ class OnlyStream(Stream):
             else:
                 await self._read(READ_AHEAD_BYTES)
 
-    async def release(self) -> None:
-        """Say goodbye as the end of life demands, and close the transport."""
+    async def say_goodbye(self) -> None:
+        """Tell the peer, if this is an orderly end. Cancelled, it can be called again."""
         reason = self._life.reason
         assert reason is not None
         if self._life.is_torn or reason.is_transport:
-            await self.abort()
             return
-        if isinstance(self._transport, trio.SocketStream):
+        if isinstance(self._transport, TlsStream):
+            await self._transport.say_goodbye()
+        elif isinstance(self._transport, trio.SocketStream):
             _read_what_is_there(self._transport)
-        await self._transport.aclose()
 
     async def abort(self) -> None:
         """Close the transport at once. Idempotent."""
@@ -216,7 +218,7 @@ class OnlyStream(Stream):
         return data
 
     def _check_can_send(self) -> None:
-        if self._is_closed or self._has_sent_eof:
+        if self._is_closed or self._is_reset or self._has_sent_eof:
             raise trio.ClosedResourceError("the sending side of the stream is closed")
         if self._life.reason is not None:
             raise self._life.error()

@@ -40,7 +40,9 @@ RECORDS_PER_WRITE = 7
 READ_BYTES = 65_536
 # How long a close waits for the other side to close too. Closing a socket whose unread bytes are
 # still arriving makes the kernel send RST, which can destroy what we sent last.
-LINGER_S = 1.0
+LINGER_S = 0.5
+# How long a goodbye may take to get out when the peer does not read.
+GOODBYE_S = 1.0
 # How long a refused handshake may take to get its alert out.
 ALERT_S = 1.0
 
@@ -247,19 +249,32 @@ class TlsStream(trio.abc.HalfCloseableStream):
             while await self._transport.receive_some(READ_BYTES):
                 pass
 
-    async def aclose(self) -> None:
-        """Send close_notify if that is possible, and close the transport. Idempotent.
+    async def say_goodbye(self) -> None:
+        """Send close_notify if that is possible, and on a socket wait a moment for the peer's end.
 
-        Waits up to a second for the peer to close as well. Cancelled, the transport is closed at
-        once.
+        Nothing can be sent afterwards. Cancelled, it can be called again to go on.
         """
-        if self._is_closed:
-            await trio.lowlevel.checkpoint()
-            return
-        self._is_closed = True
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            if self._send_failure is None:
+                if not self._has_sent_eof:
+                    self._queue_close_notify()
+                await self._flush()
+            if isinstance(self._transport, trio.SocketStream):
+                await self._transport.send_eof()
+                with trio.move_on_after(LINGER_S):
+                    while await self._transport.receive_some(READ_BYTES):
+                        pass
+
+    async def aclose(self) -> None:
+        """`say_goodbye`, for a second at most, and close the transport. Idempotent.
+
+        Cancelled, the transport is closed at once.
+        """
+        was_closed, self._is_closed = self._is_closed, True
         try:
-            with trio.move_on_after(LINGER_S), contextlib.suppress(trio.BrokenResourceError):
-                await self._say_goodbye()
+            if not was_closed:
+                with trio.move_on_after(GOODBYE_S):
+                    await self.say_goodbye()
         finally:
             await trio.aclose_forcefully(self._transport)
         await trio.lowlevel.checkpoint()
@@ -432,17 +447,6 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._receive_failure = TlsBroken("the link ended without close_notify")
             raise self._receive_failure
         self._connection.bio_write(data)
-
-    async def _say_goodbye(self) -> None:
-        if self._send_failure is not None:
-            return
-        if not self._has_sent_eof:
-            self._queue_close_notify()
-        await self._flush()
-        if isinstance(self._transport, trio.SocketStream):
-            await self._transport.send_eof()
-            while await self._transport.receive_some(READ_BYTES):
-                pass
 
 
 def _reason(exc: SSL.Error) -> str:
