@@ -87,6 +87,8 @@ class LiveConnections:
 
     def __init__(self, identities: IdentityProvider) -> None:
         self._identities = identities
+        # Taken before any look-up: a change that comes before `follow` first runs is not missed.
+        self._judged_version = identities.version
         self._entries: dict[Connection, LiveConnection] = {}
         self._numbers = itertools.count(1)
         self._empty = trio.Event()
@@ -136,9 +138,8 @@ class LiveConnections:
 
     async def follow(self) -> None:
         """Judge all connections anew after each change of the identities; runs until cancelled."""
-        version = self._identities.version
         while True:
-            version = await self._identities.wait_changed(version)
+            self._judged_version = await self._identities.wait_changed(self._judged_version)
             for entry in self:
                 self._judge(entry)
 
