@@ -1,1 +1,159 @@
-"""alknet: a self-hostable networking toolkit in which a service is an ALPN."""
+"""alknet: a self-hostable networking toolkit in which a service is an ALPN.
+
+The whole public API is listed in ``__all__``; modules below hold the details.
+
+* Run a node: `Node`, with operations made by `operation` and handlers of your own
+  (`ProtocolHandler`).
+* Talk to one: `connect` for any protocol, `open_session` for calls.
+* Say who may: `public`, `scopes`, `any_scope`, `resource`.
+
+Names are imported when first used, so that a program that needs little starts fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from alknet.call.codes import CallError, ErrorCode
+    from alknet.call.context import Context
+    from alknet.call.operations import (
+        ErrorSpec,
+        OperationError,
+        any_scope,
+        operation,
+        public,
+        resource,
+        scopes,
+    )
+    from alknet.call.session import CallSession
+    from alknet.client import connect, open_control_session, open_session
+    from alknet.core.config import NodeConfig
+    from alknet.core.contracts import (
+        CloseCode,
+        Connection,
+        ConnectionEnded,
+        ProtocolHandler,
+        Stream,
+        StreamReset,
+    )
+    from alknet.core.endpoint.dial import DialError
+    from alknet.core.identity import Identity, NodeId, Peer
+    from alknet.core.limits import Limits
+    from alknet.core.ticket import Ticket
+    from alknet.errors import (
+        AlknetError,
+        Conflict,
+        Denied,
+        LocalError,
+        NotFound,
+        PeerError,
+        StoreError,
+        Unavailable,
+    )
+    from alknet.node import Node
+
+__all__ = [
+    "AlknetError",
+    "CallError",
+    "CallSession",
+    "CloseCode",
+    "Conflict",
+    "Connection",
+    "ConnectionEnded",
+    "Context",
+    "Denied",
+    "DialError",
+    "ErrorCode",
+    "ErrorSpec",
+    "Identity",
+    "Limits",
+    "LocalError",
+    "Node",
+    "NodeConfig",
+    "NodeId",
+    "NotFound",
+    "OperationError",
+    "Peer",
+    "PeerError",
+    "ProtocolHandler",
+    "StoreError",
+    "Stream",
+    "StreamReset",
+    "Ticket",
+    "Unavailable",
+    "any_scope",
+    "connect",
+    "open_control_session",
+    "open_session",
+    "operation",
+    "public",
+    "resource",
+    "scopes",
+]
+
+_HOMES = {
+    "alknet.call.codes": (
+        "CallError",
+        "ErrorCode",
+    ),
+    "alknet.call.context": ("Context",),
+    "alknet.call.operations": (
+        "ErrorSpec",
+        "OperationError",
+        "any_scope",
+        "operation",
+        "public",
+        "resource",
+        "scopes",
+    ),
+    "alknet.call.session": ("CallSession",),
+    "alknet.client": (
+        "connect",
+        "open_control_session",
+        "open_session",
+    ),
+    "alknet.core.config": ("NodeConfig",),
+    "alknet.core.contracts": (
+        "CloseCode",
+        "Connection",
+        "ConnectionEnded",
+        "ProtocolHandler",
+        "Stream",
+        "StreamReset",
+    ),
+    "alknet.core.endpoint.dial": ("DialError",),
+    "alknet.core.identity": (
+        "Identity",
+        "NodeId",
+        "Peer",
+    ),
+    "alknet.core.limits": ("Limits",),
+    "alknet.core.ticket": ("Ticket",),
+    "alknet.errors": (
+        "AlknetError",
+        "Conflict",
+        "Denied",
+        "LocalError",
+        "NotFound",
+        "PeerError",
+        "StoreError",
+        "Unavailable",
+    ),
+    "alknet.node": ("Node",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'alknet' has no attribute {name!r}")
+    value: object = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from alknet.call import session as call_session
 from alknet.call.contracts import Dispatcher
+from alknet.call.handler import ALPN as CALL_ALPN
 from alknet.call.session import CallSession
 from alknet.core.address import Address
 from alknet.core.contracts import Connection
@@ -27,9 +29,7 @@ from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.tls.trust import PinnedKey, Trust, WebPki
 from alknet.errors import LocalError
 
-__all__ = ["CALL_ALPN", "connect", "open_control_session", "open_session"]
-
-CALL_ALPN = "alknet/call"
+__all__ = ["connect", "open_control_session", "open_session"]
 
 
 @asynccontextmanager
@@ -99,7 +99,7 @@ async def open_session(
             ca_file=ca_file,
             limits=limits,
         ) as connection,
-        run_session(connection, dispatcher, limits or Limits()) as session,
+        call_session.open_session(connection, dispatcher, limits=limits) as session,
     ):
         yield session
 
@@ -112,22 +112,11 @@ async def open_control_session(home: Path) -> AsyncGenerator[CallSession]:
         Unavailable: No node runs there.
     """
     connection = await connect_control(home)
-    try:
-        async with run_session(connection, None, Limits()) as session:
-            yield session
-    finally:
-        await connection.aclose()
-
-
-@asynccontextmanager
-async def run_session(
-    connection: Connection, dispatcher: Dispatcher | None, limits: Limits
-) -> AsyncGenerator[CallSession]:
-    """Run a call session on *connection* while the block runs."""
-    session = CallSession(connection, dispatcher, limits=limits)
     async with open_background() as nursery:
-        await nursery.start(session.run)
-        yield session
+        # A carrier of one stream notices its end only while somebody waits for it.
+        nursery.start_soon(connection.wait_closed)
+        async with call_session.open_session(connection) as session:
+            yield session
 
 
 def _resolve(

@@ -1,0 +1,380 @@
+"""A node: the composition root, where stores, handlers and listeners are named and wired.
+
+``async with Node(...) as node:`` runs one inside a program; the CLI's ``up`` does the same with
+`Node.from_home` and `Node.run_until_stopped`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from alknet.call.builtin import builtin_operations
+from alknet.call.discovery import discovery_operations
+from alknet.call.dispatch import OperationDispatcher
+from alknet.call.handler import CallHandler
+from alknet.call.operations import Operation
+from alknet.call.registry import Registry
+from alknet.core.address import Address
+from alknet.core.clock import wall_clock
+from alknet.core.config import NodeConfig, load_config, what_needs_restart
+from alknet.core.contracts import Connection, ProtocolHandler
+from alknet.core.endpoint.control import serve_control
+from alknet.core.endpoint.endpoint import Endpoint
+from alknet.core.endpoint.interfaces import reachable_addresses
+from alknet.core.endpoint.listen import Listening, Port, alpns_on, bind_ports, listen
+from alknet.core.endpoint.tasks import task_tree
+from alknet.core.identity import NodeId, Peer
+from alknet.core.quic.endpoint import QuicEndpoint
+from alknet.core.router import Router
+from alknet.core.scopes import open_background
+from alknet.core.tcp.handshake import accept_tls
+from alknet.core.ticket import Ticket
+from alknet.core.tls.credentials import NodeCredentials, WebCertificate
+from alknet.errors import AlknetError, LocalError
+from alknet.http import NotFoundHandler
+from alknet.stores.file import FileIdentityStore
+from alknet.stores.homelock import hold_home
+from alknet.stores.memory import MemoryIdentityStore, MemoryOwnership
+from alknet.vault.keyfile import read_key
+
+__all__ = ["CONFIG_FILE", "STATE_FILE", "Node"]
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "node.toml"
+STATE_FILE = "state.json"
+# An edit of node.toml is noticed within this time; a stat a second costs nothing.
+CONFIG_POLL_S = 1.0
+
+
+class Node:
+    """One identity, one port number, many protocols.
+
+    Attributes:
+        id: The node's public key.
+        config: What is in force.
+        identities: Peers and API keys; written by commands, or by you.
+        endpoint: Connections and their supervision.
+        registry: The operations that `alknet/call` serves.
+        listening: What it listens on, once it runs.
+    """
+
+    def __init__(
+        self,
+        key: Ed25519PrivateKey | None = None,
+        *,
+        config: NodeConfig | None = None,
+        identities: MemoryIdentityStore | None = None,
+        operations: Iterable[Operation[..., Any]] = (),
+        handlers: Iterable[ProtocolHandler] = (),
+        home: Path | None = None,
+    ) -> None:
+        """Wire a node; it runs inside ``async with``.
+
+        Args:
+            key: Who it is; a fresh key if None, good for a test or a client.
+            config: As from ``node.toml``; without one it listens on a free port of loopback.
+            identities: Whom it knows; by default the peers of *config* alone.
+            operations: Your own, beside the built-in ones.
+            handlers: Your own protocols, beside ``alknet/call``.
+            home: Where the control socket and the lock are; None for neither.
+
+        Raises:
+            LocalError: Two handlers claim an ALPN, two operations a name, or a certificate of
+                *config* cannot be loaded.
+        """
+        key = key or Ed25519PrivateKey.generate()
+        self.config = config or NodeConfig(listen=(Address("127.0.0.1", 0),))
+        self.identities = identities or MemoryIdentityStore(self.config.peers)
+        self.credentials = NodeCredentials(key, _web_certificates(self.config))
+        self.id: NodeId = self.credentials.node_id
+        self.listening: tuple[Listening, ...] = ()
+        self._listen_override: tuple[Address, ...] | None = None
+        self._home = home
+        self._addresses: tuple[Address, ...] = ()
+        self._bound: tuple[Address, ...] = ()
+        self._quic: list[QuicEndpoint] = []
+        self._started_at = wall_clock()
+        self._running: AsyncExitStack | None = None
+        self._wire(operations, handlers)
+
+    @classmethod
+    def from_home(
+        cls,
+        home: Path,
+        *,
+        listen: Sequence[Address] | None = None,
+        operations: Iterable[Operation[..., Any]] = (),
+        handlers: Iterable[ProtocolHandler] = (),
+    ) -> Self:
+        """Wire the node whose key, ``node.toml`` and state are in *home*. Blocks on small files.
+
+        Args:
+            listen: Instead of the configured addresses.
+
+        Raises:
+            NotFound: There is no key in *home*.
+            LocalError: The configuration is wrong (`ConfigError` says where), or others can read
+                the key.
+            StoreError: A file cannot be read or is damaged.
+        """
+        key = read_key(home)
+        config = load_config(home / CONFIG_FILE)
+        if listen is not None:
+            config = msgspec.structs.replace(config, listen=tuple(listen))
+        store = FileIdentityStore(home / STATE_FILE, config.peers)
+        node = cls(
+            key,
+            config=config,
+            identities=store,
+            operations=operations,
+            handlers=handlers,
+            home=home,
+        )
+        node._listen_override = None if listen is None else tuple(listen)
+        return node
+
+    def __repr__(self) -> str:
+        return f"<Node {self.id.short} {' '.join(entry.address for entry in self.listening)}>"
+
+    # Life.
+
+    async def __aenter__(self) -> Self:
+        """Bind, start and listen.
+
+        Raises:
+            LocalError: An address cannot be bound.
+            Conflict: A node runs on the same home.
+        """
+        if self._running is not None:
+            raise LocalError("this node runs already")
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._run())
+            self._running = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Drain, unless an exception or a cancel is on its way; then stop at once."""
+        assert self._running is not None
+        stack, self._running = self._running, None
+        return await stack.__aexit__(kind, exc, traceback)
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncGenerator[None]:
+        with ExitStack() as held:
+            if self._home is not None:
+                held.enter_context(hold_home(self._home))
+            ports = await bind_ports(self.config.listen)
+            for port in ports:
+                held.callback(port.close)
+            async with open_background() as nursery:
+                await self._start(nursery, ports)
+                yield
+                await self.endpoint.drain()
+
+    async def _start(self, nursery: trio.Nursery, ports: Sequence[Port]) -> None:
+        if isinstance(self.identities, FileIdentityStore):
+            await nursery.start(self.identities.follow)
+        await nursery.start(self.endpoint.serve)
+        self._quic = await nursery.start(listen, self.endpoint, ports, self.credentials)
+        if self._home is not None:
+            await nursery.start(serve_control, self.endpoint, self._home)
+        self._bound = tuple(port.address for port in ports)
+        self._addresses = self._ticket_addresses()
+        self.listening = tuple(self._describe(ports))
+
+    async def run_until_stopped(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain; a second signal hurries the drain.
+
+        SIGHUP, and an edit of ``node.toml``, reload what can change without a restart.
+        Only from the main thread. Cancelled, it returns without a drain.
+        """
+        async with open_background() as nursery:
+            nursery.start_soon(self._follow_config)
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as arrived:
+                async for number in arrived:
+                    if number == signal.SIGHUP:
+                        self._try_reload()
+                    else:
+                        break
+                log.info("node.draining", extra={"signal": signal.Signals(number).name})
+                nursery.start_soon(self._hurry_on, arrived)
+                await self.endpoint.drain()
+
+    async def _hurry_on(self, arrived: Any) -> None:
+        async for number in arrived:
+            if number != signal.SIGHUP:
+                self.endpoint.hurry()
+
+    # What it says of itself.
+
+    def _ticket_addresses(self) -> tuple[Address, ...]:
+        return self.config.advertise or reachable_addresses(self._bound)
+
+    @property
+    def ticket(self) -> Ticket:
+        """What others need to dial this node; without addresses until it runs."""
+        return Ticket(self.id, self._addresses)
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``node/status`` shows, as JSON values."""
+        return {
+            "id": str(self.id),
+            "ticket": str(self.ticket),
+            "version": version("alknet"),
+            "uptime_s": round(wall_clock() - self._started_at, 3),
+            "is_draining": self.endpoint.draining.is_set(),
+            "listen": msgspec.to_builtins(self.listening),
+            "handshakes": self.endpoint.handshakes,
+            "calls": sum(len(session.serving.calls) for session in self._calls.sessions),
+            "connections": msgspec.to_builtins(self.endpoint.connections()),
+            "peers": [_peer_status(peer) for peer in self.identities.peers()],
+            "datagrams_without_connection": [dict(quic.counters) for quic in self._quic],
+        }
+
+    # Reloading.
+
+    def reload(self) -> list[str]:
+        """Read ``node.toml`` again and apply what can change while running.
+
+        Returns:
+            The keys that changed and need a restart.
+
+        Raises:
+            LocalError: It is wrong, or the node has no home; nothing was changed.
+        """
+        if self._home is None:
+            raise LocalError("a node without a home has no configuration file")
+        config = load_config(self._home / CONFIG_FILE)
+        if self._listen_override is not None:
+            config = msgspec.structs.replace(config, listen=self._listen_override)
+        return self.apply(config)
+
+    def apply(self, config: NodeConfig) -> list[str]:
+        """Take over the peers, limits, certificates and log level of *config*.
+
+        Returns and raises like `reload`.
+        """
+        web = _web_certificates(config)
+        self.identities.set_config_peers(config.peers)
+        needs_restart = what_needs_restart(self.config, config)
+        self.credentials.set_web(web)
+        self.endpoint.limits = self._calls.limits = self._dispatcher.limits = config.limits
+        for quic in self._quic:
+            quic.limits = config.limits
+        if config.log.level != self.config.log.level:
+            logging.getLogger("alknet").setLevel(config.log.level.upper())
+        self.config = config
+        self._addresses = self._ticket_addresses()
+        return needs_restart
+
+    def _try_reload(self) -> None:
+        try:
+            needs_restart = self.reload()
+        except AlknetError as exc:
+            log.error("config.reload_failed", extra={"error": str(exc)})  # noqa: TRY400  the text says it all
+        else:
+            log.info("config.reloaded", extra={"needs_restart": needs_restart})
+
+    async def _follow_config(self) -> None:
+        if self._home is None:
+            return
+        path = trio.Path(self._home / CONFIG_FILE)
+        seen = await _signature(path)
+        while True:
+            await trio.sleep(CONFIG_POLL_S)
+            found = await _signature(path)
+            if found != seen:
+                seen = found
+                self._try_reload()
+
+    # Wiring.
+
+    def _wire(
+        self, operations: Iterable[Operation[..., Any]], handlers: Iterable[ProtocolHandler]
+    ) -> None:
+        limits = self.config.limits
+        self.registry = Registry()
+        self.registry.extend(self._builtins(), builtin=True)
+        self.registry.extend(discovery_operations(self.registry), builtin=True)
+        self.registry.extend(operations)
+        self._dispatcher = OperationDispatcher(
+            self.registry,
+            identities=self.identities,
+            ownership=MemoryOwnership(),
+            limits=limits,
+        )
+        self._calls = CallHandler(
+            self._dispatcher,
+            limits,
+            identities=self.identities,
+            on_failed_authentication=self._count_failed_authentication,
+        )
+        own = [self._calls, *handlers]
+        if not any("http/1.1" in handler.alpns for handler in own):
+            own.append(NotFoundHandler())
+        self.endpoint = Endpoint(Router(own), self.identities, limits, accept_tls=self._accept_tls)
+
+    def _count_failed_authentication(self, connection: Connection) -> None:
+        self.endpoint.report_failed_authentication(connection)
+
+    def _builtins(self) -> Sequence[Operation[..., Any]]:
+        return builtin_operations(
+            self.id,
+            version=version("alknet"),
+            alpns=lambda: self.endpoint.router.alpns,
+            status=self.status,
+            tasks=lambda: msgspec.to_builtins(task_tree()),
+        )
+
+    async def _accept_tls(self, stream: trio.abc.Stream, alpns: Sequence[str]) -> Connection:
+        served = alpns_on("tcp", alpns)
+        return await accept_tls(stream, self.credentials, served, self.config.default_alpn)
+
+    def _describe(self, ports: Sequence[Port]) -> Iterable[Listening]:
+        for port in ports:
+            for transport in ("quic", "tcp"):
+                alpns = alpns_on(transport, self.endpoint.router.alpns)
+                yield Listening(transport, str(port.address), alpns)
+
+
+def _web_certificates(config: NodeConfig) -> dict[str, WebCertificate]:
+    loaded: dict[str, WebCertificate] = {}
+    for files in config.web_certificates:
+        certificate = WebCertificate.load(files.cert_file, files.key_file)
+        loaded |= dict.fromkeys(files.server_names, certificate)
+    return loaded
+
+
+def _peer_status(peer: Peer) -> dict[str, Any]:
+    return {
+        "name": peer.name,
+        "enabled": peer.enabled,
+        "fingerprints": list(peer.fingerprints),
+        "scopes": list(peer.scopes),
+    }
+
+
+async def _signature(path: trio.Path) -> tuple[int, int, int] | None:
+    """What changes when the file does; None while there is none."""
+    try:
+        found = await path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
