@@ -8,12 +8,20 @@ carries its scope as ``("fe80::1%2", 4433)``.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 from typing import Protocol
 
 import trio
 
-__all__ = ["MAX_BATCH", "Address", "DatagramSocket", "UdpSocket", "format_address"]
+__all__ = [
+    "MAX_BATCH",
+    "Address",
+    "DatagramSocket",
+    "UdpSocket",
+    "canonical_address",
+    "format_address",
+]
 
 Address = tuple[str, int]
 """Normalised host (never a v4-mapped IPv6 one) and port."""
@@ -138,6 +146,24 @@ class UdpSocket:
     def _check_open(self) -> None:
         if self._sock.fileno() == -1:
             raise trio.ClosedResourceError("this socket was closed")
+
+
+def canonical_address(address: Address) -> Address:
+    """Return *address* in the one way that `DatagramSocket.receive` writes it.
+
+    The host must be a literal; a zone of IPv6 becomes its number.
+
+    Raises:
+        OSError: There is no such interface.
+        ValueError: The host is no IP address.
+    """
+    host, _, zone = address[0].partition("%")
+    ip = ipaddress.ip_address(host)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped), address[1]
+    if not zone or not ip.is_link_local:
+        return str(ip), address[1]
+    return f"{ip}%{zone if zone.isdigit() else _scope_id(zone)}", address[1]
 
 
 def format_address(address: Address) -> str:

@@ -20,8 +20,8 @@ from alknet.core.contracts import (
     ConnectionEnded,
 )
 from alknet.core.datagram import format_address
-from alknet.core.quic.engine import Closing
-from alknet.core.quic.stream import QuicStream
+from alknet.core.quic.engine import MAX_REASON_BYTES, Closing, cut_utf8
+from alknet.core.quic.stream import QuicStream, check_code
 from alknet.errors import LocalError
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["QuicConnection"]
 
-# CONNECTION_CLOSE must fit one packet of 1200 bytes with room to spare.
-MAX_REASON_BYTES = 512
 # A flush at `aclose` gives up after this: three times the PTO of a very bad path.
 FLUSH_TIMEOUT_S = 3.0
 # RFC 9001 sec. 6.6 allows 2^23 packets with one AES-GCM key; update long before.
@@ -56,6 +54,7 @@ class QuicConnection(Connection):
         )
         self.engine = engine
         self._endpoint = endpoint
+        self._address = address
         self._limits: Limits = endpoint.limits
         self._streams: dict[int, QuicStream] = {}
         self._arrivals: dict[bool, deque[QuicStream]] = {False: deque(), True: deque()}
@@ -88,7 +87,9 @@ class QuicConnection(Connection):
         while not arrivals:
             self.check_open()
             await self._arrived[unidirectional].park()
-        return arrivals.popleft()
+        stream = arrivals.popleft()
+        stream.on_accepted()
+        return stream
 
     async def open_stream(self, *, unidirectional: bool = False) -> QuicStream:
         await trio.lowlevel.checkpoint()
@@ -98,6 +99,7 @@ class QuicConnection(Connection):
             self.check_open()
         stream_id = self.engine.open_stream(unidirectional=unidirectional)
         stream = QuicStream(self, stream_id, can_send=True, can_receive=not unidirectional)
+        stream.on_accepted()
         self._streams[stream_id] = stream
         return stream
 
@@ -114,8 +116,8 @@ class QuicConnection(Connection):
             raise LocalError(
                 f"a datagram of {len(data)} bytes is longer than the {longest} that fit"
             )
-        self.engine.send_datagram_frame(data)
-        self.engine.drop_oldest_datagram(self._limits.datagrams_queued)
+        self.engine.send_datagram_frame(bytes(data))
+        self.engine.drop_oldest_datagrams(self._limits.datagrams_queued)
         self.schedule()
 
     async def receive_datagram(self) -> bytes:
@@ -128,8 +130,9 @@ class QuicConnection(Connection):
     # contract: closing
 
     def close(self, code: int = 0, reason: str = "") -> None:
+        check_code(code)
         if self._reason is None:
-            text = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+            text = cut_utf8(reason, MAX_REASON_BYTES)
             self.engine.close(error_code=code, reason_phrase=text)
             self._end(CloseReason(code, text, by_peer=False))
             self.schedule()
@@ -176,8 +179,10 @@ class QuicConnection(Connection):
         limit = self._limits.stream_send_buffer_bytes
         return (limit // 2 if is_wake_up else limit) - self.engine.unacknowledged(stream_id)
 
-    def credit(self, stream_id: int, count: int) -> None:
-        if self._reason is None and count and self.engine.credit(stream_id, count):
+    def credit(self, stream_id: int, count: int, *, is_wanted: bool = True) -> None:
+        if not count or self._reason is not None:
+            return
+        if self.engine.credit(stream_id, count, is_wanted=is_wanted):
             self.schedule()
 
     def credit_abandoned(self, stream_id: int) -> None:
@@ -211,7 +216,12 @@ class QuicConnection(Connection):
             self._fail_handshake()
         elif self._keeps_alive and now >= self._ping_at:
             self.engine.send_ping(0)
-            self._ping_at = now + self._limits.keep_alive_s
+            self._ping_at = now + self._keep_alive_s
+
+    @property
+    def _keep_alive_s(self) -> float:
+        # A peer that gives up sooner than we do is pinged as often as its patience wants.
+        return min(self._limits.keep_alive_s, self.engine.idle_timeout_s / 3)
 
     @property
     def _keeps_alive(self) -> bool:
@@ -226,13 +236,14 @@ class QuicConnection(Connection):
 
     def on_received(self, now: float) -> None:
         """Something arrived from the peer: keep-alive can wait."""
-        self._ping_at = now + self._limits.keep_alive_s
+        self._ping_at = now + self._keep_alive_s
 
     def on_engine_error(self) -> None:
         """The engine raised on a peer's bytes: say what we can and end this connection only."""
         self.engine.close(error_code=CloseCode.INTERNAL, reason_phrase="internal error")
         if self._reason is None:
-            self._end(CloseReason(CloseCode.INTERNAL, "internal error", by_peer=False))
+            text = "the transport failed on what the peer sent"
+            self._end(CloseReason(CloseCode.INTERNAL, text, by_peer=False, is_transport=True))
 
     def on_abandoned(self) -> None:
         """The endpoint is gone: nobody will be told more than they were."""
@@ -252,6 +263,10 @@ class QuicConnection(Connection):
             self._handle_event(event)
         if self._reason is None and self.engine.closing is not Closing.NO:
             self._end(self._engine_reason())
+        address = self.engine.get_peer_address()
+        if address is not None and address != self._address:  # the peer has moved
+            self._address = address
+            self.remote_address = format_address(address)
         for stream in list(self.waiting_senders):
             stream.on_room()
         self._progress.unpark_all()
@@ -279,6 +294,8 @@ class QuicConnection(Connection):
                 pass  # PingAcknowledged and ProtocolNegotiated need no answer
 
     def _on_handshake(self, alpn: str | None) -> None:
+        if self._reason is not None:
+            return
         self.alpn = alpn or ""
         self.peer_key = self.engine.peer_key
         self.server_name = self.engine.server_name
@@ -324,13 +341,15 @@ class QuicConnection(Connection):
             self._stream(stream_id).on_stop_sending(code)
 
     def _engine_reason(self) -> CloseReason:
+        """The end that our `close` did not bring about: the peer's close, or the engine's own."""
         event = self.engine.close_event
         assert event is not None
+        by_peer = self.engine.closing is Closing.BY_PEER
         return CloseReason(
             event.error_code,
-            event.reason_phrase,
-            by_peer=self.engine.closing is Closing.BY_PEER,
-            is_transport=event.frame_type is not None,
+            cut_utf8(event.reason_phrase, MAX_REASON_BYTES),
+            by_peer=by_peer,
+            is_transport=not by_peer or event.frame_type is not None,
         )
 
     def _end(self, reason: CloseReason) -> None:

@@ -4,8 +4,7 @@ Three tasks, none of which ever waits for application code:
 
 * the *reader* drains the socket, feeds each datagram to its connection's engine, then lets every
   touched connection handle its events and send;
-* the *timer* sleeps until the earliest deadline in a heap (lazily re-armed: a connection has one
-  live entry, older ones are skipped when they surface);
+* the *timer* sleeps until the earliest of all connections' deadlines (`timers`);
 * the *flusher* sends for connections to which the application has given something; all that was
   given in one tick leaves in one pass.
 
@@ -14,8 +13,8 @@ Stray datagrams never raise; they are counted in `counters`.
 
 from __future__ import annotations
 
-import heapq
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -26,12 +25,13 @@ from aioquic.quic.packet import QuicHeader
 from aioquic.quic.retry import QuicRetryTokenHandler
 
 from alknet.core.contracts import CloseCode
-from alknet.core.datagram import Address, DatagramSocket, format_address
+from alknet.core.datagram import Address, DatagramSocket, canonical_address, format_address
 from alknet.core.limits import Limits
 from alknet.core.quic import packets
 from alknet.core.quic.connection import QuicConnection
 from alknet.core.quic.engine import CID_LENGTH, client_engine, server_engine
 from alknet.core.quic.handshake import ClientPolicy, ServerPolicy
+from alknet.core.quic.timers import Deadlines, Timer
 from alknet.errors import Denied, Malformed, Unavailable
 
 __all__ = ["QuicAcceptor", "QuicEndpoint"]
@@ -42,6 +42,11 @@ log = logging.getLogger(__name__)
 MAX_UNSENT = 4_096
 # A closing connection answers packets 1, 2, 4, 8 ... with its close again (RFC 9000 sec. 10.2.1).
 MAX_CLOSE_REPEATS = 8
+# A deadline that has passed although its connection was just served is looked at again after
+# this, the granularity of RFC 9002 sec. 6.1.2: an engine that is stuck must not stop the clock.
+GRANULARITY_S = 0.001
+# An engine that raises on a peer's bytes is logged with its traceback this often, then counted.
+MAX_LOGGED_ERRORS = 20
 
 
 class QuicAcceptor(NamedTuple):
@@ -75,12 +80,13 @@ class QuicEndpoint:
         self.counters: Counter[str] = Counter()
         self._socket = socket
         self._acceptor = acceptor
+        self._is_accepting = acceptor is not None
+        self._is_closed = False
         self._routes: dict[bytes, QuicConnection] = {}
         self._connections: dict[QuicConnection, _Entry] = {}
-        self._timers: list[tuple[float, int, QuicConnection]] = []
-        self._timer_serial = 0
+        self._timers: Deadlines[QuicConnection] = Deadlines()
         self._timer_changed = trio.Event()
-        self._dirty: set[QuicConnection] = set()
+        self._dirty: dict[QuicConnection, None] = {}
         self._flush_wanted = trio.Event()
         self._unsent: deque[tuple[bytes, Address]] = deque()
         self._half_open = 0
@@ -96,8 +102,8 @@ class QuicEndpoint:
         return tuple(self._connections)
 
     def stop_accepting(self) -> None:
-        """Refuse new connections from now on; existing ones go on."""
-        self._acceptor = None
+        """Refuse new connections from now on, at once; existing ones go on."""
+        self._is_accepting = False
 
     @contextmanager
     def closing(self) -> Iterator[QuicEndpoint]:
@@ -129,7 +135,13 @@ class QuicEndpoint:
 
         Raises:
             ConnectionEnded: Refused, wrong key, no common ALPN, nobody answered in time.
+            OSError: The address names an interface that does not exist.
+            ValueError: The address is not a literal one.
+            trio.ClosedResourceError: The endpoint is closed.
         """
+        if self._is_closed:
+            raise trio.ClosedResourceError("this endpoint is closed")
+        address = canonical_address(address)
         engine = client_engine(policy, alpn=alpn, server_name=server_name, limits=self.limits)
         connection = QuicConnection(self, engine, is_dialer=True, address=address)
         self._add(connection, engine.host_cid)
@@ -146,12 +158,13 @@ class QuicEndpoint:
 
     def schedule(self, connection: QuicConnection) -> None:
         """Send for *connection* in this tick's pass."""
-        self._dirty.add(connection)
-        self._flush_wanted.set()
+        if connection in self._connections:
+            self._dirty[connection] = None
+            self._flush_wanted.set()
 
     def add_route(self, cid: bytes, connection: QuicConnection) -> None:
-        self._routes[cid] = connection
         if (entry := self._connections.get(connection)) is not None:
+            self._routes[cid] = connection
             entry.cids.add(cid)
 
     def remove_route(self, cid: bytes) -> None:
@@ -164,15 +177,18 @@ class QuicEndpoint:
         entry = self._connections.pop(connection, None)
         if entry is not None:
             self._end_handshake(entry)
+            self._timers.forget(entry.timer)
             for cid in entry.cids:
                 self._routes.pop(cid, None)
-        self._dirty.discard(connection)
+        self._dirty.pop(connection, None)
 
     def on_established(self, connection: QuicConnection) -> None:
         self._end_handshake(self._connections[connection])
-        if not connection.is_dialer and self._acceptor is not None:
+        if connection.is_dialer or self._acceptor is None:
+            return
+        if self._is_accepting:
             self._acceptor.on_connection(connection)
-        elif not connection.is_dialer:
+        else:
             connection.close(CloseCode.SHUTDOWN, "shutting down")
 
     def on_ended(self, connection: QuicConnection) -> None:
@@ -191,8 +207,7 @@ class QuicEndpoint:
                 if connection is not None:
                     touched[connection] = None
             for connection in touched:
-                connection.handle_events()
-                self._transmit(connection, now)
+                self._serve(connection, now)
 
     def _feed(self, data: bytes, address: Address, now: float) -> QuicConnection | None:
         if not data:
@@ -208,16 +223,24 @@ class QuicEndpoint:
 
     def _feed_long(self, data: bytes, address: Address, now: float) -> QuicConnection | None:
         try:
+            invariants = packets.read_invariants_untrusted(data)
+            connection = self._routes.get(invariants.destination_cid)
+            if connection is not None:
+                return self._deliver(connection, data, address, now)
+            if self._acceptor is None:
+                self.counters["stray"] += 1
+                return None
+            answer = packets.encode_version_negotiation(invariants, len(data))
+            if answer is not None:
+                self.counters["version_negotiation"] += 1
+                self._send(answer, address)
+                return None
             header = packets.read_header_untrusted(data)
         except Malformed:
             self.counters["malformed"] += 1
             return None
-        connection = self._routes.get(header.destination_cid)
-        if connection is None:
-            connection = self._accept(header, data, address, now)
-        if connection is None:
-            return None
-        return self._deliver(connection, data, address, now)
+        connection = self._accept(self._acceptor, header, data, address, now)
+        return self._deliver_first(connection, data, address, now) if connection else None
 
     def _deliver(
         self, connection: QuicConnection, data: bytes, address: Address, now: float
@@ -226,35 +249,51 @@ class QuicEndpoint:
             self._repeat_close(connection)
         try:
             connection.engine.receive_datagram(data, address, now)
-        except Exception:  # boundary: an aioquic bug must not stop the port
-            self.counters["engine_error"] += 1
-            log.exception("quic.engine_error", extra={"address": format_address(address)})
+        except Exception as exc:  # noqa: BLE001  # boundary: aioquic's bug, one connection's end
+            self._log_engine_error(connection, exc)
             connection.on_engine_error()
         connection.on_received(now)
         return connection
 
+    def _deliver_first(
+        self, connection: QuicConnection, data: bytes, address: Address, now: float
+    ) -> QuicConnection | None:
+        """Deliver an Initial; one that does not decrypt leaves no connection behind."""
+        self._deliver(connection, data, address, now)
+        if connection.engine.has_begun or connection.close_reason is not None:
+            return connection
+        self.counters["undecryptable"] += 1
+        self.remove(connection)
+        return None
+
     # accepting
 
     def _accept(
-        self, header: QuicHeader, data: bytes, address: Address, now: float
+        self,
+        acceptor: QuicAcceptor,
+        header: QuicHeader,
+        data: bytes,
+        address: Address,
+        now: float,
     ) -> QuicConnection | None:
-        answer = packets.encode_version_negotiation(header, len(data))
-        if answer is not None:
-            self.counters["version_negotiation"] += 1
-            self._send(answer, address)
-            return None
-        if self._acceptor is None or not packets.is_acceptable_initial(header, len(data)):
+        if not packets.is_acceptable_initial(header, len(data)):
             self.counters["stray"] += 1
+            return None
+        if not self._is_accepting:
+            self._refuse(header, address)
             return None
         try:
             original_cid, retry_cid = self._validate_address(header, address, now)
-            return self._begin(self._acceptor, header, address, original_cid, retry_cid)
+            return self._begin(acceptor, header, address, original_cid, retry_cid)
         except _Answered:
             return None
         except (Denied, Unavailable):
-            self.counters["refused"] += 1
-            self._send(packets.encode_refusal(header), address)
+            self._refuse(header, address)
             return None
+
+    def _refuse(self, header: QuicHeader, address: Address) -> None:
+        self.counters["refused"] += 1
+        self._send(packets.encode_refusal(header), address)
 
     def _begin(
         self,
@@ -299,7 +338,7 @@ class QuicEndpoint:
         raise _Answered
 
     def _add(self, connection: QuicConnection, *cids: bytes) -> _Entry:
-        entry = self._connections[connection] = _Entry()
+        entry = self._connections[connection] = _Entry(connection)
         for cid in cids:
             self.add_route(cid, connection)
         return entry
@@ -320,35 +359,58 @@ class QuicEndpoint:
                 await self._socket.wait_writable()
                 self._send_unsent()
             now = trio.current_time()
-            for connection in self._take_dirty():
-                connection.handle_events()
-                self._transmit(connection, now)
+            dirty, self._dirty = self._dirty, {}
+            for connection in dirty:
+                self._serve(connection, now)
 
-    def _take_dirty(self) -> list[QuicConnection]:
-        dirty = [connection for connection in self._dirty if connection in self._connections]
-        self._dirty.clear()
-        return dirty
-
-    def _transmit(self, connection: QuicConnection, now: float) -> None:
+    def _serve(self, connection: QuicConnection, now: float) -> None:
+        """After any change: tell those who wait, send what can be sent, set the timer."""
+        connection.handle_events()
         if connection not in self._connections:
             return
-        engine = connection.engine
-        if engine.has_keys:
-            datagrams = engine.datagrams_to_send(now)
-            for data, address in datagrams:
-                self._send(data, (address[0], address[1]))
-            if connection.close_reason is not None and datagrams:
-                self._connections[connection].close_datagrams = datagrams
+        try:
+            self._transmit(connection, now)
+        except Exception as exc:  # noqa: BLE001  # boundary: aioquic's bug, one connection's end
+            self._give_up(connection, exc)
+            return
+        if connection.engine.has_events:  # sending issues connection IDs: they need routes now
+            connection.handle_events()
         connection.on_transmitted()
-        self._arm(connection)
+        self._arm(connection, now)
+
+    def _transmit(self, connection: QuicConnection, now: float) -> None:
+        if not connection.engine.has_keys:
+            return
+        datagrams = connection.engine.datagrams_to_send(now)
+        for data, address in datagrams:
+            self._send(data, (address[0], address[1]))
+        if datagrams and connection.close_reason is not None:
+            self._connections[connection].close_datagrams = datagrams
+
+    def _give_up(self, connection: QuicConnection, exc: Exception) -> None:
+        """The engine cannot even close any more: forget it; the peer will time out."""
+        self._log_engine_error(connection, exc)
+        connection.on_engine_error()
+        self.remove(connection)
+        connection.on_abandoned()
+
+    def _log_engine_error(self, connection: QuicConnection, exc: Exception) -> None:
+        self.counters["engine_error"] += 1
+        if self.counters["engine_error"] <= MAX_LOGGED_ERRORS:
+            address = connection.remote_address
+            log.error("quic.engine_error", extra={"address": address}, exc_info=exc)
 
     def _send(self, data: bytes, address: Address) -> None:
-        if self._unsent or not self._socket.send(data, address):
-            if len(self._unsent) >= MAX_UNSENT:
-                self.counters["send_buffer_full"] += 1
+        try:
+            if not self._unsent and self._socket.send(data, address):
                 return
-            self._unsent.append((data, address))
-            self._flush_wanted.set()
+        except trio.ClosedResourceError:  # the reader meets it too, and ends the endpoint
+            return
+        if len(self._unsent) >= MAX_UNSENT:
+            self.counters["send_buffer_full"] += 1
+            return
+        self._unsent.append((data, address))
+        self._flush_wanted.set()
 
     def _send_unsent(self) -> None:
         while self._unsent and self._socket.send(*self._unsent[0]):
@@ -366,40 +428,32 @@ class QuicEndpoint:
 
     # timers
 
-    def _arm(self, connection: QuicConnection) -> None:
-        when = connection.next_timer()
+    def _arm(self, connection: QuicConnection, now: float) -> None:
         entry = self._connections.get(connection)
+        when = connection.next_timer()
         if entry is None or when is None:
             return
-        # A live entry that fires earlier will re-arm; most deadlines only ever move later.
-        if entry.timer_at is not None and entry.timer_at <= when:
-            return
-        entry.timer_at = when
-        self._timer_serial += 1
-        heapq.heappush(self._timers, (when, self._timer_serial, connection))
-        if self._timers[0][2] is connection:
+        if self._timers.arm(entry.timer, when if when > now else now + GRANULARITY_S):
             self._timer_changed.set()
 
     async def _watch_timers(self) -> None:
         while True:
-            self._fire(trio.current_time())
-            deadline = self._timers[0][0] if self._timers else float("inf")
-            with trio.move_on_at(deadline):
+            now = trio.current_time()
+            for connection in self._timers.due(now):
+                self._fire(connection, now)
+            deadline = self._timers.next_at
+            with trio.move_on_at(math.inf if deadline is None else deadline):
                 await self._timer_changed.wait()
             self._timer_changed = trio.Event()
             await trio.lowlevel.checkpoint()
 
-    def _fire(self, now: float) -> None:
-        while self._timers and self._timers[0][0] <= now:
-            when, _, connection = heapq.heappop(self._timers)
-            entry = self._connections.get(connection)
-            if entry is None or entry.timer_at != when:
-                continue
-            entry.timer_at = None
+    def _fire(self, connection: QuicConnection, now: float) -> None:
+        try:
             connection.handle_timer(now)
-            connection.handle_events()
-            self._transmit(connection, now)
-            self._arm(connection)
+        except Exception as exc:  # noqa: BLE001  # boundary: aioquic's bug, one connection's end
+            self._give_up(connection, exc)
+        else:
+            self._serve(connection, now)
 
     # the end
 
@@ -407,9 +461,10 @@ class QuicEndpoint:
         now = trio.current_time()
         for connection in list(self._connections):
             connection.close(CloseCode.SHUTDOWN, "shutting down")
-            self._transmit(connection, now)
+            self._serve(connection, now)
             self.remove(connection)
             connection.on_abandoned()
+        self._is_closed = True
 
 
 class _Answered(Exception):
@@ -419,11 +474,11 @@ class _Answered(Exception):
 class _Entry:
     """What the endpoint keeps about one connection."""
 
-    __slots__ = ("admission", "after_close", "cids", "close_datagrams", "timer_at")
+    __slots__ = ("admission", "after_close", "cids", "close_datagrams", "timer")
 
-    def __init__(self) -> None:
+    def __init__(self, connection: QuicConnection) -> None:
         self.cids: set[bytes] = set()
-        self.timer_at: float | None = None
+        self.timer = Timer(connection)
         self.admission: ExitStack | None = None
         self.close_datagrams: list[tuple[bytes, tuple[str, int]]] = []
         self.after_close = 0

@@ -10,6 +10,7 @@ names, and tests/core/quic/test_engine.py is the contract that each release must
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, cast
@@ -17,7 +18,12 @@ from typing import Any, cast
 from aioquic import tls
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionState
+from aioquic.quic.connection import (
+    Limit,
+    NetworkAddress,
+    QuicConnection,
+    QuicConnectionState,
+)
 from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
@@ -27,7 +33,15 @@ from alknet.core.identity import NodeId
 from alknet.core.limits import Limits
 from alknet.core.quic.handshake import ClientPolicy, KeyContext, ServerPolicy
 
-__all__ = ["CID_LENGTH", "Closing", "Engine", "client_engine", "server_engine"]
+__all__ = [
+    "CID_LENGTH",
+    "MAX_REASON_BYTES",
+    "Closing",
+    "Engine",
+    "client_engine",
+    "cut_utf8",
+    "server_engine",
+]
 
 # Long enough that a shard number and routing bits fit beside 56 random bits.
 CID_LENGTH = 8
@@ -36,6 +50,10 @@ MAX_DATAGRAM_FRAME_SIZE = 65_535
 # 1-RTT header byte, packet number, AEAD tag, and the DATAGRAM frame's type and length.
 DATAGRAM_OVERHEAD = 1 + 2 + 16 + 3
 FRAME_CAPACITY = 17  # type and two variable-length integers of 8 bytes
+# CONNECTION_CLOSE must fit: an application's goes into one packet of 1200 bytes, a transport's
+# into an Initial (with a token) and a Handshake packet that share them. aioquic raises otherwise.
+MAX_REASON_BYTES = 512
+MAX_TRANSPORT_REASON_BYTES = 256
 
 
 class Closing(Enum):
@@ -47,26 +65,31 @@ class Closing(Enum):
 
 
 class _StreamLimit(Limit):
-    """MAX_STREAMS that grows when the application is done with a stream.
+    """MAX_STREAMS that grows as streams are done, both on the wire and for the application.
 
-    aioquic raises it when a stream has *ended on the wire*, so a peer could fill memory with
-    short streams that nobody has read yet.
+    aioquic raises it when a stream has ended *on the wire*, so a peer could fill memory with
+    short streams that nobody has read yet; the application alone would let it fill memory with
+    answers that it never acknowledges. The smaller of the two counts bounds both.
     """
 
     def __init__(self, frame_type: int, name: str, value: int) -> None:
-        self._value = value
+        self._initial = value
+        self._ended = 0
+        self._released = 0
         super().__init__(frame_type, name, value)
+        self._ended = 0
 
     @property
     def value(self) -> int:
-        return self._value
+        return self._initial + min(self._ended, self._released)
 
     @value.setter
     def value(self, _: int) -> None:
-        """Ignore aioquic's own raises; see `release`."""
+        """Count one more stream that has ended on the wire: aioquic adds one for each."""
+        self._ended += 1
 
     def release(self) -> None:
-        self._value += 1
+        self._released += 1
 
 
 class Engine(QuicConnection):
@@ -84,6 +107,7 @@ class Engine(QuicConnection):
         self._connection_window = limits.connection_receive_window_bytes
         self._consumed = 0
         self._stream_consumed: dict[int, int] = {}
+        self._datagram_limit = sys.maxsize
         super().__init__(configuration=configuration, **connection_ids)
         self._local_max_streams_bidi = _StreamLimit(
             QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", limits.streams_per_connection
@@ -118,6 +142,13 @@ class Engine(QuicConnection):
 
     # state
 
+    def close(
+        self, error_code: int = 0, frame_type: int | None = None, reason_phrase: str = ""
+    ) -> None:
+        """Begin to close, as in aioquic; a reason that no packet could hold is cut."""
+        longest = MAX_REASON_BYTES if frame_type is None else MAX_TRANSPORT_REASON_BYTES
+        super().close(error_code, frame_type, cut_utf8(reason_phrase, longest))
+
     @property
     def closing(self) -> Closing:
         """Who has begun to end the connection; known long before `ConnectionTerminated`."""
@@ -135,6 +166,25 @@ class Engine(QuicConnection):
     def is_confirmed(self) -> bool:
         """The handshake is confirmed (RFC 9001 sec. 4.1.2): a client's key was accepted."""
         return self._handshake_confirmed
+
+    @property
+    def has_begun(self) -> bool:
+        """A packet of the peer was decrypted: it is no random datagram that brought us here."""
+        return self._state is not QuicConnectionState.FIRSTFLIGHT
+
+    @property
+    def has_events(self) -> bool:
+        return bool(self._events)
+
+    @property
+    def idle_timeout_s(self) -> float:
+        """The idle time-out in force: the smaller of ours and the peer's (RFC 9000 sec. 10.1)."""
+        return self._idle_timeout()
+
+    def _idle_timeout(self) -> float:
+        if self._remote_max_idle_timeout == 0:  # "disabled", which aioquic takes for "at once"
+            self._remote_max_idle_timeout = None
+        return super()._idle_timeout()
 
     @property
     def has_keys(self) -> bool:
@@ -171,12 +221,25 @@ class Engine(QuicConnection):
         fits = self._max_datagram_size - DATAGRAM_OVERHEAD - len(self._peer_cid.cid)
         return max(0, min(fits, peer - 3))
 
-    def drop_oldest_datagram(self, at_most: int) -> int:
-        """Keep at most *at_most* unsent DATAGRAM frames; return how many were dropped."""
-        dropped = max(0, len(self._datagrams_pending) - at_most)
-        for _ in range(dropped):
+    def drop_oldest_datagrams(self, at_most: int) -> None:
+        """Keep at most *at_most* unsent DATAGRAM frames."""
+        while len(self._datagrams_pending) > at_most:
             self._datagrams_pending.popleft()
-        return dropped
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """Build what can be sent now, as in aioquic."""
+        if self._datagrams_pending:
+            self._drop_oversized_datagrams()
+        return super().datagrams_to_send(now)
+
+    def _drop_oversized_datagrams(self) -> None:
+        # The peer may have switched us to a longer connection ID since they were accepted.
+        longest = self.max_datagram_payload
+        if longest < self._datagram_limit:
+            fitting = [data for data in self._datagrams_pending if len(data) <= longest]
+            self._datagrams_pending.clear()
+            self._datagrams_pending.extend(fitting)
+        self._datagram_limit = longest
 
     # streams
 
@@ -210,8 +273,12 @@ class Engine(QuicConnection):
         if stream is not None and not stream.receiver.is_finished:
             stream.receiver.stop(code)
 
-    def credit(self, stream_id: int, count: int) -> bool:
+    def credit(self, stream_id: int, count: int, *, is_wanted: bool = True) -> bool:
         """Say that *count* received bytes were consumed, so that the peer may send as many more.
+
+        Args:
+            is_wanted: More of this stream is wanted. If not, only the connection's window grows:
+                a peer that ignores STOP_SENDING runs into the stream's.
 
         Returns:
             Whether a window was raised, so that a send pass is worth its while.
@@ -220,7 +287,7 @@ class Engine(QuicConnection):
         self._stream_consumed[stream_id] = consumed
         raised = self._credit_connection(count)
         stream = self._streams.get(stream_id)
-        if stream is None or stream.receiver.is_finished:
+        if stream is None or stream.receiver.is_finished or not is_wanted:
             return raised
         target = consumed + self._stream_window
         if target - stream.max_stream_data_local >= self._stream_window // 4:
@@ -336,38 +403,62 @@ def _awaits_fin(stream: QuicStream) -> bool:
     return stream.sender._buffer_fin is not None and not stream.sender._acked_fin
 
 
-def _guard() -> None:
-    """Refuse an aioquic that lacks one of the private names used by this package."""
-    context = tls.Context(is_client=True)
-    connection = QuicConnection(configuration=QuicConfiguration())
+def cut_utf8(text: str, longest: int) -> str:
+    """Cut *text* to at most *longest* bytes of UTF-8, never inside a character."""
+    return text.encode(errors="replace")[:longest].decode(errors="ignore")
+
+
+# What this package uses of aioquic beyond its documented interface, by owner.
+_CONTEXT_NAMES = (
+    "_server_handle_hello _set_peer_certificate _check_certificate_verify_signature"
+    " _is_client _request_client_certificate _peer_certificate _peer_certificate_chain"
+    " _verify_mode _signature_algorithms _supported_groups handshake_extensions"
+    " received_extensions certificate certificate_chain certificate_private_key"
+)
+_CONNECTION_NAMES = (
+    "_close_event _state _events _handshake_confirmed _network_paths _cryptos _packet_number"
+    " _streams _remote_max_datagram_frame_size _max_datagram_size _peer_cid"
+    " _datagrams_pending _local_next_stream_id_uni _local_next_stream_id_bidi"
+    " _remote_max_streams_uni _remote_max_streams_bidi _remote_max_idle_timeout"
+    " _local_max_data _local_max_streams_bidi _local_max_streams_uni _is_client"
+    " _write_connection_limits _write_stream_limits _on_connection_limit_delivery"
+    " _on_max_stream_data_delivery _idle_timeout host_cid"
+)
+_STREAM_NAMES = "max_stream_data_local max_stream_data_local_sent receiver sender"
+_SENDER_NAMES = (
+    "is_finished buffer_is_empty reset_pending _buffer_start _buffer_stop _buffer_fin _acked_fin"
+)
+_RECEIVER_NAMES = "is_finished highest_offset stop"
+_LIMIT_NAMES = "frame_type sent used value"
+_TLS_NAMES = (
+    "pull_client_hello AlertBadCertificate AlertDecodeError AlertUnsupportedCertificate"
+    " SignatureAlgorithm Group"
+)
+
+
+def missing_names() -> list[str]:
+    """Return which of aioquic's private names that we build on the installed release lacks."""
     stream = QuicStream(stream_id=0)
-    wanted = {
-        context: (
-            "_server_handle_hello _set_peer_certificate _check_certificate_verify_signature"
-            " _is_client _request_client_certificate _peer_certificate _peer_certificate_chain"
-            " _verify_mode _signature_algorithms _supported_groups handshake_extensions"
-        ),
-        connection: (
-            "_close_event _state _handshake_confirmed _network_paths _cryptos _packet_number"
-            " _streams _remote_max_datagram_frame_size _max_datagram_size _peer_cid"
-            " _datagrams_pending _local_next_stream_id_uni _local_next_stream_id_bidi"
-            " _remote_max_streams_uni _remote_max_streams_bidi"
-            " _local_max_data _local_max_streams_bidi _local_max_streams_uni _is_client"
-            " _write_connection_limits _write_stream_limits _on_connection_limit_delivery"
-            " _on_max_stream_data_delivery"
-        ),
-        stream: "max_stream_data_local max_stream_data_local_sent receiver sender",
-        stream.sender: (
-            "is_finished buffer_is_empty reset_pending _buffer_start _buffer_stop"
-            " _buffer_fin _acked_fin"
-        ),
-    }
-    missing = [
-        f"{type(owner).__name__}.{name}"
-        for owner, names in wanted.items()
-        for name in names.split()
-        if not hasattr(owner, name)
+    wanted: list[tuple[object, str]] = [
+        (tls, _TLS_NAMES),
+        (tls.Context(is_client=True), _CONTEXT_NAMES),
+        (QuicConnection(configuration=QuicConfiguration()), _CONNECTION_NAMES),
+        (stream, _STREAM_NAMES),
+        (stream.sender, _SENDER_NAMES),
+        (stream.receiver, _RECEIVER_NAMES),
+        (Limit(0, "", 0), _LIMIT_NAMES),
     ]
+    return [name for owner, names in wanted for name in lacking(owner, names)]
+
+
+def lacking(owner: object, names: str) -> list[str]:
+    """Return those of the space-separated *names* that *owner* has not."""
+    kind = getattr(owner, "__name__", type(owner).__name__)
+    return [f"{kind}.{name}" for name in names.split() if not hasattr(owner, name)]
+
+
+def _guard(missing: list[str]) -> None:
+    """Refuse an aioquic that lacks what this package builds on."""
     if missing:
         raise ImportError(
             f"this aioquic lacks what alknet builds on: {', '.join(missing)}; "
@@ -375,4 +466,4 @@ def _guard() -> None:
         )
 
 
-_guard()
+_guard(missing_names())

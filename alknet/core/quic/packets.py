@@ -7,6 +7,7 @@ none get None: they are counted, never raised.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
@@ -17,6 +18,7 @@ from aioquic.quic.packet import (
     QuicFrameType,
     QuicHeader,
     QuicPacketType,
+    QuicProtocolVersion,
     encode_quic_retry,
     encode_quic_version_negotiation,
     pull_quic_header,
@@ -30,21 +32,50 @@ from alknet.errors import Malformed
 
 __all__ = [
     "VERSIONS",
+    "Invariants",
     "encode_refusal",
     "encode_retry",
     "encode_version_negotiation",
     "is_acceptable_initial",
     "read_header_untrusted",
+    "read_invariants_untrusted",
 ]
 
 VERSIONS = tuple(QuicConfiguration().supported_versions)
 
 
-def read_header_untrusted(datagram: bytes) -> QuicHeader:
-    """Parse the first packet's header.
+@dataclass(frozen=True)
+class Invariants:
+    """What long headers of every version, also of those to come, have in common (RFC 8999)."""
+
+    version: int
+    destination_cid: bytes
+    source_cid: bytes
+
+
+def read_invariants_untrusted(datagram: bytes) -> Invariants:
+    """Parse the part of a long header that does not depend on the version.
 
     Raises:
-        Malformed: It is no QUIC packet.
+        Malformed: It is too short.
+    """
+    buf = Buffer(data=datagram)
+    try:
+        buf.pull_uint8()
+        return Invariants(
+            version=buf.pull_uint32(),
+            destination_cid=buf.pull_bytes(buf.pull_uint8()),
+            source_cid=buf.pull_bytes(buf.pull_uint8()),
+        )
+    except ValueError as exc:
+        raise Malformed(f"not a QUIC packet: {exc}") from exc
+
+
+def read_header_untrusted(datagram: bytes) -> QuicHeader:
+    """Parse the first packet's header, of a version that we speak.
+
+    Raises:
+        Malformed: It is no such packet.
     """
     try:
         return pull_quic_header(Buffer(data=datagram), host_cid_length=CID_LENGTH)
@@ -61,15 +92,13 @@ def is_acceptable_initial(header: QuicHeader, size: int) -> bool:
     )
 
 
-def encode_version_negotiation(header: QuicHeader, size: int) -> bytes | None:
+def encode_version_negotiation(header: Invariants, size: int) -> bytes | None:
     """Answer a long header of a version that we do not speak, or None if none is due.
 
     Version Negotiation packets and short datagrams get no answer: two nodes would talk for ever,
     and a forged source address would be hit by more than was sent.
     """
-    if header.version is None or header.version in VERSIONS:
-        return None
-    if header.packet_type == QuicPacketType.VERSION_NEGOTIATION:
+    if header.version == QuicProtocolVersion.NEGOTIATION or header.version in VERSIONS:
         return None
     if size < SMALLEST_MAX_DATAGRAM_SIZE:
         return None

@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING
 import trio
 
 from alknet.core.contracts import Stream, StreamReset
+from alknet.errors import LocalError
 
 if TYPE_CHECKING:
     from alknet.core.quic.connection import QuicConnection
 
-__all__ = ["QuicStream"]
+__all__ = ["QuicStream", "check_code"]
 
 # What `receive_some` returns at most when the caller names no limit.
 DEFAULT_READ_BYTES = 64 * 1024
+# RFC 9000 sec. 16: what a variable-length integer can hold.
+MAX_CODE = 2**62 - 1
+
+
+def check_code(code: int) -> None:
+    """Raise LocalError unless *code* can be sent as an application error code."""
+    if not 0 <= code <= MAX_CODE:
+        raise LocalError(f"an error code is 0 to 2^62-1, not {code}")
 
 
 class QuicStream(Stream):
@@ -24,7 +33,8 @@ class QuicStream(Stream):
 
     The sending side is open until `send_eof`, `reset`, `aclose` or the peer's STOP_SENDING; the
     receiving side until the end was read, `stop_sending`, `aclose` or the peer's RESET_STREAM.
-    When both are over the connection forgets the stream and lets the peer open another.
+    When both are over the connection forgets the stream and lets the peer open another, but not
+    before the application has accepted it: else a peer could queue streams without end.
     """
 
     def __init__(
@@ -40,6 +50,7 @@ class QuicStream(Stream):
         self._arrived_all = not can_receive
         self._unread = bytearray()
         self._reset_code: int | None = None
+        self._is_accepted = False
         self._is_sending = False
         self._is_receiving = False
         self._readable = trio.lowlevel.ParkingLot()
@@ -85,6 +96,7 @@ class QuicStream(Stream):
                 self._finish_sending()
 
     def reset(self, code: int) -> None:
+        check_code(code)
         if self._connection.close_reason is None and (not self._send_closed or self._sent_eof):
             self._engine.reset_stream(self._id, code)
             self._connection.schedule()
@@ -105,12 +117,12 @@ class QuicStream(Stream):
                 if self._reset_code is not None:
                     raise StreamReset(self._reset_code)
                 if self._arrived_all:
-                    self._forget_if_over()
                     return b""
                 self._connection.check_open()
                 await self._readable.park()
 
     def stop_sending(self, code: int) -> None:
+        check_code(code)
         if self._receive_closed:
             return
         if self._connection.close_reason is None and not self._arrived_all:
@@ -129,15 +141,20 @@ class QuicStream(Stream):
 
     # from the connection
 
+    def on_accepted(self) -> None:
+        """The application has it now."""
+        self._is_accepted = True
+        self._forget_if_over()
+
     def on_data(self, data: bytes, *, is_end: bool) -> None:
         """Take bytes that arrived in order; if nobody will read them, only return their credit."""
         self._arrived_all = self._arrived_all or is_end
         if self._receive_closed:
-            self._connection.credit(self._id, len(data))
-            self._forget_if_over()
+            self._connection.credit(self._id, len(data), is_wanted=False)
         else:
             self._unread += data
         self._readable.unpark_all()
+        self._forget_if_over()
 
     def on_reset(self, code: int) -> None:
         """RESET_STREAM: unread bytes are gone, as RFC 9000 sec. 3.2 allows."""
@@ -175,6 +192,7 @@ class QuicStream(Stream):
         data = bytes(self._unread[:max_bytes])
         del self._unread[:max_bytes]
         self._connection.credit(self._id, len(data))
+        self._forget_if_over()
         return data
 
     def _finish_sending(self) -> None:
@@ -190,13 +208,14 @@ class QuicStream(Stream):
 
     def _close_receiving(self) -> None:
         self._receive_closed = True
-        self._connection.credit(self._id, len(self._unread))
+        self._connection.credit(self._id, len(self._unread), is_wanted=False)
         self._unread.clear()
         self._readable.unpark_all()
         self._forget_if_over()
 
     def _forget_if_over(self) -> None:
-        if self._send_closed and self._arrived_all and not self._unread:
+        is_over = self._send_closed and self._arrived_all and not self._unread
+        if is_over and self._is_accepted:
             self._connection.forget(self._id)
 
     def _check_sendable(self) -> None:
