@@ -25,6 +25,7 @@ __all__ = [
     "Identity",
     "NodeId",
     "Peer",
+    "check_display_name",
     "check_peer_name",
     "check_rights",
     "check_scope",
@@ -162,8 +163,7 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         """
         check_peer_name(self.name)
         check_rights(self.scopes, self.resources)
-        if len(self.display_name) > 128 or not self.display_name.isprintable():
-            raise LocalError("a display name has at most 128 printable characters")
+        check_display_name(self.display_name)
         fingerprints = dict.fromkeys(map(parse_fingerprint, self.fingerprints))
         addresses = dict.fromkeys(str(Address.parse(text)) for text in self.addresses)
         return msgspec.structs.replace(
@@ -222,6 +222,12 @@ def check_peer_name(name: str) -> None:
         raise LocalError(f"peer name {name!r} is reserved")
     if len(name) == 52 and set(name) <= set(zbase32.ALPHABET):
         raise LocalError(f"peer name {name[:80]!r} looks like a node id")
+
+
+def check_display_name(text: str) -> None:
+    """Raise LocalError unless *text* can be shown on a terminal as it is."""
+    if len(text) > 128 or not text.isprintable():
+        raise LocalError(f"{text[:80]!r} is not at most 128 printable characters")
 
 
 def check_scope(scope: str) -> None:

@@ -41,16 +41,18 @@ class Records(msgspec.Struct, frozen=True):
         owners: dict[str, str] = {}
         for row in peers:
             peer = _stored(row)
-            if by_name.setdefault(peer.name, peer) is not peer:
+            if peer.name in by_name:
                 raise Conflict(f"peer {peer.name!r} occurs twice")
+            by_name[peer.name] = peer
             for text in peer.fingerprints:
                 if owners.setdefault(text, peer.name) != peer.name:
                     raise Conflict(f"peers {owners[text]!r} and {peer.name!r} share key {text}")
         by_prefix: dict[str, ApiKey] = {}
         for key in api_keys:
             key.validate()
-            if by_prefix.setdefault(key.prefix, key) is not key:
+            if key.prefix in by_prefix:
                 raise Conflict(f"api key {key.prefix} occurs twice")
+            by_prefix[key.prefix] = key
         return cls(by_name, by_prefix)
 
     def with_fixed(self, peers: tuple[Peer, ...]) -> Records:

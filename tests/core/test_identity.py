@@ -299,3 +299,18 @@ def test_our_vector_of_the_node_id() -> None:
         node_id = NodeId(bytes.fromhex(vector["public"]))
         assert str(node_id) == vector["id"]
         assert node_id.fingerprint == vector["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (ApiKey(prefix="x", name="x", hash=bytes(32)), "not 8 z-base-32 characters"),
+        (ApiKey(prefix="y" * 8, name="x", hash=b""), "32 bytes, not 0"),
+        (ApiKey(prefix="y" * 8, name="", hash=bytes(32)), "1 to 128 printable"),
+        (ApiKey(prefix="y" * 8, name="a\n", hash=bytes(32)), "1 to 128 printable"),
+        (ApiKey(prefix="y" * 8, name="x", hash=bytes(32), scopes=("",)), "scope ''"),
+    ],
+)
+def test_a_bad_api_key_record_is_refused(key: ApiKey, message: str) -> None:
+    with pytest.raises(LocalError, match=message):
+        key.validate()

@@ -1,0 +1,204 @@
+"""``node.toml``: what a node listens on, whom it knows and how much it takes.
+
+Every key has a default, so no file is needed. A mistake is never skipped over: a node with a
+mistyped limit or peer does not start, and a reload with one keeps what was.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from alknet.core.address import Address
+from alknet.core.config_errors import ConfigError, ConfigProblem
+from alknet.core.config_read import Reader
+from alknet.core.config_sections import (
+    read_limits,
+    read_node,
+    read_peers,
+    read_web_certificates,
+)
+from alknet.core.config_tables import (
+    DEFAULT_LISTEN,
+    HOMES,
+    LogTable,
+    TopTable,
+    WebCertificateFiles,
+)
+from alknet.core.identity import Peer
+from alknet.core.limits import Limits
+from alknet.errors import LocalError
+
+__all__ = [
+    "ConfigError",
+    "ConfigProblem",
+    "LogTable",
+    "NodeConfig",
+    "WebCertificateFiles",
+    "check_config",
+    "default_config_text",
+    "load_config",
+    "what_changed",
+    "what_needs_restart",
+]
+
+# What is bound, or handed to others, once at the start.
+NEEDS_RESTART = ("node.listen", "node.default_alpn", "log.format", "web_certificates")
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All of ``node.toml``, understood.
+
+    Attributes:
+        listen: Where to listen, for UDP and TCP alike; port 0 means any free one.
+        advertise: What to put into tickets; empty means the interfaces' addresses.
+        default_alpn: Whose handler gets TCP clients that offer no ALPN; None refuses them.
+        limits: See `Limits`.
+        log: Level and format.
+        peers: Those of the file, read-only.
+        web_certificates: X.509 certificates by server name.
+    """
+
+    listen: tuple[Address, ...] = (Address.parse(DEFAULT_LISTEN),)
+    advertise: tuple[Address, ...] = ()
+    default_alpn: str | None = None
+    limits: Limits = Limits()
+    log: LogTable = LogTable()
+    peers: tuple[Peer, ...] = ()
+    web_certificates: tuple[WebCertificateFiles, ...] = ()
+
+
+def load_config(path: Path) -> NodeConfig:
+    """Return what the file says; the defaults if there is none.
+
+    Raises:
+        ConfigError: Something in it is wrong; it names everything that is.
+        LocalError: It cannot be read.
+    """
+    config, problems = _read(path)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def check_config(path: Path) -> list[ConfigProblem]:
+    """Return everything that is wrong with the file, in its order; empty if it may be used.
+
+    Raises:
+        LocalError: It cannot be read.
+    """
+    return _read(path)[1]
+
+
+def what_changed(old: NodeConfig, new: NodeConfig) -> list[str]:
+    """Name the keys and tables whose values differ, such as ``limits.idle_timeout_s``."""
+    before, after = _flat(old), _flat(new)
+    return [key for key, value in before.items() if value != after[key]]
+
+
+def what_needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
+    """Name what differs and cannot be taken over by a running node. All else can."""
+    return [key for key in what_changed(old, new) if key in NEEDS_RESTART]
+
+
+def default_config_text() -> str:
+    """Return a ``node.toml`` that changes nothing: every key with its default, commented out."""
+    limits = "\n".join(
+        f"# {key} = {value}" for key, value in msgspec.structs.asdict(Limits()).items()
+    )
+    return _TEMPLATE.format(listen=DEFAULT_LISTEN, limits=limits)
+
+
+def _read(path: Path) -> tuple[NodeConfig, list[ConfigProblem]]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return NodeConfig(), []
+    except OSError as exc:
+        raise LocalError(f"cannot read {path}: {exc.strerror}") from exc
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        return NodeConfig(), [ConfigProblem(str(path), line, "", "the file is not UTF-8")]
+    try:
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+        return NodeConfig(), [_syntax_problem(path, text, exc)]
+    return _understand(path, text, raw)
+
+
+def _understand(
+    path: Path, text: str, raw: dict[str, Any]
+) -> tuple[NodeConfig, list[ConfigProblem]]:
+    reader = Reader(path, text, HOMES)
+    top = TopTable(**reader.table(raw, TopTable, ()))
+    node = read_node(reader, top.node)
+    config = NodeConfig(
+        listen=node.listen,
+        advertise=node.advertise,
+        default_alpn=node.default_alpn,
+        limits=read_limits(reader, top.limits),
+        log=LogTable(**reader.table(top.log, LogTable, ("log",))),
+        peers=read_peers(reader, top.peers),
+        web_certificates=read_web_certificates(reader, top.web_certificates, path.parent),
+    )
+    return config, reader.problems
+
+
+def _syntax_problem(path: Path, text: str, exc: Exception) -> ConfigProblem:
+    match = _POSITION.search(str(exc))
+    line = int(match[1]) if match and match[1] else text.count("\n") + 1
+    message = _POSITION.sub("", str(exc)).rstrip()
+    return ConfigProblem(str(path), line, "", f"not valid TOML: {message[:1].lower()}{message[1:]}")
+
+
+def _flat(config: NodeConfig) -> dict[str, object]:
+    flat: dict[str, object] = {
+        "node.listen": config.listen,
+        "node.advertise": config.advertise,
+        "node.default_alpn": config.default_alpn,
+    }
+    for table in ("limits", "log"):
+        values = msgspec.structs.asdict(getattr(config, table))
+        flat |= {f"{table}.{key}": value for key, value in values.items()}
+    return flat | {"peers": config.peers, "web_certificates": config.web_certificates}
+
+
+_POSITION = re.compile(r" ?\(at (?:line (\d+), column \d+|end of document)\)")
+
+_TEMPLATE = """\
+# What this node listens on, whom it knows and how much it takes. Everything here is optional:
+# what is commented out shows the default. `alknet config check` says what is wrong.
+
+[node]
+# listen = ["{listen}"]
+# What goes into this node's ticket; empty: the addresses of its interfaces.
+# advertise = []
+# Who serves TCP clients that offer no ALPN; without it they are refused.
+# default_alpn = "http/1.1"
+
+[log]
+# level = "info"      # debug, info, warning, error
+# format = "auto"     # human, json; auto: human on a terminal
+
+# [[peers]]
+# name = "hub"
+# id = "..."          # its node id, fingerprint or ticket
+# scopes = ["echo"]
+# resources = []      # "type:id" or "type:id:action"
+# addresses = ["hub.example.org:4433"]
+# enabled = true
+
+# [[web_certificates]]
+# server_names = ["hub.example.org"]
+# cert_file = "fullchain.pem"
+# key_file = "privkey.pem"
+
+[limits]
+{limits}
+"""

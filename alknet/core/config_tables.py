@@ -1,0 +1,99 @@
+"""The tables and keys of ``node.toml``, as they are written: names, types and defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from alknet.core.limits import Limits
+
+__all__ = [
+    "HOMES",
+    "LogTable",
+    "NodeTable",
+    "PeerTable",
+    "TopTable",
+    "WebCertificateFiles",
+    "WebCertificateTable",
+]
+
+# The IANA ephemeral and registered ranges leave it free; one wildcard serves IPv6 and IPv4.
+DEFAULT_LISTEN = "[::]:4433"
+
+
+class NodeTable(msgspec.Struct, frozen=True, kw_only=True):
+    """``[node]``: text is parsed, and explained, in `alknet.core.config.NodeConfig`."""
+
+    listen: tuple[str, ...] = (DEFAULT_LISTEN,)
+    advertise: tuple[str, ...] = ()
+    default_alpn: str | None = None
+
+
+class LogTable(msgspec.Struct, frozen=True, kw_only=True):
+    """``[log]``: how much is logged, and whether for people or for programs.
+
+    Attributes:
+        level: The least level that is shown.
+        format: ``auto`` is ``human`` on a terminal and ``json`` elsewhere.
+    """
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "human", "json"] = "auto"
+
+
+class PeerTable(msgspec.Struct, frozen=True, kw_only=True):
+    """``[[peers]]``: *id* is a node id in any form, or a ticket, whose addresses count too."""
+
+    name: str
+    id: str | None = None
+    fingerprints: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+    display_name: str = ""
+    addresses: tuple[str, ...] = ()
+    enabled: bool = True
+
+
+class WebCertificateTable(msgspec.Struct, frozen=True, kw_only=True):
+    """``[[web_certificates]]``: file names count from the directory of ``node.toml``."""
+
+    server_names: tuple[str, ...]
+    cert_file: str
+    key_file: str
+
+
+class WebCertificateFiles(msgspec.Struct, frozen=True):
+    """An X.509 certificate for clients that cannot do raw keys.
+
+    Attributes:
+        server_names: The names (SNI) for which it is shown, lower case; ``*.`` may begin one.
+        cert_file: PEM, the leaf first, then its issuers.
+        key_file: PEM, the leaf's private key.
+    """
+
+    server_names: tuple[str, ...]
+    cert_file: Path
+    key_file: Path
+
+
+class TopTable(msgspec.Struct, frozen=True, kw_only=True):
+    """The file as a whole."""
+
+    node: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
+    log: dict[str, Any] = {}
+    peers: list[dict[str, Any]] = []
+    web_certificates: list[dict[str, Any]] = []
+
+
+_SHAPES: dict[str, type[msgspec.Struct]] = {
+    "[[web_certificates]]": WebCertificateTable,
+    "[[peers]]": PeerTable,
+    "[log]": LogTable,
+    "[limits]": Limits,
+    "[node]": NodeTable,
+}
+HOMES = {name: table for table, shape in _SHAPES.items() for name in shape.__struct_fields__}
+"""Which table each key belongs to."""
