@@ -209,3 +209,6 @@ def _to_system(address: Address, *, is_ipv6: bool) -> tuple[str, int] | tuple[st
 
 def _scope_id(name: str) -> int:
     return socket.if_nametoindex(name) if name else 0
+
+
+_: type[DatagramSocket] = UdpSocket

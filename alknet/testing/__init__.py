@@ -2,8 +2,11 @@
 
 from alknet.testing.contract import cancel_at_every_checkpoint
 from alknet.testing.memory import MemoryConnection, MemoryStream, memory_connection_pair
+from alknet.testing.network import FakeNetwork, FakeUdpSocket
 
 __all__ = [
+    "FakeNetwork",
+    "FakeUdpSocket",
     "MemoryConnection",
     "MemoryStream",
     "cancel_at_every_checkpoint",
