@@ -2,7 +2,8 @@
 
 `connect` gives a connection for any ALPN, `open_session` a call session on it. Whom to trust
 follows from what is named: a ticket or node id pins the key; a bare ``host:port`` has no key, so
-the Web PKI must vouch for the name, or nothing is connected.
+the Web PKI must vouch for the name, or nothing is connected. Trust on first use has to be asked
+for, by passing the `KnownNodes` to remember the key in.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from alknet.core.limits import Limits
 from alknet.core.scopes import open_background
 from alknet.core.ticket import Target, Ticket, parse_target
 from alknet.core.tls.credentials import NodeCredentials
-from alknet.core.tls.trust import PinnedKey, Trust, WebPki
+from alknet.core.tls.trust import AnyKey, PinnedKey, Trust, WebPki
 from alknet.errors import LocalError
+from alknet.stores.known import KnownNodes
 
 __all__ = ["connect", "open_control_session", "open_session"]
 
 
 @asynccontextmanager
-async def connect(
+async def connect(  # noqa: PLR0913  all but the first are options of one dial
     target: str | Target,
     *,
     alpn: str,
@@ -41,6 +43,7 @@ async def connect(
     key: Ed25519PrivateKey | None = None,
     transports: Sequence[str] = TRANSPORTS,
     ca_file: Path | None = None,
+    known_nodes: KnownNodes | None = None,
     limits: Limits | None = None,
 ) -> AsyncGenerator[Connection]:
     """Connect to a node; the connection is closed when the block ends.
@@ -52,35 +55,42 @@ async def connect(
         key: Our key, shown and proven when the node asks; None to stay anonymous.
         transports: ``quic``, ``tcp`` or both, which then race.
         ca_file: PEM file of authorities for ``host:port``, instead of the usual ones.
+        known_nodes: Trust the key that a ``host:port`` shows first, and remember it here.
         limits: Time-outs and windows of this connection.
 
     Raises:
         DialError: Nobody answered with the right key; its ``attempts`` say what each try met.
+        Denied: With *known_nodes*: the node there is not the one that it was.
         LocalError: The target makes no sense, or has no address.
 
     Cancelled, every attempt and the connection are closed.
     """
     trust, where = _resolve(target, addresses, ca_file)
+    first_use = known_nodes is not None and isinstance(trust, WebPki)
     credentials = NodeCredentials(key) if key is not None else None
     async with dial(
         where,
         alpn=alpn,
-        trust=trust,
+        trust=AnyKey() if first_use else trust,
         credentials=credentials,
         transports=transports,
         limits=limits,
     ) as connection:
+        if first_use and known_nodes is not None:
+            assert connection.peer_key is not None
+            await known_nodes.check(str(where[0]), connection.peer_key)
         yield connection
 
 
 @asynccontextmanager
-async def open_session(
+async def open_session(  # noqa: PLR0913  see `connect`
     target: str | Target,
     *,
     addresses: Iterable[str | Address] = (),
     key: Ed25519PrivateKey | None = None,
     transports: Sequence[str] = TRANSPORTS,
     ca_file: Path | None = None,
+    known_nodes: KnownNodes | None = None,
     limits: Limits | None = None,
     dispatcher: Dispatcher | None = None,
 ) -> AsyncGenerator[CallSession]:
@@ -97,6 +107,7 @@ async def open_session(
             key=key,
             transports=transports,
             ca_file=ca_file,
+            known_nodes=known_nodes,
             limits=limits,
         ) as connection,
         call_session.open_session(connection, dispatcher, limits=limits) as session,

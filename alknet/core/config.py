@@ -46,8 +46,8 @@ __all__ = [
     "what_needs_restart",
 ]
 
-# What is bound, or handed to others, once at the start.
-NEEDS_RESTART = ("node.listen", "node.default_alpn", "log.format", "web_certificates")
+# What is done once, at the start.
+NEEDS_RESTART = ("node.listen", "log.format")
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -384,10 +384,5 @@ def test_what_needs_a_restart() -> None:
         "peers",
         "web_certificates",
     ]
-    assert what_needs_restart(old, new) == [
-        "node.listen",
-        "node.default_alpn",
-        "log.format",
-        "web_certificates",
-    ]
+    assert what_needs_restart(old, new) == ["node.listen", "log.format"]
     assert what_changed(new, new) == []

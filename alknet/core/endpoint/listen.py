@@ -28,6 +28,8 @@ TCP_ONLY = frozenset({"h2", "http/1.1"})
 QUIC_ONLY = frozenset({"h3"})
 # With port 0 the system picks for TCP; UDP may have that number taken. Each try is independent.
 PORT_TRIES = 32
+# What a system without IPv6 says, by how thoroughly it is without.
+NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 
 
 class Listening(msgspec.Struct, frozen=True):
@@ -67,6 +69,8 @@ def alpns_on(transport: str, alpns: Sequence[str]) -> tuple[str, ...]:
 async def bind_ports(addresses: Sequence[Address]) -> list[Port]:
     """Bind all or none of *addresses*; port 0 means any number that is free on UDP and TCP.
 
+    ``::`` takes IPv4 too, and IPv4 alone where the system has no IPv6.
+
     Cancelled, nothing stays bound.
 
     Raises:
@@ -75,7 +79,7 @@ async def bind_ports(addresses: Sequence[Address]) -> list[Port]:
     with ExitStack() as undo:
         ports = []
         for address in addresses:
-            port = await _bind(_literal(address))
+            port = await _bind_any(_literal(address))
             undo.callback(port.close)
             ports.append(port)
         undo.pop_all()
@@ -135,6 +139,16 @@ def _literal(address: Address) -> Address:
             f"cannot listen on {address}: write an IP address, such as 0.0.0.0 or [::]"
         ) from None
     return address
+
+
+async def _bind_any(address: Address) -> Port:
+    try:
+        return await _bind(address)
+    except LocalError as exc:
+        cause = exc.__cause__
+        if address.host == "::" and isinstance(cause, OSError) and cause.errno in NO_IPV6:
+            return await _bind(Address("0.0.0.0", address.port))  # noqa: S104  as "::" would
+        raise
 
 
 async def _bind(address: Address) -> Port:

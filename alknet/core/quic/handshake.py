@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from alknet.core.identity import NodeId
 from alknet.core.tls.errors import HandshakeFailed
-from alknet.core.tls.trust import PinnedKey, Trust, check_server
+from alknet.core.tls.trust import PinnedKey, Trust, WebPki, check_server
 from alknet.errors import LocalError
 
 __all__ = ["AskFor", "ClientHello", "ClientPolicy", "KeyContext", "ServerPolicy", "Shown"]
@@ -138,7 +138,7 @@ class KeyContext(tls.Context):
     def _offer(self, policy: ClientPolicy) -> None:
         if policy.own is not None:
             self._own_extensions.append((EXT_CLIENT_CERTIFICATE_TYPE, OFFER_RAW))
-        if isinstance(policy.trust, PinnedKey):
+        if not isinstance(policy.trust, WebPki):
             self._own_extensions.append((EXT_SERVER_CERTIFICATE_TYPE, OFFER_RAW))
             return
         # Without Ed25519 an alknet node shows its web certificate, not its own key's.
@@ -207,7 +207,7 @@ class KeyContext(tls.Context):
         """Read the server's choice of types from its EncryptedExtensions."""
         chosen = dict(self.received_extensions or [])
         self._peer_shows_raw = chosen.get(EXT_SERVER_CERTIFICATE_TYPE) == CHOSE_RAW
-        if isinstance(policy.trust, PinnedKey) != self._peer_shows_raw:
+        if isinstance(policy.trust, WebPki) == self._peer_shows_raw:
             kind = "a certificate" if self._peer_shows_raw else "a raw public key"
             raise tls.AlertUnsupportedCertificate(f"the server does not show {kind}")
         if policy.own is not None and chosen.get(EXT_CLIENT_CERTIFICATE_TYPE) == CHOSE_RAW:
@@ -231,7 +231,7 @@ class KeyContext(tls.Context):
                 found = proven.short if proven else "another kind of key"
                 expected = policy.trust.node_id.short
                 raise tls.AlertBadCertificate(f"expected the key {expected}, got {found}")
-        else:
+        elif isinstance(policy.trust, WebPki):
             chain = [cast(x509.Certificate, self._peer_certificate), *self._peer_certificate_chain]
             try:
                 check_server(policy.trust, chain)

@@ -1,6 +1,7 @@
 """Whom a dialler trusts: one pinned key, or a name that the Web PKI vouches for.
 
-There is no third way: a peer that is neither pinned nor named is not dialled.
+A peer that is neither pinned nor named is not dialled, unless the user asks for trust on first
+use; then `AnyKey` lets the handshake pass, and the caller compares the key before it uses it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from alknet.core.tls.errors import ALERT_BAD_CERTIFICATE, HandshakeFailed
 from alknet.core.tls.x509 import load_authorities, node_id_of_certificate
 from alknet.errors import LocalError
 
-__all__ = ["PinnedKey", "Trust", "WebPki", "check_server", "sni_of", "verify_web_chain"]
+__all__ = ["AnyKey", "PinnedKey", "Trust", "WebPki", "check_server", "sni_of", "verify_web_chain"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class PinnedKey:
     """The peer must prove that it holds exactly this key."""
 
     node_id: NodeId
+
+
+@dataclass(frozen=True)
+class AnyKey:
+    """The peer must prove that it holds some Ed25519 key; which one, the caller judges.
+
+    Nothing may be sent or believed before that: see `alknet.client.connect`.
+    """
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class WebPki:
     ca_file: Path | None = None
 
 
-Trust = PinnedKey | WebPki
+Trust = PinnedKey | AnyKey | WebPki
 
 
 def sni_of(server_name: str | None) -> str | None:
@@ -79,7 +88,7 @@ def check_server(trust: Trust, chain: Sequence[x509.Certificate]) -> None:
     if isinstance(trust, WebPki):
         verify_web_chain(trust, chain)
     else:
-        _check_pin(trust, chain[0])
+        _check_key(trust, chain[0])
 
 
 def verify_web_chain(
@@ -117,12 +126,13 @@ def verify_web_chain(
         ) from exc
 
 
-def _check_pin(trust: PinnedKey, leaf: x509.Certificate) -> None:
+def _check_key(trust: PinnedKey | AnyKey, leaf: x509.Certificate) -> None:
+    wanted = f"the key {trust.node_id.short}" if isinstance(trust, PinnedKey) else "a node's key"
     node_id = node_id_of_certificate(leaf)
     if node_id is None:
-        raise _refusal(f"expected the key {trust.node_id.short}, got one that is not Ed25519")
-    if node_id != trust.node_id:
-        raise _refusal(f"expected the key {trust.node_id.short}, got {node_id.short}")
+        raise _refusal(f"expected {wanted}, got one that is not Ed25519")
+    if isinstance(trust, PinnedKey) and node_id != trust.node_id:
+        raise _refusal(f"expected {wanted}, got {node_id.short}")
     try:
         leaf.verify_directly_issued_by(leaf)
     except (ValueError, TypeError, InvalidSignature) as exc:
