@@ -82,7 +82,8 @@ class HumanFormatter(logging.Formatter):
         if fields:
             line += "  " + " ".join(fields)
         if record.exc_info:
-            line += "\n" + _redact(self.formatException(record.exc_info))
+            traceback = _redact(self.formatException(record.exc_info))
+            line += "".join("\n" + _printable(part) for part in traceback.splitlines())
         return line
 
 

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio.testing import wait_all_tasks_blocked
 
 from alknet.core.contracts import CloseCode, Connection
@@ -12,6 +13,9 @@ from alknet.core.endpoint import Endpoint
 from alknet.core.identity import Identity, NodeId
 from alknet.core.limits import Limits
 from alknet.core.router import Router
+from alknet.core.tcp.handshake import accept_tls, dial_tls
+from alknet.core.tls.credentials import NodeCredentials
+from alknet.core.tls.trust import PinnedKey
 from alknet.errors import Denied, Malformed, Unavailable
 from alknet.testing.memory import MemoryConnection, memory_connection_pair
 from tests.core.endpoint_kit import ALICE, BOB, Handler, TableIdentities, ask, echo
@@ -364,6 +368,34 @@ async def test_a_disabled_peer_is_not_tracked() -> None:
 
 
 # Streams that someone else carries.
+
+
+async def test_tls_over_any_byte_stream_ends_at_the_handler_of_its_alpn() -> None:
+    server = NodeCredentials(Ed25519PrivateKey.from_private_bytes(b"s" * 32))
+    alice = NodeCredentials(Ed25519PrivateKey.from_private_bytes(b"c" * 32))
+
+    async def accept(stream: trio.abc.Stream, alpns: Sequence[str]) -> Connection:
+        return await accept_tls(stream, server, alpns)
+
+    endpoint = Endpoint(
+        Router([Handler(crash, alpns=("a",)), Handler(echo, alpns=("b",), requires_identity=True)]),
+        TableIdentities({alice.node_id: PEER}),
+        accept_tls=accept,
+    )
+    near, far = trio.testing.memory_stream_pair()
+    async with endpoint.running() as nursery:
+        nursery.start_soon(serve, endpoint, far)
+        trust = PinnedKey(server.node_id)
+        connection = await dial_tls(near, alpn="b", credentials=alice, trust=trust)
+        nursery.start_soon(connection.wait_closed)
+        assert await ask(connection) == b"ping"
+        (status,) = endpoint.connections()
+        assert (status.identity, status.carrier, status.address) == (
+            "peer:alice",
+            "tcp",
+            "via:hub",
+        )
+        connection.close()
 
 
 @asynccontextmanager
