@@ -308,10 +308,11 @@ class ProtocolHandler(Protocol):
     async def handle(self, connection: Connection) -> None:
         """Serve one connection, in a scope of its own, until done.
 
-        Returning closes the connection with code 0; an exception closes it with
-        `CloseCode.HANDLER_ERROR` and a correlation id. It is cancelled when the connection ends
-        otherwise than by the peer's or our close, and at the end of a drain. When
-        ``connection.draining`` is set it should take nothing new, finish and return.
+        Returning flushes what was sent and closes the connection with code 0; an exception closes
+        it with `CloseCode.HANDLER_ERROR` and a correlation id. It is cancelled at once when the
+        transport fails, a few seconds after either side closed the connection if it has not
+        noticed, and at the end of a drain. When ``connection.draining`` is set it should take
+        nothing new, finish and return.
         """
 
 

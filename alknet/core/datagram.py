@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -35,6 +36,9 @@ SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
 # linux/in.h and linux/in6.h; Python has no names for them. PROBE = set DF, ignore the cached MTU
 # (RFC 9000 sec. 14: QUIC datagrams must not be fragmented).
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_PROBE = 10, 23, 3
+IP_RECVERR, IPV6_RECVERR = 11, 25
+# An entry of the error queue says which datagram it is about; 512 bytes of it are plenty.
+ERROR_BYTES = 512
 
 _FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS})
 
@@ -75,14 +79,23 @@ class UdpSocket:
             unreachable, no route, longer than the path takes): such a datagram is lost, no more.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(
+        self, sock: socket.socket, on_unreachable: Callable[[Address], None] | None = None
+    ) -> None:
         self._sock = sock
         self._is_ipv6 = sock.family == socket.AF_INET6
+        self._on_unreachable = on_unreachable
         self.errors = 0
 
     @classmethod
-    def bind(cls, host: str, port: int) -> UdpSocket:
+    def bind(
+        cls, host: str, port: int, *, on_unreachable: Callable[[Address], None] | None = None
+    ) -> UdpSocket:
         """Bind to a literal address: ``::`` takes IPv4 too, any other address only its family.
+
+        Args:
+            on_unreachable: Called from `receive` with an address where, as ICMP says, nobody
+                listens. ICMP can be forged: good for giving up a dial early, for nothing else.
 
         Raises:
             OSError: The address is taken, not ours or not an address.
@@ -93,11 +106,15 @@ class UdpSocket:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
             _tune(sock)
+            if on_unreachable is not None:
+                sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
             sock.bind(_to_system((host, port), is_ipv6=family == socket.AF_INET6))
         except BaseException:
             sock.close()
             raise
-        return cls(sock)
+        return cls(sock, on_unreachable)
 
     @property
     def local_address(self) -> Address:
@@ -139,9 +156,20 @@ class UdpSocket:
             except OSError:
                 # ICMP answers to earlier sends surface here, once each.
                 self.errors += 1
+                self._report_errors()
                 break
             batch.append((data, _from_system(address)))
         return batch
+
+    def _report_errors(self) -> None:
+        """Empty the error queue (ip(7), IP_RECVERR), which would keep the socket readable."""
+        while self._on_unreachable is not None:
+            try:
+                _, _, _, address = self._sock.recvmsg(ERROR_BYTES, 256, socket.MSG_ERRQUEUE)
+            except OSError:
+                return
+            if address:
+                self._on_unreachable(_from_system(address))
 
     def _check_open(self) -> None:
         if self._sock.fileno() == -1:

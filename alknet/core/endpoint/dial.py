@@ -7,6 +7,7 @@ start, or sooner if no QUIC attempt is left. Attempts that lose are closed.
 
 from __future__ import annotations
 
+import os
 import socket as stdlib_socket
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -210,10 +211,18 @@ class _Race:
         """One socket serves all attempts of a family."""
         endpoint = self._endpoints.get(is_ipv6)
         if endpoint is None:
-            socket = UdpSocket.bind(_ANY_IPV6 if is_ipv6 else _ANY_IPV4, 0)
+            socket = UdpSocket.bind(
+                _ANY_IPV6 if is_ipv6 else _ANY_IPV4,
+                0,
+                on_unreachable=self._on_unreachable,
+            )
             endpoint = self._endpoints[is_ipv6] = QuicEndpoint(socket, limits=self._limits)
             await self._background.start(endpoint.run)
         return endpoint
+
+    def _on_unreachable(self, address: tuple[str, int]) -> None:
+        for endpoint in self._endpoints.values():
+            endpoint.on_unreachable(address)
 
     @property
     def _server_name(self) -> str | None:
@@ -283,6 +292,6 @@ def _tcp_outcome(exc: Exception) -> str:
 
 
 def _os_outcome(exc: Exception) -> str:
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror.lower()
+    if isinstance(exc, OSError) and exc.errno:
+        return os.strerror(exc.errno).lower()
     return str(exc) or type(exc).__name__

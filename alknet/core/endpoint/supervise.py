@@ -46,7 +46,8 @@ async def supervise(connection: Connection, handler: ProtocolHandler) -> None:
             except* Exception as group:  # noqa: BLE001  boundary: it ends this connection only
                 _close_for(connection, handler, group)
             nursery.cancel_scope.cancel()
-        connection.close(CloseCode.OK)
+        # Flushes: a handler may return as soon as its last answer is on its way.
+        await connection.aclose(CloseCode.OK)
     finally:
         await close_and_tell(connection, CloseCode.SHUTDOWN, "the node stops")
 

@@ -245,6 +245,13 @@ class QuicConnection(Connection):
             text = "the transport failed on what the peer sent"
             self._end(CloseReason(CloseCode.INTERNAL, text, by_peer=False, is_transport=True))
 
+    def on_unreachable(self, address: Address) -> None:
+        """Nobody listens at *address*: a dial to it need not wait for its time-out."""
+        if self._reason is None and self.remote_address == format_address(address):
+            self.engine.close(error_code=0, reason_phrase="")
+            self._end(CloseReason(0, "nobody listens there", by_peer=False, is_transport=True))
+            self.schedule()
+
     def on_abandoned(self) -> None:
         """The endpoint is gone: nobody will be told more than they were."""
         self._told.set()

@@ -154,6 +154,12 @@ class QuicEndpoint:
             raise
         return connection
 
+    def on_unreachable(self, address: Address) -> None:
+        """ICMP says that nobody listens there: give up dials to it, not connections."""
+        for connection in list(self._connections):
+            if connection.is_dialer and not connection.is_established:
+                connection.on_unreachable(address)
+
     # from connections
 
     def schedule(self, connection: QuicConnection) -> None:

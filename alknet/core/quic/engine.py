@@ -10,6 +10,7 @@ names, and tests/core/quic/test_engine.py is the contract that each release must
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -42,6 +43,9 @@ __all__ = [
     "cut_utf8",
     "server_engine",
 ]
+
+# aioquic warns about every peer that misbehaves; the close reason says the same, where it belongs.
+logging.getLogger("quic").addHandler(logging.NullHandler())
 
 # Long enough that a shard number and routing bits fit beside 56 random bits.
 CID_LENGTH = 8
@@ -108,6 +112,7 @@ class Engine(QuicConnection):
         self._consumed = 0
         self._stream_consumed: dict[int, int] = {}
         self._datagram_limit = sys.maxsize
+        self._is_closed_by_peer = False
         super().__init__(configuration=configuration, **connection_ids)
         self._local_max_streams_bidi = _StreamLimit(
             QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", limits.streams_per_connection
@@ -154,9 +159,11 @@ class Engine(QuicConnection):
         """Who has begun to end the connection; known long before `ConnectionTerminated`."""
         if self._close_event is None:
             return Closing.NO
-        if self._state is QuicConnectionState.DRAINING:
-            return Closing.BY_PEER
-        return Closing.BY_US
+        return Closing.BY_PEER if self._is_closed_by_peer else Closing.BY_US
+
+    def _close_begin(self, is_initiator: bool, now: float) -> None:
+        self._is_closed_by_peer = not is_initiator
+        super()._close_begin(is_initiator, now)
 
     @property
     def close_event(self) -> events.ConnectionTerminated | None:
@@ -296,7 +303,10 @@ class Engine(QuicConnection):
         return raised
 
     def credit_abandoned(self, stream_id: int) -> bool:
-        """The peer reset the stream: give back its credit, bytes that never came included."""
+        """The peer reset the stream: give back its credit, bytes that never came included.
+
+        To be called before the next send pass, in which aioquic may forget the stream.
+        """
         stream = self._streams.get(stream_id)
         if stream is None:
             return False
@@ -422,7 +432,7 @@ _CONNECTION_NAMES = (
     " _remote_max_streams_uni _remote_max_streams_bidi _remote_max_idle_timeout"
     " _local_max_data _local_max_streams_bidi _local_max_streams_uni _is_client"
     " _write_connection_limits _write_stream_limits _on_connection_limit_delivery"
-    " _on_max_stream_data_delivery _idle_timeout host_cid"
+    " _on_max_stream_data_delivery _idle_timeout _close_begin host_cid"
 )
 _STREAM_NAMES = "max_stream_data_local max_stream_data_local_sent receiver sender"
 _SENDER_NAMES = (
