@@ -1,0 +1,5 @@
+"""``python -m alknet`` is ``alknet``."""
+
+from alknet.cli import main
+
+main()

@@ -1,0 +1,225 @@
+"""Where errors end: what is said on standard error, and with which status the program exits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+from alknet.cli.interrupts import INTERRUPTED, Interrupted
+from alknet.cli.output import paint
+from alknet.cli.table import printable
+from alknet.errors import AlknetError
+
+__all__ = ["CommandError", "Failure", "explain", "report"]
+
+
+class CommandError(AlknetError):
+    """A command cannot do its work, and knows what the user can do about it.
+
+    Attributes:
+        code: For programs, as in ``call.error`` or a word of the command's own.
+        hint: What to do next.
+        status: Exit status, see `alknet.call.codes.ExitStatus`.
+    """
+
+    def __init__(self, code: str, message: str, *, hint: str = "", status: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+        self.status = status
+
+
+class Failure:
+    """An error as it is shown.
+
+    Attributes:
+        code: For programs.
+        message: What was tried and what happened.
+        status: Exit status.
+        hint: What to do next, or nothing.
+        details: More for programs, JSON values.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        status: int,
+        *,
+        hint: str = "",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.code = code
+        self.message = message
+        self.status = status
+        self.hint = hint
+        self.details = dict(details or {})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        error: dict[str, Any] = {"code": self.code, "message": self.message}
+        if self.hint:
+            error["hint"] = self.hint
+        return {"error": {**error, **self.details}}
+
+
+def report(exc: BaseException, arguments: Sequence[str]) -> int:
+    """Say on standard error what *exc* means, and return the exit status.
+
+    Args:
+        arguments: Of the program: whether JSON was asked for must be known even where they
+            could not be parsed.
+    """
+    exc = _single(exc)
+    if isinstance(exc, click.exceptions.Exit):
+        return exc.exit_code
+    if isinstance(exc, BrokenPipeError):
+        return _reader_left()
+    if os.environ.get("ALKNET_DEBUG") == "1":
+        traceback.print_exception(exc)
+    if isinstance(exc, Interrupted):
+        return exc.status
+    if isinstance(exc, KeyboardInterrupt | click.exceptions.Abort):
+        return INTERRUPTED
+    if _wants_json(arguments):
+        _print_json(explain(exc))
+    elif isinstance(exc, click.ClickException):
+        exc.show()
+    else:
+        _print_text(explain(exc))
+    return exc.exit_code if isinstance(exc, click.ClickException) else explain(exc).status
+
+
+def explain(exc: BaseException) -> Failure:
+    """Say what *exc*, which is no interrupt, means to the user."""
+    if isinstance(exc, CommandError):
+        return Failure(exc.code, str(exc), exc.status, hint=exc.hint)
+    if isinstance(exc, click.ClickException):
+        return Failure("USAGE", exc.format_message(), exc.exit_code)
+    from alknet.call import codes
+    from alknet.core.endpoint.dial import DialError
+
+    if isinstance(exc, DialError):
+        return _unreachable(exc.attempts, str(exc))
+    if isinstance(exc, codes.CallError):
+        return _call_failed(exc)
+    known = codes.call_error_from(exc)
+    if known is not None and not isinstance(exc, OSError):
+        return _call_failed(known)
+    if isinstance(exc, AlknetError):
+        return Failure(_name(exc), str(exc), codes.ExitStatus.FAILED)
+    if isinstance(exc, OSError):
+        where = f"{exc.filename}: " if exc.filename else ""
+        return Failure("OS", f"{where}{(exc.strerror or str(exc)).lower()}", 1)
+    return Failure(
+        "INTERNAL",
+        f"this is a bug in alknet: {type(exc).__name__}: {exc}",
+        1,
+        hint="run it again with ALKNET_DEBUG=1 and report the traceback",
+    )
+
+
+def _unreachable(attempts: Sequence[Any], message: str) -> Failure:
+    tried = [
+        {"transport": a.transport, "address": a.address, "outcome": a.outcome} for a in attempts
+    ]
+    return Failure(
+        "UNAVAILABLE",
+        message,
+        4,
+        hint="is it running ('alknet up'), and is the ticket or the peer's address still right?",
+        details={"attempts": tried},
+    )
+
+
+def _call_failed(error: Any) -> Failure:
+    from alknet.call.codes import code_info
+
+    details: dict[str, Any] = {"retryable": error.retryable}
+    if error.details:
+        details["details"] = error.details
+    message = error.message
+    if path := (error.details or {}).get("path"):
+        message += f" (at {path} of the input)"
+    if error.correlation_id:
+        message += f" (the node's log has it under {error.correlation_id})"
+    return Failure(
+        error.code,
+        message,
+        code_info(error.code).exit_status,
+        hint=_HINTS.get(error.code, ""),
+        details=details,
+    )
+
+
+_HINTS = {
+    "FORBIDDEN": "'alknet whoami' with the same target and token shows what you are granted; "
+    "the node's owner grants more with 'alknet peer set' or 'alknet token create'",
+    "NOT_FOUND": "'alknet ops' with the same target lists what you may call",
+    "TIMEOUT": "give it more time with --timeout",
+    "RESOURCE_EXHAUSTED": "wait a little and try again",
+}
+
+
+def _print_text(failure: Failure) -> None:
+    prefix = paint("error:", sys.stderr, fg="red", bold=True)
+    known = failure.code.isupper() and failure.code not in {"USAGE", "OS", "INTERNAL"}
+    code = f"{failure.code}: " if known else ""
+    attempts = failure.details.get("attempts")
+    message = failure.message.partition(": ")[0] if attempts else failure.message
+    click.echo(f"{prefix} {code}{printable(message)}", err=True)
+    for attempt in attempts or ():
+        line = f"  {attempt['transport']:<4} {attempt['address']}: {attempt['outcome']}"
+        click.echo(printable(line), err=True)
+    if failure.hint:
+        click.echo(f"{paint('hint:', sys.stderr, bold=True)} {failure.hint}", err=True)
+
+
+def _print_json(failure: Failure) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.encode(failure.as_json()).decode(), err=True)
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    options = list(arguments)
+    if "--" in options:
+        options = options[: options.index("--")]
+    return "--json" in options
+
+
+def _reader_left() -> int:
+    """Whoever read our output has seen enough, as in ``| head``; say no more to it."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError):
+        os.dup2(devnull, sys.stdout.fileno())
+    return 141  # 128 + SIGPIPE, as a program says that does not catch it
+
+
+def _name(exc: AlknetError) -> str:
+    """``StoreError`` is STORE, ``LocalError`` LOCAL."""
+    return type(exc).__name__.removesuffix("Error").upper()
+
+
+def _single(exc: BaseException) -> BaseException:
+    """Return the error in a group that says most: an interrupt, else one of ours, else any."""
+    leaves = list(_leaves(exc))
+    for kind in (Interrupted, KeyboardInterrupt, AlknetError, click.ClickException):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return leaves[0]
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for part in exc.exceptions:
+            yield from _leaves(part)
+    else:
+        yield exc

@@ -1,0 +1,86 @@
+"""What is in a node's home, for commands that work with or without a running node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alknet.cli.failures import CommandError
+from alknet.cli.options import the_home
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from alknet.core.config import NodeConfig
+    from alknet.core.identity import Peer
+    from alknet.stores.file import FileIdentityStore
+
+__all__ = [
+    "CONFIG_FILE",
+    "STATE_FILE",
+    "config_path",
+    "find_peer",
+    "key_if_any",
+    "load_home_config",
+    "need_key",
+    "open_store",
+]
+
+# As in alknet.node, whose import costs more than most commands do.
+CONFIG_FILE = "node.toml"
+STATE_FILE = "state.json"
+
+
+def config_path() -> Path:
+    """Return where the configuration is, or would be."""
+    return the_home() / CONFIG_FILE
+
+
+def load_home_config() -> NodeConfig:
+    """Return the configuration. Raises ConfigError if it cannot be used."""
+    from alknet.core.config import load_config
+
+    return load_config(config_path())
+
+
+def need_key() -> Ed25519PrivateKey:
+    """Return the node's key, or say that there is no node yet."""
+    from alknet.vault.keyfile import KEY_FILE, read_key
+
+    home = the_home()
+    if not (home / KEY_FILE).exists():
+        raise CommandError(
+            "NOT_FOUND",
+            f"there is no node in {home}",
+            hint="make one with 'alknet init', or name its home with --home",
+        )
+    return read_key(home)
+
+
+def key_if_any() -> Ed25519PrivateKey | None:
+    """Return the node's key, or None where there is no node: then we call as a stranger."""
+    from alknet.vault.keyfile import KEY_FILE
+
+    return need_key() if (the_home() / KEY_FILE).exists() else None
+
+
+def open_store() -> FileIdentityStore:
+    """Return the peers and tokens of the home, those of ``node.toml`` included."""
+    from alknet.stores.file import FileIdentityStore
+
+    home = the_home()
+    if not home.is_dir():
+        need_key()  # says what to do
+    return FileIdentityStore(home / STATE_FILE, load_home_config().peers)
+
+
+def find_peer(name: str) -> Peer:
+    """Return the peer of that name; ``@`` before it does not matter."""
+    found = open_store().peer(name.removeprefix("@"))
+    if found is None:
+        raise CommandError(
+            "NOT_FOUND",
+            f"no peer named {name.removeprefix('@')!r}",
+            hint="'alknet peer list' lists them, 'alknet peer add NAME TICKET' adds one",
+        )
+    return found

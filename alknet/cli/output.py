@@ -1,0 +1,67 @@
+"""Standard output: JSON for programs; tables, fields and colour for people on a terminal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+import click
+
+from alknet.cli.table import printable, render
+
+__all__ = ["colour_on", "emit", "emit_raw", "fields", "note", "paint", "say", "table"]
+
+
+def emit(value: object) -> None:
+    """Print *value* as one line of JSON, at once."""
+    import msgspec
+
+    emit_raw(msgspec.json.encode(value))
+
+
+def emit_raw(line: bytes) -> None:
+    """Print JSON that is encoded already, as one line, at once."""
+    stdout = sys.stdout
+    stdout.write(line.decode().replace("\n", " ") + "\n")
+    stdout.flush()
+
+
+def say(text: str = "") -> None:
+    """Print a line for people."""
+    click.echo(text)
+
+
+def note(text: str) -> None:
+    """Print a remark on standard error, where it does not mix with the result."""
+    click.echo(text, err=True)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """Print a table, cut at the terminal's width; *empty* is said if it has no rows."""
+    if not rows:
+        note(empty)
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    head, *lines = render([h.upper() for h in headers], rows, width=width).splitlines()
+    say("\n".join([paint(head, bold=True), *lines]))
+
+
+def fields(values: Mapping[str, object]) -> None:
+    """Print names and values, a line each, aligned."""
+    longest = max(map(len, values), default=0)
+    for name, value in values.items():
+        say(f"{paint(name.ljust(longest), dim=True)}  {printable(str(value))}")
+
+
+def paint(text: str, stream: IO[str] | None = None, **style: Any) -> str:
+    """Give *text* a style of `click.style`, if *stream* (standard output) shows colour."""
+    return click.style(text, **style) if colour_on(stream or sys.stdout) else text
+
+
+def colour_on(stream: IO[str]) -> bool:
+    """Whether *stream* is a terminal that shows colour, and its user wants it."""
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return wanted and stream.isatty()

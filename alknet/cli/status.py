@@ -1,0 +1,127 @@
+"""``alknet status``: what a running node does now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from alknet.cli.options import Command, is_json
+from alknet.cli.output import emit_raw, fields, say, table
+from alknet.cli.remote import TARGET, make_remote, remote_options
+from alknet.cli.rights import listed
+
+__all__ = ["status"]
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "alknet status",
+        "alknet status --tasks       the tree of running tasks",
+        "alknet status --json | jq .connections",
+    ],
+)
+@click.argument("target", required=False, metavar=TARGET)
+@click.option("--tasks", is_flag=True, help="Show the tree of running tasks instead.")
+@remote_options
+def status(target: str | None, tasks: bool, **options: Any) -> None:
+    """Show listeners, peers, connections and calls of the running node.
+
+    Of another node only who was granted the scope admin:node there sees them.
+    """
+    from alknet.cli.running import run
+
+    remote = make_remote(target, **options)
+    operation = "node/tasks" if tasks else "node/status"
+
+    async def ask() -> bytes:
+        async with remote.session() as session:
+            return bytes(await session.call(operation, {}, **remote.options))
+
+    output = run(ask)
+    if is_json():
+        emit_raw(output)
+    elif tasks:
+        _show_tasks(output)
+    else:
+        _show(output)
+
+
+def _show_tasks(output: bytes) -> None:
+    import msgspec
+
+    from alknet.core.endpoint.tasks import TaskNode, render
+
+    say(render(msgspec.json.decode(output, type=TaskNode)))
+
+
+def _show(output: bytes) -> None:
+    import msgspec
+
+    found = msgspec.json.decode(output, type=dict[str, Any])
+    fields(
+        {
+            "node": found["id"],
+            "ticket": found["ticket"],
+            "version": found["version"],
+            "up for": duration(found["uptime_s"]),
+            "state": "draining" if found["is_draining"] else "running",
+            "calls": found["calls"],
+        }
+    )
+    say()
+    listeners = [
+        (one["transport"], one["address"], listed(one["alpns"])) for one in found["listen"]
+    ]
+    table(("listens", "address", "alpns"), listeners, empty="listens nowhere")
+    say()
+    _show_connections(found)
+    say()
+    _show_peers(found)
+
+
+def _show_connections(found: Mapping[str, Any]) -> None:
+    rows = [
+        (
+            one["id"],
+            one["identity"],
+            one["carrier"],
+            one["address"],
+            one["alpn"],
+            "out" if one["is_dialer"] else "in",
+            duration(one["age_s"]),
+        )
+        for one in found["connections"]
+    ]
+    headers = ("connection", "identity", "by", "address", "alpn", "way", "age")
+    table(headers, rows, empty="no connections")
+
+
+def _show_peers(found: Mapping[str, Any]) -> None:
+    paths: dict[str, list[str]] = {}
+    for one in found["connections"]:
+        paths.setdefault(one["identity"], []).append(f"{one['carrier']} {one['address']}")
+    rows = [
+        (
+            one["name"],
+            "enabled" if one["enabled"] else "disabled",
+            listed(paths.get(f"peer:{one['name']}", ())),
+            listed(one["scopes"]),
+        )
+        for one in found["peers"]
+    ]
+    table(("peer", "state", "connected by", "scopes"), rows, empty="no peers")
+
+
+def duration(seconds: float) -> str:
+    """Say a length of time in its two largest units."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
+    if whole < 3_600:
+        return f"{whole // 60}m {whole % 60}s"
+    if whole < 86_400:
+        return f"{whole // 3_600}h {whole % 3_600 // 60}m"
+    return f"{whole // 86_400}d {whole % 86_400 // 3_600}h"

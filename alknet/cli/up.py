@@ -1,0 +1,144 @@
+"""``alknet up``: run the node of a home."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Literal, TextIO, cast
+
+import click
+
+from alknet.cli.interrupts import Interrupted
+from alknet.cli.lines import LineWriter
+from alknet.cli.options import Command, is_json, the_home, usage_errors
+from alknet.cli.output import note, paint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import trio
+
+    from alknet.core.address import Address
+    from alknet.node import Node
+
+__all__ = ["up"]
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "alknet up",
+        "alknet up --listen 0.0.0.0:4433 --listen [::1]:4433",
+        "alknet up --listen 127.0.0.1:0 --json      any free port; the first line says which",
+    ],
+)
+@click.option(
+    "--listen",
+    metavar="ADDR:PORT",
+    multiple=True,
+    help="Listen here instead of where node.toml says; port 0 is any free one. Repeatable.",
+)
+def up(listen: Sequence[str]) -> None:
+    """Run the node until it is told to stop.
+
+    Prints its ticket and what listens with which ALPNs, then a line for each event of its life.
+    With --json all are JSON lines, and the first is {"event":"ready","id":…,"ticket":…,
+    "listen":[{"transport":…,"address":…,"alpns":[…]}]}.
+
+    SIGTERM or Ctrl-C drain it: it accepts nothing more, lets running calls end, and exits with 0;
+    a second one hurries. SIGHUP, and edits of node.toml, take over what can change while running.
+    """
+    import trio
+
+    from alknet.cli.home import need_key
+
+    addresses = _addresses(listen)
+    home = the_home()
+    need_key()  # says what to do if there is none
+    with LineWriter(sys.stdout) as out:
+        trio.run(_run, home, addresses, out, is_json())
+
+
+def _addresses(listen: Sequence[str]) -> list[Address] | None:
+    from alknet.core.address import Address
+
+    with usage_errors("--listen"):
+        parsed = [Address.parse(text, allow_any_port=True) for text in listen]
+    return parsed or None
+
+
+async def _run(home: Path, addresses: list[Address] | None, out: LineWriter, as_json: bool) -> None:
+    """Start and serve. A signal before the node is ready ends it at once."""
+    import trio
+
+    from alknet.cli.notify import feed_watchdog, notify
+    from alknet.cli.running import ENDING
+    from alknet.core.log import configure
+    from alknet.node import Node
+
+    node = Node.from_home(home, listen=addresses)
+    style = "json" if as_json else _style(node.config.log.format)
+    # Until the first line is out, standard output belongs to it.
+    configure(node.config.log.level, style, sys.stderr)
+    starting = trio.CancelScope()
+    caught: list[int] = []
+    with trio.open_signal_receiver(*ENDING) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_signal, signals, starting, caught)
+            with starting:
+                async with node:
+                    _say_ready(node, out, as_json)
+                    configure(
+                        node.config.log.level, style, cast("TextIO", out)
+                    )  # all that it needs
+                    notify("READY=1")
+                    nursery.start_soon(feed_watchdog)
+                    nursery.start_soon(_announce_drain, node)
+                    await node.run_until_stopped()
+            nursery.cancel_scope.cancel()
+    if caught:
+        raise Interrupted(128 + caught[0])
+
+
+async def _cancel_on_signal(
+    signals: AsyncIterator[int], starting: trio.CancelScope, caught: list[int]
+) -> None:
+    # Once it serves, the node itself takes the signals, and none comes here any more.
+    async for number in signals:
+        caught.append(number)
+        starting.cancel()
+
+
+async def _announce_drain(node: Node) -> None:
+    from alknet.cli.notify import notify
+
+    await node.endpoint.draining.wait()
+    notify("STOPPING=1")
+    if sys.stderr.isatty():
+        note("Stopping: running calls may end; Ctrl-C again hurries.")
+
+
+def _style(wanted: Literal["auto", "human", "json"]) -> Literal["human", "json"]:
+    if wanted == "auto":
+        return "human" if sys.stdout.isatty() else "json"
+    return wanted
+
+
+def _say_ready(node: Node, out: LineWriter, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        ready = {
+            "event": "ready",
+            "id": str(node.id),
+            "ticket": str(node.ticket),
+            "listen": node.listening,
+        }
+        out.write(msgspec.json.encode(ready).decode() + "\n")
+        return
+    lines = [f"{paint('node', bold=True)}    {node.id}", f"ticket  {node.ticket}"]
+    lines += [
+        f"listens {one.transport:<4} {one.address}  {', '.join(one.alpns)}"
+        for one in node.listening
+    ]
+    out.write("\n".join(lines) + "\n")
