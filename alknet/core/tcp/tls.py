@@ -171,6 +171,11 @@ class TlsStream(trio.abc.HalfCloseableStream):
             except AlknetError:
                 await self._send_alert()
                 raise
+            if is_done and self._handshake.trust is None:
+                # What OpenSSL has made now are tickets: they can wait for our first bytes, and so
+                # cannot block us when the client is not reading.
+                self._pull()
+                return
             try:
                 await self._flush()
                 if is_done:
@@ -233,7 +238,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 if data is not None:
                     return data
                 # OpenSSL may want to answer (KeyUpdate); a sender that is at work takes it along.
-                if not self._transport_lock.locked():
+                if not self._transport_lock.locked() and self._pull():
                     await self._flush()
                 await self._read_transport()
 
@@ -407,16 +412,16 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     async def _flush(self) -> None:
         async with self._transport_lock:
-            while self._has_outgoing():
+            while self._outgoing or self._pull():
                 await self._write_transport()
 
-    def _has_outgoing(self) -> bool:
-        if not self._outgoing:
-            try:
-                data = self._connection.bio_read(RECORDS_PER_WRITE * (RECORD_BYTES + 256))
-            except SSL.WantReadError:
-                return False
-            self._outgoing = memoryview(data)
+    def _pull(self) -> bool:
+        """Move what OpenSSL wants to send to the end of `_outgoing`; say if there was any."""
+        try:
+            data = self._connection.bio_read(RECORDS_PER_WRITE * (RECORD_BYTES + 256))
+        except SSL.WantReadError:
+            return False
+        self._outgoing = memoryview(bytes(self._outgoing) + data if self._outgoing else data)
         return True
 
     async def _write_transport(self) -> None:
