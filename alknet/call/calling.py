@@ -269,6 +269,7 @@ class Calling:
         ):
             pending.stream.break_off()  # the request itself is still on its way
         self._settled(pending)
+        pending.fail(CallError(ErrorCode.ABORTED, "we left before the end"))
 
     def _settled(self, pending: Pending) -> None:
         self.pending.pop(pending.id, None)

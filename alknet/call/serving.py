@@ -253,6 +253,8 @@ class Serving:
                 await outbox.wait_room()
                 if outbox.is_broken:
                     await trio.sleep_forever()  # whoever found out ends this call now
+                # Neither an operation that never waits nor a lack of waiting here outlives an abort.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 self._check_size(len(item))
                 outbox.put(encode_frame(encode_event(Responded(call.id, msgspec.Raw(item)))))
 

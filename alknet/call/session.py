@@ -135,12 +135,15 @@ class CallSession:
                 task_status.started()
                 await self._ended.wait()
                 await self._farewell()
+                # Before the streams go, so that the peer learns why they do.
+                reason = self._close_reason
+                assert reason is not None
+                self.connection.close(reason.code, reason.reason)
                 nursery.cancel_scope.cancel()
         finally:
             self._set_reason(CloseReason(CloseCode.OK, "the session was stopped", by_peer=False))
-        reason = self._close_reason
-        if reason is not None:
-            self.connection.close(reason.code, reason.reason)
+        with trio.move_on_after(FAREWELL_S):
+            await self.connection.wait_closed()
 
     async def call(
         self,

@@ -151,7 +151,8 @@ class CallStream:
         except PeerError as exc:
             self._code = CloseCode.PROTOCOL
             owner.stream_faulted(self, exc)
-            self.break_off()
+            if not self.is_only:  # there the session still has to say why it closes
+                self.break_off()
         except StreamReset as exc:
             self.has_ended = True
             owner.stream_reset(self, exc)
@@ -193,6 +194,8 @@ class CallStream:
             self._counted = buffered
 
     async def _close(self, *, is_clean: bool) -> None:
+        if self.is_only:
+            return  # it ends with the connection, which alone can say goodbye in good order
         if not is_clean:
             self.stream.reset(self._code)
             self.stream.stop_sending(self._code)

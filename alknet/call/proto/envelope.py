@@ -146,13 +146,9 @@ def _requested(call_id: str, payload: bytes | memoryview) -> Event:
     )
 
 
-def _originator(raw: Raw) -> Identity | None:
-    encoded = bytes(raw)
-    if len(encoded) > _MAX_FORWARDED:
+def _originator(wire: _Originator) -> Identity:
+    if len(_encode(wire)) > _MAX_FORWARDED:
         raise msgspec.ValidationError(f"`forwarded_for` is over {_MAX_FORWARDED} bytes")
-    wire = _ORIGINATOR.decode(encoded)
-    if wire is None:
-        return None
     grants = tuple(Grant(grant.type, grant.id, grant.action) for grant in wire.resources)
     return Identity(wire.id, wire.scopes, grants)
 
@@ -174,11 +170,15 @@ def _connection_close(_call_id: str, payload: bytes | memoryview) -> Event:
 
 def _wire_requested(event: Requested) -> _Requested:
     origin = event.forwarded_for
+    wire_origin = None
+    if origin is not None:
+        grants = tuple(_WireGrant(g.type, g.id, g.action) for g in origin.resources)
+        wire_origin = _Originator(origin.id, origin.scopes, grants)
     return _Requested(
         operationId="/" + event.operation,
         input=event.input,
         auth_token=event.auth_token,
-        forwarded_for=None if origin is None else Raw(_encode(origin)),
+        forwarded_for=wire_origin,
         timeout_ms=event.timeout_ms,
         traceparent=event.traceparent,
         window=event.window,
@@ -207,29 +207,29 @@ class _Nothing(msgspec.Struct):
     pass
 
 
+class _WireGrant(msgspec.Struct, omit_defaults=True):
+    type: str
+    id: str
+    action: str | None = None
+
+
+class _Originator(msgspec.Struct, omit_defaults=True):
+    id: str
+    scopes: tuple[str, ...] = ()
+    resources: tuple[_WireGrant, ...] = ()
+
+
 class _Requested(msgspec.Struct, omit_defaults=True):
     operationId: str  # noqa: N815  the wire's spelling
     input: Raw = Raw(b"{}")
     auth_token: Annotated[str, Meta(max_length=1024)] | None = None
-    forwarded_for: Raw | None = None
+    forwarded_for: _Originator | None = None
     timeout_ms: Annotated[int, Meta(ge=1)] | None = None
     traceparent: ShortText | None = None
     window: Annotated[int, Meta(ge=1, le=MAX_CREDIT)] | None = None
     peer: Annotated[tuple[ShortText, ...], Meta(max_length=8)] | None = None
     path: Annotated[tuple[ShortText, ...], Meta(max_length=8)] = ()
     idempotency_key: ShortText | None = None
-
-
-class _WireGrant(msgspec.Struct):
-    type: str
-    id: str
-    action: str | None = None
-
-
-class _Originator(msgspec.Struct):
-    id: str
-    scopes: tuple[str, ...] = ()
-    resources: tuple[_WireGrant, ...] = ()
 
 
 class _Responded(msgspec.Struct):
@@ -275,7 +275,6 @@ _encode = msgspec.json.Encoder().encode
 _ENVELOPE = msgspec.json.Decoder(_Envelope)
 _ANYTHING = msgspec.json.Decoder(_Nothing)
 _REQUESTED = msgspec.json.Decoder(_Requested)
-_ORIGINATOR = msgspec.json.Decoder(_Originator | None)
 _RESPONDED = msgspec.json.Decoder(_Responded)
 _ABORTED = msgspec.json.Decoder(_Aborted)
 _FAILED = msgspec.json.Decoder(_Failed)
