@@ -1,0 +1,188 @@
+"""What is fuzzed: every function that parses a peer's bytes, and whole handshakes.
+
+A target takes any bytes. It returns normally if they were understood or refused in the documented
+way; any other exception is a finding. `test_targets.py` runs all of them under hypothesis;
+``make fuzz`` runs them for longer under atheris, which follows coverage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import msgspec
+from aioquic import tls
+from aioquic._buffer import Buffer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from alknet.call.proto import FrameDecoder, decode_envelope_untrusted
+from alknet.call.proto.scan import check_depth_untrusted, check_text_untrusted
+from alknet.call.schema import Mismatch, Shape
+from alknet.core.limits import Limits
+from alknet.core.quic.engine import Engine, client_engine, server_engine
+from alknet.core.quic.handshake import _offers_raw_untrusted, _raw_public_key_untrusted
+from alknet.core.quic.packets import read_header_untrusted, read_invariants_untrusted
+from alknet.core.quic.policy import client_policy, server_policy
+from alknet.core.tls.credentials import NodeCredentials
+from alknet.core.tls.trust import PinnedKey
+from alknet.core.tls.x509 import certificate_untrusted, node_id_of_certificate
+from alknet.core.tokens import token_prefix_untrusted
+from alknet.errors import Malformed
+
+__all__ = ["TARGETS", "Target"]
+
+Target = Callable[[bytes], None]
+
+FRAME_LIMIT = 4_096
+SERVER = NodeCredentials(Ed25519PrivateKey.from_private_bytes(bytes(32)))
+CLIENT = NodeCredentials(Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\1"))
+ALPN = "alknet/call"
+
+
+class Sample(msgspec.Struct):
+    """An operation's input with a bit of everything."""
+
+    name: str
+    count: int = 0
+    parts: list[dict[str, float]] = []
+    next: Sample | None = None
+
+
+SAMPLE = Shape(Sample)
+
+
+def refused_with(*errors: type[Exception]) -> contextlib.suppress:
+    return contextlib.suppress(*errors)
+
+
+def envelope(data: bytes) -> None:
+    """`check_unique_keys_untrusted`, which wants sound JSON, included."""
+    with refused_with(Malformed):
+        decode_envelope_untrusted(data)
+
+
+def frames(data: bytes) -> None:
+    """The first byte says how the rest is cut: frames must not depend on it."""
+    decoder = FrameDecoder(FRAME_LIMIT)
+    size = max(1, data[0]) if data else 1
+    with refused_with(Malformed):
+        for at in range(1, len(data), size):
+            decoder.receive_data_untrusted(data[at : at + size])
+            while (frame := decoder.next_frame()) is not None:
+                envelope(frame)
+    assert decoder.buffered_bytes <= FRAME_LIMIT + 4 + 255
+
+
+def scans(data: bytes) -> None:
+    for check in (check_text_untrusted, check_depth_untrusted):
+        with refused_with(Malformed):
+            check(data)
+
+
+def operation_input(data: bytes) -> None:
+    with refused_with(Mismatch):
+        SAMPLE.decode_untrusted(data)
+
+
+def token(data: bytes) -> None:
+    with refused_with(Malformed):
+        token_prefix_untrusted(data.decode(errors="replace"))
+
+
+def certificate(data: bytes) -> None:
+    with refused_with(Malformed):
+        node_id_of_certificate(certificate_untrusted(data))
+
+
+def raw_public_key(data: bytes) -> None:
+    with refused_with(tls.Alert):
+        _raw_public_key_untrusted(data)
+    with refused_with(tls.Alert):
+        _offers_raw_untrusted(data)
+
+
+def packet_header(data: bytes) -> None:
+    for read in (read_invariants_untrusted, read_header_untrusted):
+        parse: Callable[[bytes], object] = read
+        with refused_with(Malformed):
+            parse(data)
+
+
+def handshake(data: bytes) -> None:
+    """A client whose TLS messages are changed before they are sealed, so that they are parsed.
+
+    Each three bytes change one byte of what the client sends: where (2), and by what (1).
+    """
+    client, server = _engines()
+    push = client._push_crypto_data
+
+    def mutate_and_push() -> None:
+        for buffer in client._crypto_buffers.values():
+            _mutate(buffer, data)
+        push()
+
+    client._push_crypto_data = mutate_and_push  # type: ignore[method-assign]  # sealed after this
+    now = 0.0
+    client.connect(("192.0.2.1", 1), now)
+    for _ in range(4):
+        for datagram, _address in client.datagrams_to_send(now):
+            server.receive_datagram(datagram, ("192.0.2.2", 2), now)
+        if server.has_keys:
+            for datagram, _address in server.datagrams_to_send(now):
+                client.receive_datagram(datagram, ("192.0.2.1", 1), now)
+        now += 0.05
+    if any(data[at + 2] for at in range(0, len(data) - 2, 3)):
+        return
+    assert server.peer_key == CLIENT.node_id
+
+
+def datagrams(data: bytes) -> None:
+    """Bytes as they come from a network, to a fresh server."""
+    _, server = _engines()
+    size = 1_200
+    for at in range(0, len(data), size):
+        server.receive_datagram(data[at : at + size].ljust(size, b"\0"), ("192.0.2.2", 2), 0.0)
+    if server.has_keys:
+        server.datagrams_to_send(0.0)
+
+
+def _mutate(buffer: Buffer, data: bytes) -> None:
+    length = buffer.tell()
+    if not length:
+        return
+    content = bytearray(buffer.data_slice(0, length))
+    for at in range(0, len(data) - 2, 3):
+        content[int.from_bytes(data[at : at + 2], "big") % length] ^= data[at + 2]
+    buffer.seek(0)
+    buffer.push_bytes(bytes(content))
+
+
+def _engines() -> tuple[Engine, Engine]:
+    limits = Limits()
+    client = client_engine(
+        client_policy(PinnedKey(SERVER.node_id), CLIENT),
+        alpn=ALPN,
+        server_name=None,
+        limits=limits,
+    )
+    server = server_engine(
+        server_policy(SERVER),
+        alpns=[ALPN],
+        limits=limits,
+        original_destination_cid=client.original_destination_connection_id,
+    )
+    return client, server
+
+
+TARGETS: dict[str, Target] = {
+    "envelope": envelope,
+    "frames": frames,
+    "scans": scans,
+    "operation_input": operation_input,
+    "token": token,
+    "certificate": certificate,
+    "raw_public_key": raw_public_key,
+    "packet_header": packet_header,
+    "handshake": handshake,
+    "datagrams": datagrams,
+}
