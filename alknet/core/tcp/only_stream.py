@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import trio
 
 from alknet.core.contracts import CloseReason, ConnectionEnded, Stream
-from alknet.core.tcp.tls import ConflictDetector, TlsBroken, TlsStream
+from alknet.core.tcp.failures import TlsBroken
+from alknet.core.tcp.tls import ConflictDetector, TlsStream
 
 __all__ = ["ConnectionLife", "OnlyStream"]
 

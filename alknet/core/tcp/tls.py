@@ -22,7 +22,8 @@ from alknet.core.tcp.contexts import (
     peer_certificate,
     server_connection,
 )
-from alknet.core.tls.errors import HandshakeFailed, alert_name
+from alknet.core.tcp.failures import TlsBroken, broken, handshake_failure
+from alknet.core.tls.errors import HandshakeFailed
 from alknet.core.tls.x509 import node_id_of_certificate
 from alknet.errors import AlknetError
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from alknet.core.tls.credentials import NodeCredentials
     from alknet.core.tls.trust import Trust
 
-__all__ = ["ConflictDetector", "TlsBroken", "TlsStream"]
+__all__ = ["ConflictDetector", "TlsStream"]
 
 RECORD_BYTES = 16_384
 # More ciphertext in one read of the BIO crosses malloc's mmap threshold: twice the CPU (measured).
@@ -45,20 +46,6 @@ LINGER_S = 0.5
 GOODBYE_S = 1.0
 # How long a refused handshake may take to get its alert out.
 ALERT_S = 1.0
-
-
-class TlsBroken(trio.BrokenResourceError):
-    """The TLS stream cannot be used any more.
-
-    Attributes:
-        alert: The TLS alert that ended it, or None: the link broke or ended without one.
-        by_peer: The other side (or the network) ended it.
-    """
-
-    def __init__(self, message: str, *, alert: int | None = None, by_peer: bool = True) -> None:
-        super().__init__(message)
-        self.alert = alert
-        self.by_peer = by_peer
 
 
 class ConflictDetector:
@@ -297,7 +284,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         except SSL.WantReadError:
             return False
         except (SSL.Error, HandshakeFailed) as exc:
-            raise self._handshake_failure(exc) from exc
+            raise handshake_failure(self._handshake, exc) from exc
         self._check_client_outcome()
         return True
 
@@ -311,31 +298,6 @@ class TlsStream(trio.abc.HalfCloseableStream):
         if self.alpn is None:
             wanted = handshake.alpns[0].decode()
             raise HandshakeFailed(f"the server did not agree to speak {wanted}")
-
-    def _handshake_failure(self, exc: SSL.Error | HandshakeFailed) -> AlknetError:
-        handshake = self._handshake
-        sent, received = handshake.alert_sent, handshake.alert_received
-        if received is not None:
-            return HandshakeFailed(
-                f"the other side refused the TLS handshake: {alert_name(received)}",
-                alert=received,
-                by_peer=True,
-            )
-        if isinstance(handshake.refusal, HandshakeFailed):
-            return HandshakeFailed(str(handshake.refusal), alert=sent)
-        if isinstance(handshake.refusal, AlknetError):
-            return handshake.refusal
-        return HandshakeFailed(self._why_we_refused(exc), alert=sent)
-
-    def _why_we_refused(self, exc: SSL.Error | HandshakeFailed) -> str:
-        handshake = self._handshake
-        offered = handshake.offered_alpns
-        if isinstance(exc, HandshakeFailed):
-            names = ", ".join(ascii(alpn.decode("latin-1")) for alpn in (offered or [])[:8])
-            return f"{exc}: the client offers {names}"
-        if handshake.trust is None and offered is None and handshake.alert_sent == 40:
-            return "the client offers no ALPN, and no handler serves such clients"
-        return f"the TLS handshake failed: {_reason(exc)}"
 
     async def _send_alert(self) -> None:
         with trio.move_on_after(ALERT_S), contextlib.suppress(trio.BrokenResourceError):
@@ -357,7 +319,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             try:
                 taken += self._connection.send(data[taken : taken + RECORD_BYTES])
             except SSL.Error as exc:
-                raise self._broken(exc) from exc
+                raise broken(self._handshake, exc) from exc
             if taken == len(data):
                 break
         return taken
@@ -367,7 +329,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         try:
             self._connection.shutdown()
         except SSL.Error as exc:
-            raise self._broken(exc) from exc
+            raise broken(self._handshake, exc) from exc
 
     def _decrypt(self, max_bytes: int) -> bytes | None:
         """Return what can be had now: bytes, ``b""`` at the end, None if OpenSSL needs more."""
@@ -384,7 +346,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 self._peer_has_finished = True
                 break
             except SSL.Error as exc:
-                self._receive_failure = self._broken(exc)
+                self._receive_failure = broken(self._handshake, exc)
                 break
             chunks.append(chunk)
             room -= len(chunk)
@@ -393,20 +355,6 @@ class TlsStream(trio.abc.HalfCloseableStream):
         if self._receive_failure is not None:
             raise self._receive_failure
         return b"" if self._peer_has_finished else None
-
-    def _broken(self, exc: SSL.Error) -> TlsBroken:
-        handshake = self._handshake
-        # 0 is close_notify, which is no failure.
-        if handshake.alert_received:
-            name = alert_name(handshake.alert_received)
-            return TlsBroken(
-                f"the other side ended the TLS stream: {name}", alert=handshake.alert_received
-            )
-        return TlsBroken(
-            f"the TLS stream is broken: {_reason(exc)}",
-            alert=handshake.alert_sent or None,
-            by_peer=False,
-        )
 
     # Between OpenSSL and the transport
 
@@ -452,11 +400,3 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._receive_failure = TlsBroken("the link ended without close_notify")
             raise self._receive_failure
         self._connection.bio_write(data)
-
-
-def _reason(exc: SSL.Error) -> str:
-    # Error([(library, function, reason), ...]); SysCallError(-1, "Unexpected EOF").
-    first = exc.args[0] if exc.args else None
-    if isinstance(first, list) and first:
-        return str(first[0][-1])
-    return str(exc.args[-1]) if exc.args else type(exc).__name__

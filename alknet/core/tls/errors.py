@@ -6,11 +6,13 @@ from alknet.errors import AlknetError
 
 __all__ = [
     "ALERT_BAD_CERTIFICATE",
+    "ALERT_HANDSHAKE_FAILURE",
     "ALERT_NO_APPLICATION_PROTOCOL",
     "HandshakeFailed",
     "alert_name",
 ]
 
+ALERT_HANDSHAKE_FAILURE = 40
 ALERT_BAD_CERTIFICATE = 42
 ALERT_NO_APPLICATION_PROTOCOL = 120
 
