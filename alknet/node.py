@@ -194,7 +194,7 @@ class Node:
         await nursery.start(self.endpoint.serve)
         self._quic = await nursery.start(listen, self.endpoint, ports, self.credentials)
         if self._home is not None:
-            await nursery.start(serve_control, self.endpoint, self._home)
+            await nursery.start(serve_control, self._home, self.endpoint)
         self._bound = tuple(port.address for port in ports)
         self._addresses = self._ticket_addresses()
         self.listening = tuple(self._describe(ports))
