@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar
 
 import msgspec
 import trio
@@ -25,13 +25,15 @@ from alknet.call.proto import (
     encode_frame,
 )
 from alknet.core.identity import Identity
-from alknet.errors import Violation
+from alknet.errors import Malformed, Violation
 
 if TYPE_CHECKING:
     from alknet.call.session import CallSession
     from alknet.call.streams import CallStream
 
-__all__ = ["CallOptions", "Calling", "Subscription"]
+__all__ = ["CallOptions", "Calling", "Subscription", "TypedSubscription"]
+
+T = TypeVar("T")
 
 GRACE_S = 1.0
 """How much later than the callee the caller gives up: the callee's answer is the one to see."""
@@ -88,6 +90,27 @@ class Subscription:
             raise StopAsyncIteration
         self._calling.item_taken(self._pending)
         return item
+
+
+class TypedSubscription(Generic[T]):
+    """The items of a `Subscription`, decoded; otherwise the same.
+
+    An item that does not fit raises `alknet.errors.Malformed`; the one after it can be taken.
+    """
+
+    def __init__(self, items: Subscription, type: type[T]) -> None:  # noqa: A002  msgspec's word
+        self._items = items
+        self._decoder = msgspec.json.Decoder(type)
+
+    def __aiter__(self) -> TypedSubscription[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        item = await self._items.__anext__()
+        try:
+            return self._decoder.decode(item)
+        except msgspec.DecodeError as exc:
+            raise Malformed(f"an item is not as expected: {exc}") from None
 
 
 class Calling:

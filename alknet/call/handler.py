@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 import trio
 
 from alknet.call.contracts import Dispatcher
+from alknet.call.proto import ConnectionClose, encode_event, encode_frame
 from alknet.call.serving import REVOKED, InboundCall
 from alknet.call.session import CallSession
 from alknet.core.clock import WallClock, wall_clock
-from alknet.core.contracts import Connection, IdentityProvider, ProtocolHandler
+from alknet.core.contracts import CloseReason, Connection, IdentityProvider, ProtocolHandler
 from alknet.core.identity import Identity
 from alknet.core.limits import Limits
 from alknet.errors import Denied, Unavailable
@@ -44,7 +45,7 @@ class CallHandler:
         limits: Limits,
         *,
         identities: IdentityProvider | None = None,
-        on_failed_authentication: Callable[[Connection], None] | None = None,
+        on_failed_authentication: Callable[[Connection], object] | None = None,
         clock: WallClock = wall_clock,
     ) -> None:
         """Make a handler.
@@ -84,6 +85,10 @@ class CallHandler:
             await session.run()
         finally:
             self.sessions.discard(session)
+
+    def farewell(self, reason: CloseReason) -> bytes:
+        """Return the frame that tells *reason* on a carrier which cannot."""
+        return encode_frame(encode_event(ConnectionClose(reason.code, reason.reason)))
 
     async def _follow(self, identities: IdentityProvider) -> None:
         version = identities.version

@@ -253,7 +253,7 @@ class Serving:
                 await outbox.wait_room()
                 if outbox.is_broken:
                     await trio.sleep_forever()  # whoever found out ends this call now
-                # Neither an operation that never waits nor a lack of waiting here outlives an abort.
+                # An operation that never waits ends by an abort all the same.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 self._check_size(len(item))
                 outbox.put(encode_frame(encode_event(Responded(call.id, msgspec.Raw(item)))))

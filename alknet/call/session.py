@@ -18,7 +18,7 @@ from typing import Any, TypeVar, Unpack
 import msgspec
 import trio
 
-from alknet.call.calling import Calling, CallOptions, Subscription
+from alknet.call.calling import Calling, CallOptions, Subscription, TypedSubscription
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.contracts import Dispatcher
 from alknet.call.lanes import Lanes
@@ -30,7 +30,7 @@ from alknet.core.identity import ANONYMOUS, Identity
 from alknet.core.limits import Limits
 from alknet.errors import LocalError, Malformed
 
-__all__ = ["CallOptions", "CallSession", "Subscription", "open_session"]
+__all__ = ["CallOptions", "CallSession", "Subscription", "TypedSubscription", "open_session"]
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class CallSession:
         dispatcher: Dispatcher | None,
         *,
         limits: Limits,
-        on_failed_authentication: Callable[[Connection], None] | None = None,
+        on_failed_authentication: Callable[[Connection], object] | None = None,
         token_ends_at: Callable[[Identity], float] | None = None,
     ) -> None:
         """Make a session; `run` starts it.
@@ -197,6 +197,18 @@ class CallSession:
         raised by the iteration.
         """
         return self.calling.subscribe(operation, input, options)
+
+    @asynccontextmanager
+    async def subscribe_as(
+        self,
+        type: type[T],  # noqa: A002  as in msgspec.json.decode
+        operation: str,
+        input: object = None,  # noqa: A002
+        **options: Unpack[CallOptions],
+    ) -> AsyncGenerator[TypedSubscription[T]]:
+        """`subscribe`, with each item decoded."""
+        async with self.calling.subscribe(operation, input, options) as items:
+            yield TypedSubscription(items, type)
 
     def abort_calls(self, predicate: Callable[[InboundCall], bool], reason: str) -> int:
         """End those of the peer's calls that *predicate* picks; return how many.

@@ -102,9 +102,7 @@ class Operations:
         identity = connection.identity
         if request.auth_token is not None:
             if request.auth_token not in self.tokens:
-                raise CallError(
-                    ErrorCode.FORBIDDEN, "token refused", is_failed_authentication=True
-                )
+                raise CallError(ErrorCode.FORBIDDEN, "token refused", is_failed_authentication=True)
             identity = self.tokens[request.auth_token]
         if request.operation not in {*self.queries, *self.subscriptions, *self.kinds}:
             raise CallError(ErrorCode.NOT_FOUND, "no such operation")

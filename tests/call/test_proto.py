@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 
@@ -222,10 +223,8 @@ def test_an_error_without_its_optional_parts_has_the_default_of_its_code() -> No
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_event_or_malformed(data: bytes) -> None:
-    try:
+    with contextlib.suppress(Malformed):
         decode_envelope_untrusted(data)
-    except Malformed:
-        pass
 
 
 JSON = st.recursive(
@@ -235,9 +234,8 @@ JSON = st.recursive(
 )
 TYPES = st.sampled_from([json.loads(encode_event(event))["type"] for event in EVENTS])
 KEYS = st.sampled_from(
-    "operationId input auth_token forwarded_for timeout_ms window peer path output "
-    "code message retryable details item n reason".split()
-)
+    ["operationId", "input", "auth_token", "forwarded_for", "timeout_ms", "window", "peer", "path"]
+) | st.sampled_from(["output", "code", "message", "retryable", "details", "item", "n", "reason"])
 
 
 @given(TYPES, st.text(max_size=130), st.dictionaries(KEYS, JSON))

@@ -182,7 +182,7 @@ async def test_a_subscription_that_is_called_gives_its_first_item_and_is_ended(
     carrier: str,
 ) -> None:
     operations = Operations()
-    async with session_pair(carrier, operations) as (client, server):
+    async with session_pair(carrier, operations) as (client, _server):
         assert await client.call_as(dict[str, int], "echo/stream", {"count": 1}) == {"n": 0}
         assert bytes(await client.call("echo/endless"))
         with trio.fail_after(5):
@@ -277,10 +277,13 @@ async def test_open_session_closes_the_connection_and_lets_errors_through(carrie
     async with connections(carrier) as (dialer, acceptor), trio.open_nursery() as nursery:
         server = CallSession(acceptor, Operations(), limits=Limits())
         await nursery.start(server.run)
-        with pytest.raises(CallError, match="NOT_FOUND"):
+
+        client: CallSession | None = None
+        with pytest.raises(CallError, match="NOT_FOUND"):  # noqa: PT012  what leaves the block
             async with open_session(dialer) as client:
                 assert await client.call_as(int, "echo/unary", 1) == 1
                 await client.call("no/such")
+        assert client is not None
         assert dialer.close_reason is not None
         reason = server.close_reason or await acceptor.wait_closed()
         assert (reason.code, reason.by_peer) == (CloseCode.OK, True)

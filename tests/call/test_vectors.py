@@ -1,4 +1,4 @@
-"""Every row of tests/vectors/call.json, which other implementations may check themselves against."""
+"""Every row of tests/vectors/call.json, for other implementations to check themselves by."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from alknet.call.proto import Event, Faulty, FrameDecoder, decode_envelope_untrusted
 from alknet.errors import Malformed
+from tests.fuzz import fuzz_call_proto
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "call.json").read_text())
 
@@ -62,3 +63,9 @@ def test_bad_vectors(row: dict[str, Any]) -> None:
 def test_names_are_unique() -> None:
     names = [row["name"] for row in VECTORS["good"] + VECTORS["bad"]]
     assert len(set(names)) == len(names)
+
+
+def test_the_fuzz_target_takes_every_seed_and_its_mutations() -> None:
+    for seed in fuzz_call_proto.seeds():
+        for data in (seed, seed[4:], seed[::-1], seed + seed, bytes([0, *seed]), seed[:-1]):
+            fuzz_call_proto.fuzz_one(data)
