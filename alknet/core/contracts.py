@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
@@ -34,6 +34,7 @@ __all__ = [
     "CloseReason",
     "Connection",
     "ConnectionEnded",
+    "HasFarewell",
     "IdentityProvider",
     "IdentityStore",
     "OwnershipProvider",
@@ -181,6 +182,9 @@ class Connection(ABC):
         server_name: The SNI that the dialler sent, if any.
         identity: Who the peer is; the endpoint replaces it when the peer's record changes.
         draining: Set when the node wants to stop: finish what runs, take nothing new, return.
+        farewell: On a carrier without close codes: makes the last bytes, by which the peer learns
+            why we close with another code than 0 (see `HasFarewell`). They are left out where
+            they would stand amid others.
     """
 
     def __init__(
@@ -203,6 +207,7 @@ class Connection(ABC):
         self.server_name = server_name
         self.identity: Identity = ANONYMOUS
         self.draining = trio.Event()
+        self.farewell: Callable[[CloseReason], bytes] | None = None
 
     def __repr__(self) -> str:
         side = "to" if self.is_dialer else "from"
@@ -322,6 +327,17 @@ class HasLifespan(Protocol):
 
     def lifespan(self) -> AbstractAsyncContextManager[None]:
         """Enter before connections are taken; leave after the last handler returned."""
+
+
+@runtime_checkable
+class HasFarewell(Protocol):
+    """A handler whose protocol can say why a connection closes, where the carrier cannot.
+
+    It speaks for the endpoint too, which refuses connections and ends them for reasons of its own.
+    """
+
+    def farewell(self, reason: CloseReason) -> bytes:
+        """Return the last bytes to send on the connection's only stream."""
 
 
 class IdentityProvider(Protocol):

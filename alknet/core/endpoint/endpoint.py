@@ -5,8 +5,8 @@ Transports do the handshake (counted by `Endpoint.admit_handshake`), then hand t
 and supervised. What is asked on the way, in that order, and how a no is told:
 
     ====================================  =====================
-    the node takes connections            ``shutdown``
     the ALPN has a handler                ``protocol``
+    the node takes connections            ``shutdown``
     the key is not a disabled peer's      ``revoked``
     the identities can be looked up       ``internal``
     the limits allow it                   ``limit``
@@ -22,7 +22,13 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 
 import trio
 
-from alknet.core.contracts import CloseCode, Connection, IdentityProvider, ProtocolHandler
+from alknet.core.contracts import (
+    CloseCode,
+    Connection,
+    HasFarewell,
+    IdentityProvider,
+    ProtocolHandler,
+)
 from alknet.core.endpoint.admission import Admission, source_of
 from alknet.core.endpoint.live import ConnectionStatus, LiveConnection, LiveConnections
 from alknet.core.endpoint.supervise import close_and_tell, supervise
@@ -227,17 +233,21 @@ class Endpoint:
             finally:
                 entry.place.release()
 
-    def report_failed_authentication(self, connection: Connection) -> None:
-        """Count a token that was refused on *connection*; too many close it with ``limit``.
+    def report_failed_authentication(self, connection: Connection) -> bool:
+        """Count a token that was refused on *connection*.
 
         Not for unknown keys, a stale store or a time-out: none of these is a guess.
+
+        Returns:
+            It was one too many: the handler must close with ``limit``, once it has answered.
         """
         entry = self._live.find(connection)
         if entry is None or entry.place is None:
-            return
-        if self._admission.failed_authentication(entry.place, self._now()):
+            return False
+        is_too_many = self._admission.failed_authentication(entry.place, self._now())
+        if is_too_many:
             log.warning("connection.too_many_failed_authentications")
-            connection.close(CloseCode.LIMIT, "too many failed authentications")
+        return is_too_many
 
     # From a connection to its handler.
 
@@ -258,11 +268,13 @@ class Endpoint:
     def _admit(self, entry: LiveConnection, source: str | None) -> ProtocolHandler:
         """Ask the questions of the module's table, in order; `_Refused` with the first no."""
         connection = entry.connection
-        if not self.is_accepting:
-            raise _Refused(CloseCode.SHUTDOWN, "the node stops")
         handler = self.router.handler(connection.alpn)
         if handler is None:
             raise _Refused(CloseCode.PROTOCOL, "no handler for this protocol")
+        if isinstance(handler, HasFarewell):
+            connection.farewell = handler.farewell
+        if not self.is_accepting:
+            raise _Refused(CloseCode.SHUTDOWN, "the node stops")
         identity = self._identify(entry, source)
         try:
             entry.place = self._admission.admit(source, identity, self._now())

@@ -31,7 +31,8 @@ MAX_REASON_BYTES = 512
 class StreamConnection(Connection):
     """A `Connection` whose only stream is *stream*, which belongs to it from now on.
 
-    Its close code stays here (see `Carrier.close_code`): the peer sees a clean end, code 0. When
+    Its close code stays here (see `Carrier.close_code`), unless the protocol has words for it
+    (`Connection.farewell`): the peer sees a clean end, code 0. When
     the peer ends cleanly, `close_reason` has code 0; bytes that it sent before can still be read.
     Closing the stream (`Stream.aclose`) ends the connection too, with code 0.
     """
@@ -131,7 +132,7 @@ class StreamConnection(Connection):
                 with self._life.until_end():
                     await self._stream.watch()
                 with trio.move_on_after(CLOSE_S):
-                    await self._stream.say_goodbye()
+                    await self._stream.say_goodbye(self.farewell)
                 self._is_released = True
                 await self._stream.abort()
         assert self._life.reason is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -75,6 +75,7 @@ class OnlyStream(Stream):
         self._consumed = trio.Event()
         self._has_eof = False
         self._has_sent_eof = False
+        self._is_amid_data = False
         self._drops_input = False
         self._is_reset = False
         self._is_closed = False
@@ -94,10 +95,14 @@ class OnlyStream(Stream):
         with self._send_conflict:
             self._check_can_send()
             with self._life.until_end():
+                self._is_amid_data = True  # and it stays so, if not all of it leaves
                 try:
-                    return await self._transport.send_all(data)
+                    await self._transport.send_all(data)
                 except trio.BrokenResourceError as exc:
                     self._fail(exc)
+                else:
+                    self._is_amid_data = False
+                    return
         raise self._error()
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -176,16 +181,29 @@ class OnlyStream(Stream):
             else:
                 await self._read(READ_AHEAD_BYTES)
 
-    async def say_goodbye(self) -> None:
-        """Tell the peer, if this is an orderly end. Cancelled, it can be called again."""
+    async def say_goodbye(self, farewell: Callable[[CloseReason], bytes] | None) -> None:
+        """Tell the peer, if this is an orderly end. Cancelled, it can be called again.
+
+        Args:
+            farewell: Makes the last bytes, sent if we close and not with 0.
+        """
         reason = self._life.reason
         assert reason is not None
         if self._life.is_torn or reason.is_transport:
             return
+        if farewell is not None and self._life.is_closed_here and reason.code:
+            await self._send_last(farewell(reason))
         if isinstance(self._transport, TlsStream):
             await self._transport.say_goodbye()
         elif isinstance(self._transport, trio.SocketStream):
             _read_what_is_there(self._transport)
+
+    async def _send_last(self, data: bytes) -> None:
+        if self._is_amid_data or self._has_sent_eof or self._is_closed:
+            return
+        self._is_amid_data = True  # once, also if it is cancelled
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._transport.send_all(data)
 
     async def abort(self) -> None:
         """Close the transport at once. Idempotent."""
