@@ -15,6 +15,7 @@ from alknet.call.codes import CallError, ErrorCode
 from alknet.call.credit import ReceiveWindow
 from alknet.call.pending import Pending, PendingCall, PendingItems, aborted, lost
 from alknet.call.proto import (
+    MAX_SAFE_INTEGER,
     Aborted,
     Completed,
     Credit,
@@ -23,6 +24,7 @@ from alknet.call.proto import (
     Responded,
     encode_event,
     encode_frame,
+    is_too_deep,
 )
 from alknet.core.identity import Identity
 from alknet.errors import Malformed, Violation
@@ -82,10 +84,13 @@ class Subscription:
         return self
 
     async def __anext__(self) -> msgspec.Raw:
-        with trio.CancelScope(deadline=self._deadline) as scope:
+        if self._deadline == math.inf:
             item = await self._pending.take()
-        if scope.cancelled_caught:
-            raise _too_slow()
+        else:
+            with trio.CancelScope(deadline=self._deadline) as scope:
+                item = await self._pending.take()
+            if scope.cancelled_caught:
+                raise _too_slow()
         if item is None:
             raise StopAsyncIteration
         self._calling.item_taken(self._pending)
@@ -266,14 +271,14 @@ class Calling:
         call_id = self._next_id()
         window = self._limits.subscription_window if is_subscription and stream.is_only else None
         timeout_ms = None
-        if options.get("timeout_s") is not None:
+        if options.get("timeout_s") is not None and deadline < math.inf:
             left_s = deadline - GRACE_S - trio.current_time()
-            timeout_ms = max(1, math.ceil(left_s * 1000))
+            timeout_ms = min(max(1, math.ceil(left_s * 1000)), MAX_SAFE_INTEGER)
         request = msgspec.structs.replace(request, id=call_id, window=window, timeout_ms=timeout_ms)
         body = encode_event(request)
-        if len(body) > self._limits.frame_bytes:
+        if len(body) > self._limits.frame_bytes or is_too_deep(body):
             self._session.lanes.done_with(stream)
-            raise CallError(ErrorCode.INVALID_INPUT, "the input is over the frame limit")
+            raise CallError(ErrorCode.INVALID_INPUT, "the input is over the frame limit or depth")
         pending: Pending = PendingCall(call_id, stream)
         if is_subscription:
             granted = None if window is None else ReceiveWindow(window)

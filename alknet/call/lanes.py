@@ -36,6 +36,9 @@ __all__ = ["Lanes"]
 
 log = logging.getLogger(__name__)
 
+MAX_FAULTS = 16
+"""Streams that a peer may spoil: an honest one spoils none, and each costs a line in the log."""
+
 
 class Lanes:
     """The streams of one session; their `alknet.call.streams.StreamOwner`.
@@ -48,6 +51,7 @@ class Lanes:
         self._session = session
         self._connection = session.connection
         self._shared: CallStream | None = None
+        self._faults = 0
         self._opening = trio.Lock()
         self._only_is_known = trio.Event()
         self._gone = trio.lowlevel.ParkingLot()
@@ -188,7 +192,8 @@ class Lanes:
         """The peer broke the protocol: its stream is lost, or the connection."""
         fields = {"peer": self._connection.remote_address, "fault": str(why)}
         log.warning("call.protocol_fault", extra=fields)
-        if stream.is_only or isinstance(why, Violation):
+        self._faults += 1
+        if stream.is_only or isinstance(why, Violation) or self._faults > MAX_FAULTS:
             self._session.end(CloseCode.PROTOCOL, str(why))
         elif stream.is_ours:
             self._forget_shared(stream)

@@ -15,6 +15,7 @@ from alknet.call.codes import CallError, ErrorCode, call_error_from
 from alknet.call.contracts import AdmittedCall
 from alknet.call.credit import SendCredit
 from alknet.call.proto import (
+    MAX_DEPTH,
     Aborted,
     Completed,
     Credit,
@@ -24,6 +25,7 @@ from alknet.call.proto import (
     Responded,
     encode_event,
     encode_frame,
+    is_too_deep,
 )
 from alknet.core.identity import Identity
 from alknet.errors import Violation
@@ -145,7 +147,7 @@ class Serving:
 
     def refuse(self, stream: CallStream, call_id: str, error: CallError) -> None:
         """Answer with *error*, and count it if a token was refused."""
-        stream.send(Failed.of(call_id, error))
+        stream.outbox.put(self._frame(Failed.of(call_id, error), "?"))
         if error.is_failed_authentication:
             self._session.authentication_failed()
 
@@ -225,13 +227,16 @@ class Serving:
         try:
             with call.scope:
                 event = await self._outcome(call)
+        except Exception as exc:  # noqa: BLE001  # boundary: raised while it was being cancelled
+            self._judge(exc, call.operation)
+            event = call.verdict
         finally:
             self._forget(call)
             # None after a cancel from outside: the connection is gone, or the session stops.
             if event is None and call.scope.cancelled_caught:
                 event = call.verdict
             if event is not None:
-                call.stream.outbox.put(self._frame(event))
+                call.stream.outbox.put(self._frame(event, call.operation))
             call.stream.finish_if_answered()
             self._session.call_ended()
 
@@ -255,19 +260,22 @@ class Serving:
                     await trio.sleep_forever()  # whoever found out ends this call now
                 # An operation that never waits ends by an abort all the same.
                 await trio.lowlevel.checkpoint_if_cancelled()
-                self._check_size(len(item))
-                outbox.put(encode_frame(encode_event(Responded(call.id, msgspec.Raw(item)))))
+                body = encode_event(Responded(call.id, msgspec.Raw(item)))
+                if error := _unsendable(body, self._limits.frame_bytes):
+                    raise error
+                outbox.put(encode_frame(body))
 
-    def _frame(self, event: Event) -> bytes:
-        body = encode_event(event)
-        if len(body) > self._limits.frame_bytes and isinstance(event, Responded | Failed):
-            error = _too_large(len(body), self._limits.frame_bytes)
-            body = encode_event(Failed.of(event.id, error))
+    def _frame(self, event: Event, operation: str) -> bytes:
+        call_id = getattr(event, "id", "")
+        error: CallError | None
+        try:
+            body = encode_event(event)
+            error = _unsendable(body, self._limits.frame_bytes)
+        except Exception as exc:  # noqa: BLE001  # boundary: an error with details that are no JSON
+            body, error = b"", self._judge(exc, operation)
+        if error is not None:
+            body = encode_event(Failed.of(call_id, error))
         return encode_frame(body)
-
-    def _check_size(self, size: int) -> None:
-        if size + _ENVELOPE_BYTES > self._limits.frame_bytes:
-            raise _too_large(size, self._limits.frame_bytes)
 
     def _judge(self, exc: Exception, operation: str) -> CallError:
         error = call_error_from(exc)
@@ -297,17 +305,15 @@ def _failed(call_id: str, code: ErrorCode, message: str) -> Failed:
     return Failed.of(call_id, CallError(code, message))
 
 
-def _too_large(size: int, limit: int) -> CallError:
-    return CallError(
-        ErrorCode.RESOURCE_EXHAUSTED,
-        f"an output of {size} bytes is over the frame limit of {limit}",
-        retryable=False,
-    )
+def _unsendable(body: bytes, limit: int) -> CallError | None:
+    # The peer would drop the stream, and with it calls that have done nothing wrong.
+    if len(body) > limit:
+        why = f"an answer of {len(body)} bytes is over the frame limit of {limit}"
+        return CallError(ErrorCode.RESOURCE_EXHAUSTED, why, retryable=False)
+    if is_too_deep(body):
+        return CallError(ErrorCode.INTERNAL, f"an answer nests deeper than {MAX_DEPTH} levels")
+    return None
 
 
 def _or_inf(value: float | None) -> float:
     return math.inf if value is None else value
-
-
-_ENVELOPE_BYTES = 256
-"""More than an envelope takes around its output, with the longest id."""

@@ -359,3 +359,13 @@ async def test_tokens_are_in_no_log(carrier: str, caplog: pytest.LogCaptureFixtu
 async def test_an_encoded_frame_of_every_event_is_within_the_smallest_limit() -> None:
     event = Failed("i" * 128, "CODE", "m" * 500, False)
     assert len(encode_frame(encode_event(event))) < 1024
+
+
+async def test_a_peer_that_spoils_stream_after_stream_loses_the_connection() -> None:
+    async with hostile("memory") as (peer, server):
+        for _ in range(16):
+            await (await peer.open()).stream.send_all(BAD_FRAMES["not JSON"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.close_reason is None
+        await (await peer.open()).stream.send_all(BAD_FRAMES["not JSON"])
+        assert await _closed(peer, server, CloseCode.PROTOCOL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -217,7 +219,7 @@ async def test_an_answer_over_the_frame_limit_fails_that_call_alone(carrier: str
                 await client.call(name)
             assert caught.value.code == "RESOURCE_EXHAUSTED"
             assert not caught.value.retryable
-        with pytest.raises(CallError, match="over the frame limit"):
+        with pytest.raises(CallError, match="frame limit"):
             await client.call("echo/unary", "x" * 3000)
         assert await client.call_as(int, "echo/unary", 1) == 1
 
@@ -291,3 +293,36 @@ async def test_open_session_closes_the_connection_and_lets_errors_through(carrie
             await client.call("echo/unary")
         with pytest.raises(LocalError):
             await client.run()
+
+
+@both
+async def test_what_a_peer_would_drop_the_stream_for_is_not_sent(carrier: str) -> None:
+    deep = msgspec.Raw(b"[" * 63 + b"]" * 63)
+
+    async def dig(_given: msgspec.Raw) -> object:
+        return deep
+
+    async def dig_on(_given: msgspec.Raw) -> AsyncGenerator[object]:
+        yield 1
+        yield deep
+
+    async def blurt(_given: msgspec.Raw) -> object:
+        raise CallError("ODD", "\ud800", details={"what": object()})
+
+    operations = Operations()
+    operations.queries.update({"test/dig": dig, "test/blurt": blurt})
+    operations.subscriptions["test/dig_on"] = dig_on
+    async with session_pair(carrier, operations) as (client, _server):
+        with pytest.raises(CallError, match="INTERNAL: an answer nests deeper"):
+            await client.call("test/dig")
+        with pytest.raises(CallError, match="INTERNAL: the operation failed"):
+            await client.call("test/blurt")
+        with pytest.raises(CallError, match="INVALID_INPUT"):
+            await client.call("echo/unary", deep)
+        async with client.subscribe("test/dig_on") as items:
+            assert bytes(await anext(items)) == b"1"
+            with pytest.raises(CallError, match="INTERNAL"):
+                await anext(items)
+        assert await client.call_as(int, "echo/unary", 1, timeout_s=math.inf) == 1
+        assert await client.call_as(int, "echo/unary", 1, timeout_s=1e300) == 1
+        assert await is_idle(client)

@@ -376,3 +376,37 @@ async def test_what_the_peer_says_on_closing_is_kept() -> None:
         reason = server.close_reason
         assert reason is not None
         assert (reason.code, reason.reason, reason.by_peer) == (4, "good night", True)
+
+
+@both
+async def test_a_handler_that_breaks_while_it_is_cancelled_ends_its_call_alone(
+    carrier: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def sleep() -> None:
+        await trio.sleep_forever()
+
+    async def break_down() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("broke down")
+
+    async def fragile(given: msgspec.Raw) -> object:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleep)
+            nursery.start_soon(break_down)
+        return given
+
+    operations = Operations()
+    operations.queries["test/fragile"] = fragile
+    async with raw_peer(carrier, operations) as (peer, server):
+        await peer.request("c1", "test/fragile")
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.send(Aborted("c1"))
+        event = await peer.receive()
+        assert isinstance(event, Failed)
+        assert event.id == "c1"
+        await peer.request("c2", "echo/unary")
+        assert isinstance(await peer.receive(), Responded)
+        assert await is_idle(server)
+    assert "call.crashed" in caplog.messages

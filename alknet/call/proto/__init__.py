@@ -59,7 +59,7 @@ from alknet.call.proto.events import (
     Unknown,
 )
 from alknet.call.proto.framing import HEADER_BYTES, FrameDecoder, encode_frame
-from alknet.call.proto.scan import MAX_DEPTH, MAX_SAFE_INTEGER
+from alknet.call.proto.scan import MAX_DEPTH, MAX_SAFE_INTEGER, is_too_deep
 
 __all__ = [
     "HEADER_BYTES",
@@ -83,4 +83,5 @@ __all__ = [
     "decode_envelope_untrusted",
     "encode_event",
     "encode_frame",
+    "is_too_deep",
 ]

@@ -20,6 +20,7 @@ __all__ = [
     "check_text_untrusted",
     "check_unique_keys_untrusted",
     "has_unsafe_integer",
+    "is_too_deep",
 ]
 
 MAX_DEPTH = 64
@@ -51,6 +52,15 @@ def check_depth_untrusted(data: bytes) -> None:
         if max(levels) > MAX_DEPTH:
             raise Malformed(f"nested deeper than {MAX_DEPTH} levels")
         depth = levels[-1]
+
+
+def is_too_deep(data: bytes) -> bool:
+    """Return whether a peer would refuse *data* of ours as nested too deep."""
+    try:
+        check_depth_untrusted(data)
+    except Malformed:
+        return True
+    return False
 
 
 def has_unsafe_integer(data: bytes) -> bool:
