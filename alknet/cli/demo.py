@@ -40,7 +40,7 @@ def main() -> int:
     """Run the demo and return the exit status."""
     try:
         _demo()
-    except DemoFailed as exc:
+    except (DemoFailed, OSError) as exc:
         click.echo(f"\nThe demo failed: {exc}", err=True)
         return 1
     except KeyboardInterrupt:

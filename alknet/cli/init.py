@@ -155,7 +155,6 @@ def _commit(
 ) -> None:
     """Make the home, and the file of words before it; both or none."""
     from alknet.cli.running import uninterrupted
-    from alknet.errors import StoreError
     from alknet.vault.durable import store_errors, write_private
 
     with uninterrupted():
@@ -163,12 +162,11 @@ def _commit(
             with store_errors(f"cannot write {words_file}"):
                 write_private(words_file, words.encode() + b"\n")
         try:
-            _make_home(home, key)
-        except (OSError, StoreError, CommandError) as exc:
+            with store_errors(f"cannot create {home}"):
+                _make_home(home, key)
+        except BaseException:
             if words_file is not None:
                 words_file.unlink(missing_ok=True)
-            if isinstance(exc, OSError):
-                raise StoreError(f"cannot create {home}: {exc.strerror or exc}") from exc
             raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import queue
 import threading
 from typing import IO
@@ -16,7 +17,7 @@ FLUSH_WITHIN_S = 1.0
 
 
 class LineWriter(io.TextIOBase):
-    """A text stream that a thread copies to *stream*; it never blocks its writer.
+    """A text stream that a thread copies to the file of *stream*; it never blocks its writer.
 
     A script that reads the first line of ``alknet up`` and no more, or a terminal stopped by
     Ctrl-S, would otherwise stop the node when the pipe is full. Beyond `MAX_LINES` lines are
@@ -28,7 +29,9 @@ class LineWriter(io.TextIOBase):
     """
 
     def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+        stream.flush()
+        # Past the stream's own buffer: a thread that is stuck in it would hang the exit.
+        self._descriptor = stream.fileno()
         self._queue: queue.Queue[str | None] = queue.Queue(MAX_LINES)
         self._thread = threading.Thread(target=self._copy, name="line writer", daemon=True)
         self._thread.start()
@@ -62,7 +65,10 @@ class LineWriter(io.TextIOBase):
             if is_gone:
                 continue
             try:
-                self._stream.write(text)
-                self._stream.flush()
-            except (OSError, ValueError):  # nobody reads any more; the node goes on
+                self._write_all(text.encode(errors="backslashreplace"))
+            except OSError:  # nobody reads any more; the node goes on
                 is_gone = True
+
+    def _write_all(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._descriptor, data) :]

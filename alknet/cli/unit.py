@@ -26,19 +26,28 @@ def unit_text(*, program: Sequence[str], home: Path, user: str | None) -> str:
     """
     command = [*program, "--home", str(home), "up"]
     return _UNIT.format(
-        exec_start=" ".join(map(_quoted, command)),
+        exec_start=" ".join(map(_argument, command)),
         user="" if user is None else f"User={user}\n",
-        only_system="" if user is None else _SYSTEM.format(home=_quoted(str(home))),
+        only_system="" if user is None else _SYSTEM.format(home=_path(home)),
         wanted_by="default.target" if user is None else "multi-user.target",
         after="" if user is None else "Wants=network-online.target\nAfter=network-online.target\n",
     )
 
 
-def _quoted(argument: str) -> str:
-    """Write *argument* so that systemd reads it back: no specifiers, no variables, one word."""
-    if re.search(r"[\x00-\x1f\x7f\"\\]", argument):
-        raise LocalError(f"a unit cannot name {argument!r}: choose a simpler path")
-    escaped = argument.replace("%", "%%").replace("$", "$$")
+def _argument(text: str) -> str:
+    """Write an argument of a command: as `_word`, and without variables."""
+    return _word(text.replace("$", "$$"))
+
+
+def _path(path: Path) -> str:
+    return _word(str(path))
+
+
+def _word(text: str) -> str:
+    """Write *text* so that systemd reads it back as one word, without specifiers."""
+    if re.search(r"[\x00-\x1f\x7f\"\\]", text):
+        raise LocalError(f"a unit cannot name {text!r}: choose a simpler path")
+    escaped = text.replace("%", "%%")
     return escaped if re.fullmatch(r"[\w./:=@%$-]+", escaped) else f'"{escaped}"'
 
 
@@ -48,7 +57,6 @@ _UNIT = """\
 # Made by 'alknet service install'.
 [Unit]
 Description=alknet node
-Documentation=https://pypi.org/project/alknet/
 {after}StartLimitIntervalSec=60
 StartLimitBurst=10
 
@@ -59,7 +67,7 @@ ExecStart={exec_start}
 ExecReload=kill -HUP $MAINPID
 Restart=on-failure
 RestartSec=1
-# Wrong usage or configuration does not mend itself.
+# Wrong usage does not mend itself.
 RestartPreventExitStatus=2
 WatchdogSec=30
 TimeoutStopSec=30

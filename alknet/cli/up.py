@@ -98,6 +98,7 @@ async def _run(home: Path, addresses: list[Address] | None, out: LineWriter, as_
             nursery.cancel_scope.cancel()
     if caught:
         raise Interrupted(128 + caught[0])
+    _say_stopped(out, as_json)
 
 
 async def _cancel_on_signal(
@@ -122,6 +123,10 @@ def _style(wanted: Literal["auto", "human", "json"]) -> Literal["human", "json"]
     if wanted == "auto":
         return "human" if sys.stdout.isatty() else "json"
     return wanted
+
+
+def _say_stopped(out: LineWriter, as_json: bool) -> None:
+    out.write('{"event":"stopped"}\n' if as_json else "stopped\n")
 
 
 def _say_ready(node: Node, out: LineWriter, as_json: bool) -> None:

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.kit import Cli, RunningNode, running_node
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No setting of the user reaches a test, and commands leave the log as they found it."""
+    for name in ("ALKNET_HOME", "ALKNET_TOKEN", "ALKNET_DEBUG", "NO_COLOR", "NOTIFY_SOCKET"):
+        monkeypatch.delenv(name, raising=False)
+    root, ours = logging.getLogger(), logging.getLogger("alknet")
+    handlers, level = list(root.handlers), ours.level
+    yield
+    root.handlers[:] = handlers
+    ours.setLevel(level)
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Commands on a home that does not exist yet."""
+    return Cli(tmp_path / "home", monkeypatch)
+
+
+@pytest.fixture
+def made(cli: Cli, tmp_path: Path) -> Cli:
+    """Commands on a home with a node, whose words are in ``words``."""
+    cli.ok("init", "--words-file", tmp_path / "words")
+    return cli
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A running node that the tests of a module share."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from alknet.cli.init import _make_home
+
+    home = tmp_path_factory.mktemp("shared") / "node"
+    _make_home(home, Ed25519PrivateKey.generate())
+    with running_node(home) as running:
+        yield running

@@ -1,0 +1,161 @@
+"""Signals and kills while commands run: what the other side sees, and what stays behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.kit import Cli, RunningNode, all_files, process, running_node, wait_until
+
+pytestmark = pytest.mark.slow
+
+SLOW = ("echo/unary", '{"message": 1, "delay_ms": 600000}')
+
+
+@pytest.fixture
+def own(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(node.home, monkeypatch)
+
+
+@pytest.fixture
+def guest(own: Cli, made: Cli, node: RunningNode) -> Iterator[Cli]:
+    own.ok("peer", "add", "guest", made.ok("id", "--json").json["id"], "--scope", "echo")
+    made.ok("peer", "add", "node", node.ticket)
+    wait_until(lambda: made.ok("whoami", "@node", "--json").json["id"] == "peer:guest")
+    yield made
+    own.ok("peer", "remove", "guest")
+
+
+def calls(own: Cli, operation: str) -> bool:
+    """Whether the node runs *operation* now."""
+    return f"call {operation}" in own.ok("status", "--tasks").out
+
+
+@pytest.mark.parametrize(
+    "target", [(), ("@node", "--transport", "quic"), ("@node", "--transport", "tcp")]
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_aborts_the_call_on_the_far_side(
+    own: Cli, guest: Cli, target: tuple[str, ...], number: signal.Signals
+) -> None:
+    home = guest.home if target else own.home
+    with process("call", *target[:1], *SLOW, *target[1:], home=home) as calling:
+        wait_until(lambda: calls(own, "echo/unary"))
+        calling.signal(number)
+        result = calling.end()
+    assert result.status == 128 + number
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    wait_until(lambda: not calls(own, "echo/unary"))
+
+
+@pytest.mark.parametrize("transport", ["quic", "tcp"])
+def test_ctrl_c_ends_a_subscription_on_the_far_side(own: Cli, guest: Cli, transport: str) -> None:
+    data = '{"count": 1000000, "interval_ms": 5}'
+    command = ("call", "@node", "echo/stream", data, "--transport", transport)
+    with process(*command, home=guest.home) as calling:
+        assert [json.loads(calling.line()) for _ in range(3)] == [{"n": 0}, {"n": 1}, {"n": 2}]
+        assert calls(own, "echo/stream")
+        calling.signal(signal.SIGINT)
+        assert calling.end().status == 130
+    wait_until(lambda: not calls(own, "echo/stream"))
+
+
+def test_a_reader_that_goes_away_ends_the_subscription(own: Cli) -> None:
+    data = '{"count": 1000000, "interval_ms": 1}'
+    with process("call", "echo/stream", data, home=own.home) as calling:
+        calling.line()
+        assert calling.process.stdout is not None
+        calling.process.stdout.close()
+        assert calling.process.wait(20) == 141
+    wait_until(lambda: not calls(own, "echo/stream"))
+
+
+def test_a_killed_caller_ends_its_call_on_the_far_side(own: Cli, guest: Cli) -> None:
+    with process("call", "@node", *SLOW, "--transport", "tcp", home=guest.home) as calling:
+        wait_until(lambda: calls(own, "echo/unary"))
+        calling.signal(signal.SIGKILL)
+    wait_until(lambda: not calls(own, "echo/unary"))
+
+
+@pytest.mark.parametrize("transport", ["tcp", None])
+def test_a_killed_node_leaves_its_callers_unavailable(
+    made: Cli, tmp_path: Path, transport: str | None
+) -> None:
+    caller = tmp_path / "caller"
+    made.ok("init", "--words-file", tmp_path / "words2", home=caller)
+    key = made.ok("id", "--json", home=caller).json["id"]
+    made.ok("peer", "add", "caller", key, "--scope", "echo")
+    with running_node(made.home) as running:
+        command = ["call", *SLOW, "--json"]
+        home = made.home
+        if transport is not None:
+            command[1:1] = [running.ticket]
+            command += ["--transport", transport]
+            home = caller
+        with process(*command, home=home) as calling:
+            wait_until(lambda: calls(made, "echo/unary"))
+            running.process.signal(signal.SIGKILL)
+            result = calling.end()
+    assert result.status == 4, result.err
+    assert result.error["code"] == "UNAVAILABLE"
+    # What a killed node leaves is no obstacle to the next.
+    with running_node(made.home):
+        made.ok("call", "node/ping")
+
+
+def test_a_drained_node_leaves_its_callers_unavailable(made: Cli) -> None:
+    with running_node(made.home) as running:
+        with process("call", *SLOW, "--json", home=made.home) as calling:
+            wait_until(lambda: calls(made, "echo/unary"))
+            running.process.signal(signal.SIGTERM)
+            running.process.lines_until("node.draining")
+            running.process.signal(signal.SIGTERM)  # hurries
+            result = calling.end()
+            assert running.process.end().status == 0
+    assert result.status == 4, result.err
+    assert result.error["code"] == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["", "node.lock", "control.sock"])
+def test_a_signal_while_it_starts_leaves_nothing(
+    made: Cli, number: signal.Signals, stage: str
+) -> None:
+    with process("up", "--listen", "127.0.0.1:0", "--json", home=made.home) as starting:
+        wait_until(lambda: (made.home / stage).exists())
+        starting.signal(number)
+        result = starting.end()
+    # Python itself may be starting still: then the signal killed it, without a word from us. Or
+    # the node was ready already, and has drained.
+    expected = {0, 128 + number} if stage else {128 + number, -number}
+    assert result.status in expected, result.err
+    assert all_files(made.home) <= {"node.key", "node.toml", "node.lock"}
+    with running_node(made.home):
+        pass
+
+
+def test_ctrl_c_while_dialling_ends_at_once(cli: Cli) -> None:
+    # 192.0.2.0/24 is for documentation (RFC 5737): nobody answers there.
+    ticket = f"alknet://{'y' * 51}o@192.0.2.77:4433"
+    with process("call", ticket, "node/ping", home=cli.home) as calling:
+        wait_until(lambda: _has_sockets(calling.process.pid))
+        calling.signal(signal.SIGINT)
+        assert calling.end().status == 130
+
+
+def _has_sockets(pid: int) -> bool:
+    """Whether the process has opened a UDP socket, which it does to dial."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            inodes.add(str(link.readlink()))
+        except OSError:
+            continue
+    udp = Path(f"/proc/{pid}/net/udp").read_text() + Path(f"/proc/{pid}/net/udp6").read_text()
+    numbers = {line.split()[9] for line in udp.splitlines() if "sl" not in line.split()}
+    return any(f"socket:[{number}]" in inodes for number in numbers)
