@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["QuicConnection"]
 
+# What aioquic says when the idle time-out has passed; it has no other mark.
+AIOQUIC_IDLE = "Idle timeout"
 # A flush at `aclose` gives up after this: three times the PTO of a very bad path.
 FLUSH_TIMEOUT_S = 3.0
 # RFC 9001 sec. 6.6 allows 2^23 packets with one AES-GCM key; update long before.
@@ -220,8 +222,12 @@ class QuicConnection(Connection):
 
     @property
     def _keep_alive_s(self) -> float:
-        # A peer that gives up sooner than we do is pinged as often as its patience wants.
-        return min(self._limits.keep_alive_s, self.engine.idle_timeout_s / 3)
+        # A peer that gives up sooner than we do is pinged as often as its patience wants; a
+        # keep-alive longer than our own idle time-out is none, as whoever set it meant.
+        seconds = self._limits.keep_alive_s
+        if seconds >= self._limits.idle_timeout_s:
+            return seconds
+        return min(seconds, self.engine.idle_timeout_s / 3)
 
     @property
     def _keeps_alive(self) -> bool:
@@ -343,8 +349,8 @@ class QuicConnection(Connection):
         return stream
 
     def _on_stop_sending(self, stream_id: int, code: int) -> None:
-        # A stream that we have forgotten had arrived whole; STOP_SENDING then comes too late.
-        if stream_id in self._streams or not self.engine.has_arrived(stream_id):
+        # It may be the first that we hear of a stream, or come too late for one that is over.
+        if stream_id in self._streams or not self.engine.is_released(stream_id):
             self._stream(stream_id).on_stop_sending(code)
 
     def _engine_reason(self) -> CloseReason:
@@ -354,10 +360,16 @@ class QuicConnection(Connection):
         by_peer = self.engine.closing is Closing.BY_PEER
         return CloseReason(
             event.error_code,
-            cut_utf8(event.reason_phrase, MAX_REASON_BYTES),
+            self._words(cut_utf8(event.reason_phrase, MAX_REASON_BYTES), by_peer=by_peer),
             by_peer=by_peer,
             is_transport=not by_peer or event.frame_type is not None,
         )
+
+    def _words(self, reason: str, *, by_peer: bool) -> str:
+        if by_peer or reason != AIOQUIC_IDLE:
+            return reason
+        seconds = self.engine.idle_timeout_s
+        return f"idle timeout: nothing heard from the peer for {seconds:g} s"
 
     def _end(self, reason: CloseReason) -> None:
         self._reason = reason

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, cast
+from weakref import WeakSet
 
 from aioquic import tls
 from aioquic.quic import events
@@ -111,6 +112,8 @@ class Engine(QuicConnection):
         self._connection_window = limits.connection_receive_window_bytes
         self._consumed = 0
         self._stream_consumed: dict[int, int] = {}
+        # Until aioquic has forgotten them too; events of theirs concern nobody.
+        self._released: WeakSet[QuicStream] = WeakSet()
         self._datagram_limit = sys.maxsize
         self._is_closed_by_peer = False
         super().__init__(configuration=configuration, **connection_ids)
@@ -269,10 +272,10 @@ class Engine(QuicConnection):
             return 0
         return stream.sender._buffer_stop - stream.sender._buffer_start
 
-    def has_arrived(self, stream_id: int) -> bool:
-        """Return whether all of a known stream, or its reset, has arrived."""
+    def is_released(self, stream_id: int) -> bool:
+        """Return whether the application is done with the stream, see `release`."""
         stream = self._streams.get(stream_id)
-        return stream is None or stream.receiver.is_finished
+        return stream is None or stream in self._released
 
     def stop_receiving(self, stream_id: int, code: int) -> None:
         """Send STOP_SENDING unless all of the stream has arrived."""
@@ -316,6 +319,9 @@ class Engine(QuicConnection):
     def release(self, stream_id: int) -> None:
         """The application is done with a stream: forget it and let the peer open another."""
         self._stream_consumed.pop(stream_id, None)
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            self._released.add(stream)
         if (stream_id & 1 == 0) == self._is_client:
             return  # ours: the peer's limit applies
         limit = self._local_max_streams_uni if stream_id & 2 else self._local_max_streams_bidi
