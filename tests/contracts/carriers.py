@@ -27,6 +27,7 @@ from alknet.core.tcp.listener import connect_tcp, listen_tcp
 from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.tls.trust import PinnedKey
 from alknet.testing.memory import memory_connection_pair
+from tests.core.quic.pairs import quic_connection_pair
 
 ALPN = "contract/1"
 DIALER = NodeCredentials(Ed25519PrivateKey.from_private_bytes(b"d" * 32))
@@ -53,6 +54,14 @@ async def tcp_pair(limits: Limits) -> AsyncGenerator[tuple[Connection, Connectio
             near, alpn=ALPN, credentials=DIALER, trust=PinnedKey(ACCEPTOR.node_id)
         )
     async with _driven(made["dialer"], made["acceptor"]) as pair:
+        yield pair
+
+
+@asynccontextmanager
+async def quic_pair(limits: Limits) -> AsyncGenerator[tuple[Connection, Connection]]:
+    async with quic_connection_pair(
+        limits=limits, alpn=ALPN, dialer=DIALER, acceptor=ACCEPTOR
+    ) as pair:
         yield pair
 
 
@@ -96,7 +105,12 @@ async def _driven(
             acceptor.close()
 
 
-CARRIERS: dict[str, Pair] = {"tcp": tcp_pair, "unix": unix_pair, "memory": memory_pair}
+CARRIERS: dict[str, Pair] = {
+    "quic": quic_pair,
+    "tcp": tcp_pair,
+    "unix": unix_pair,
+    "memory": memory_pair,
+}
 
 CAPABILITIES = {
     carrier.name: carrier for carrier in (CARRIER_TCP, CARRIER_UNIX, CARRIER_MEMORY, CARRIER_QUIC)

@@ -83,18 +83,22 @@ async def quic_client(
 
 @asynccontextmanager
 async def quic_connection_pair(
-    *, limits: Limits | None = None, alpn: str = ALPN
+    *,
+    limits: Limits | None = None,
+    alpn: str = ALPN,
+    dialer: NodeCredentials | None = None,
+    acceptor: NodeCredentials | None = None,
 ) -> AsyncGenerator[tuple[QuicConnection, QuicConnection]]:
     """Yield ``(dialer, acceptor)``, mutually authenticated, over real UDP."""
-    own = new_credentials()
+    own = dialer or new_credentials()
     async with (
-        quic_server(limits=limits, alpns=[alpn]) as server,
+        quic_server(limits=limits, alpns=[alpn], credentials=acceptor) as server,
         quic_client(limits=limits) as client,
     ):
-        dialer = await client.connect(
+        near = await client.connect(
             server.address, alpn=alpn, policy=client_policy(server.trust, own)
         )
-        acceptor = await server.accepted.receive()
-        assert acceptor.peer_key == own.node_id
-        assert dialer.peer_key == server.credentials.node_id
-        yield dialer, acceptor
+        far = await server.accepted.receive()
+        assert far.peer_key == own.node_id
+        assert near.peer_key == server.credentials.node_id
+        yield near, far
