@@ -82,6 +82,7 @@ async def _run(home: Path, addresses: list[Address] | None, out: LineWriter, as_
     configure(node.config.log.level, style, sys.stderr)
     starting = trio.CancelScope()
     caught: list[int] = []
+    has_drained = False
     with trio.open_signal_receiver(*ENDING) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_signal, signals, starting, caught)
@@ -95,8 +96,9 @@ async def _run(home: Path, addresses: list[Address] | None, out: LineWriter, as_
                     nursery.start_soon(feed_watchdog)
                     nursery.start_soon(_announce_drain, node)
                     await node.run_until_stopped()
+                    has_drained = True  # a signal that comes now hurries, and is no failure
             nursery.cancel_scope.cancel()
-    if caught:
+    if caught and not has_drained:
         raise Interrupted(128 + caught[0])
     _say_stopped(out, as_json)
 

@@ -127,7 +127,7 @@ def test_a_signal_while_it_starts_leaves_nothing(
     made: Cli, number: signal.Signals, stage: str
 ) -> None:
     with process("up", "--listen", "127.0.0.1:0", "--json", home=made.home) as starting:
-        wait_until(lambda: (made.home / stage).exists())
+        wait_until((made.home / stage).exists)
         starting.signal(number)
         result = starting.end()
     # Python itself may be starting still: then the signal killed it, without a word from us. Or
