@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
+from typing import Any
 
 import alknet
 from tests.docs.pages.markdown import GENERATED, first_line, table
@@ -48,9 +49,11 @@ def _names(module: str, names: list[str]) -> str:
     return table(("name", "kind", "what"), rows)
 
 
-def _kind(thing: object) -> str:
+def _kind(thing: Any) -> str:
+    if inspect.isfunction(thing):
+        return "function"
     if not inspect.isclass(thing):
-        return "function" if callable(thing) and inspect.isfunction(thing) else "fixture"
+        return "fixture"
     if issubclass(thing, Exception):
         return "error"
     return "protocol" if getattr(thing, "_is_protocol", False) else "class"

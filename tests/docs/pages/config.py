@@ -25,9 +25,13 @@ from tests.docs.pages.markdown import GENERATED, attributes, prose, table
 
 __all__ = ["limit_reasons", "page"]
 
-_PEER_ID = {
+# What a docstring says by naming a function.
+_PEERS = {
+    "name": "What people call it: 1 to 63 of `a-z`, `0-9`, `.`, `_`, `-`, a letter or digit first.",
+    "fingerprints": "Its keys: node ids in any form, or the fingerprints of certificates.",
+    "resources": "What it may use: `type:id` or `type:id:action`.",
     "id": "Its key: a node id in any form, or a ticket, whose addresses count too. This or "
-    "`fingerprints` is needed."
+    "`fingerprints` is needed.",
 }
 
 
@@ -43,8 +47,8 @@ what is in force. A node with a mistake in the file does not start, and a runnin
 had.
 
 A running node takes edits over within two seconds, or at once on SIGHUP, without dropping a
-session. These need a restart: {restart}. [How to configure a node](../howto/configure.md) shows
-examples.
+session. These need a restart: {restart}.
+[How to configure a node](../howto/configure.md) shows examples.
 
 ## [node]
 
@@ -57,7 +61,7 @@ examples.
 One table for each peer, beside those that `alknet peer add` keeps in the state file. Peers of the
 file are read-only for commands.
 
-{_table(PeerTable, attributes(Peer) | _PEER_ID)}
+{_table(PeerTable, attributes(Peer) | _PEERS)}
 ## [[web_certificates]]
 
 X.509 certificates for clients that cannot do raw keys: browsers, curl, other tools. Without one,
@@ -141,15 +145,15 @@ def _type(annotation: Any) -> str:
 def _shown(value: object) -> str:
     if value is None:
         return "none"
-    if value == ():
-        return "`[]`"
     if isinstance(value, tuple):
         return "`[" + ", ".join(f'"{item}"' for item in value) + "]`"
     if isinstance(value, bool):
         return f"`{value}`".lower()
     if isinstance(value, str):
         return f'`"{value}"`'
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if value < 1e4 else f"{value}"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return f"{value:,}"
 
 
 def _range(annotation: Any) -> str:

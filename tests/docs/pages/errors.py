@@ -39,6 +39,8 @@ _STATUS = {
 
 def page() -> str:
     """Return the page."""
+    own = code_info("OWN")
+    own_exit, own_http = int(own.exit_status), own.http_status
     return f"""{GENERATED}
 # Errors
 
@@ -48,9 +50,9 @@ help, and sometimes details. One table says what each code means elsewhere.
 ## Codes of the protocol
 
 {_codes()}
-Operations declare codes of their own (`ErrorSpec`): a command that meets one exits with
-{int(code_info("OWN").exit_status)}, and an HTTP gateway answers {code_info("OWN").http_status} unless the operation says
-otherwise. A code that an operation raises without declaring it reaches the caller as `INTERNAL`.
+Operations declare codes of their own (`ErrorSpec`): a command that meets one exits with {own_exit},
+and an HTTP gateway answers {own_http} unless the operation says otherwise. A code that an operation
+raises without declaring it reaches the caller as `INTERNAL`.
 
 Exit statuses and codes are what the command line uses now; the HTTP statuses are reserved for the
 gateway.
