@@ -45,6 +45,7 @@ bench: $(STAMP)          ## benchmarks; results go to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
 docs: $(STAMP)           ## regenerate the generated pages and run every code block
+	$(BIN)/python -m tests.docs.generate
 	$(BIN)/python -m pytest -q tests/docs
 
 check: lint type imports test   ## what CI runs

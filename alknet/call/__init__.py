@@ -1,0 +1,1 @@
+"""Operations, and the protocol by which peers call them."""

@@ -1,0 +1,1 @@
+"""Keys, connections and configuration: what every protocol of a node stands on."""

@@ -203,13 +203,16 @@ class MemoryConnection(Connection):
     # The three steps of a stream's life that concern its connection; called by `_Link`.
 
     def stream_made(self, stream: MemoryStream) -> None:
+        """Note a stream of this end."""
         self._streams.add(stream)
 
     def stream_arrived(self, stream: MemoryStream, *, unidirectional: bool) -> None:
+        """Offer a stream of the peer, which has sent something on it, to `accept_stream`."""
         if self._close_reason is None:
             self._arrivals[unidirectional].put(stream)
 
     def stream_done(self, stream: MemoryStream, *, unidirectional: bool, was_opened: bool) -> None:
+        """Forget a stream that is over; one that this end opened makes room for another."""
         self._streams.discard(stream)
         if was_opened:
             self._open_now[unidirectional] -= 1

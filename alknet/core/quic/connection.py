@@ -182,12 +182,14 @@ class QuicConnection(Connection):
         return (limit // 2 if is_wake_up else limit) - self.engine.unacknowledged(stream_id)
 
     def credit(self, stream_id: int, count: int, *, is_wanted: bool = True) -> None:
+        """Let the peer send *count* more bytes; see `Engine.credit`."""
         if not count or self._reason is not None:
             return
         if self.engine.credit(stream_id, count, is_wanted=is_wanted):
             self.schedule()
 
     def credit_abandoned(self, stream_id: int) -> None:
+        """Return the credit of bytes that a reset stream never brought."""
         if self._reason is None and self.engine.credit_abandoned(stream_id):
             self.schedule()
 
@@ -209,6 +211,7 @@ class QuicConnection(Connection):
         return min(timer, self._ping_at) if self._keeps_alive else timer
 
     def handle_timer(self, now: float) -> None:
+        """Do what is due: loss recovery, the handshake's time-out, a keep-alive."""
         timer = self.engine.get_timer()
         if timer is not None and now >= timer:
             self.engine.handle_timer(now)

@@ -169,11 +169,13 @@ class QuicEndpoint:
             self._flush_wanted.set()
 
     def add_route(self, cid: bytes, connection: QuicConnection) -> None:
+        """Lead packets with that connection ID to *connection*, if it is still known."""
         if (entry := self._connections.get(connection)) is not None:
             self._routes[cid] = connection
             entry.cids.add(cid)
 
     def remove_route(self, cid: bytes) -> None:
+        """Forget a connection ID that the peer has retired."""
         connection = self._routes.pop(cid, None)
         if connection is not None and (entry := self._connections.get(connection)) is not None:
             entry.cids.discard(cid)
@@ -189,6 +191,7 @@ class QuicEndpoint:
         self._dirty.pop(connection, None)
 
     def on_established(self, connection: QuicConnection) -> None:
+        """The handshake is complete: hand an accepted connection over, unless we stop."""
         self._end_handshake(self._connections[connection])
         if connection.is_dialer or self._acceptor is None:
             return
@@ -198,6 +201,7 @@ class QuicEndpoint:
             connection.close(CloseCode.SHUTDOWN, "shutting down")
 
     def on_ended(self, connection: QuicConnection) -> None:
+        """The connection has ended, perhaps amid its handshake, which counts no more."""
         if (entry := self._connections.get(connection)) is not None:
             self._end_handshake(entry)
 

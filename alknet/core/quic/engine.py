@@ -128,6 +128,7 @@ class Engine(QuicConnection):
 
     @property
     def tls(self) -> KeyContext:
+        """The TLS context, turned into ours when aioquic sets it."""
         return cast(KeyContext, self.__dict__["tls"])
 
     @tls.setter
@@ -146,6 +147,7 @@ class Engine(QuicConnection):
 
     @property
     def server_name(self) -> str | None:
+        """The SNI that the client sent, if any."""
         return self.tls.server_name
 
     # state
@@ -170,6 +172,7 @@ class Engine(QuicConnection):
 
     @property
     def close_event(self) -> events.ConnectionTerminated | None:
+        """Why the connection is closing, None while it is not."""
         return self._close_event
 
     @property
@@ -184,6 +187,7 @@ class Engine(QuicConnection):
 
     @property
     def has_events(self) -> bool:
+        """`next_event` has something to tell."""
         return bool(self._events)
 
     @property
@@ -203,6 +207,7 @@ class Engine(QuicConnection):
 
     @property
     def packets_sent(self) -> int:
+        """Packets that were built so far."""
         return self._packet_number
 
     @property

@@ -82,6 +82,7 @@ class Shown:
 
     @property
     def is_raw(self) -> bool:
+        """It is a raw public key, not a certificate."""
         return not self.chain
 
 
@@ -152,6 +153,7 @@ class KeyContext(tls.Context):
     # EncryptedExtensions; ours ride along.
     @property
     def handshake_extensions(self) -> list[tuple[int, bytes]]:
+        """What aioquic set, and ours."""
         return (
             cast("list[tuple[int, bytes]]", self.__dict__["base_extensions"]) + self._own_extensions
         )

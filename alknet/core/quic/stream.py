@@ -166,6 +166,7 @@ class QuicStream(Stream):
         self._forget_if_over()
 
     def on_stop_sending(self, code: int) -> None:
+        """The peer reads no more: senders get `StreamReset` with *code*."""
         if not self._send_closed:
             self._stopped_code = code
             self._close_sending()
@@ -176,6 +177,7 @@ class QuicStream(Stream):
             self._writable.unpark_all()
 
     def on_connection_end(self) -> None:
+        """Wake all who wait; they find out why."""
         self._readable.unpark_all()
         self._writable.unpark_all()
 

@@ -38,7 +38,9 @@ With `--json`, a command prints one JSON value on one line; errors are one line 
 
 def _sections() -> Iterator[str]:
     for words, command in _commands(cli, ("alknet",)):
-        context = click.Context(command, info_name=" ".join(words), terminal_width=WIDTH)
+        context = click.Context(
+            command, info_name=" ".join(words), terminal_width=WIDTH, **command.context_settings
+        )
         level = "##" if len(words) <= 2 else "###"
         yield f"{level} {' '.join(words)}\n\n```text\n{command.get_help(context).rstrip()}\n```\n\n"
 
