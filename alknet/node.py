@@ -34,6 +34,7 @@ from alknet.core.endpoint.endpoint import Endpoint
 from alknet.core.endpoint.interfaces import reachable_addresses
 from alknet.core.endpoint.listen import Listening, Port, alpns_on, bind_ports, listen
 from alknet.core.endpoint.tasks import task_tree
+from alknet.core.home import CONFIG_FILE, STATE_FILE
 from alknet.core.identity import NodeId, Peer
 from alknet.core.quic.endpoint import QuicEndpoint
 from alknet.core.router import Router
@@ -48,12 +49,10 @@ from alknet.stores.homelock import hold_home
 from alknet.stores.memory import MemoryIdentityStore, MemoryOwnership
 from alknet.vault.keyfile import read_key
 
-__all__ = ["CONFIG_FILE", "STATE_FILE", "Node"]
+__all__ = ["Node"]
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE = "node.toml"
-STATE_FILE = "state.json"
 # An edit of node.toml is noticed within this time; a stat a second costs nothing.
 CONFIG_POLL_S = 1.0
 
@@ -331,8 +330,8 @@ class Node:
             own.append(NotFoundHandler())
         self.endpoint = Endpoint(Router(own), self.identities, limits, accept_tls=self._accept_tls)
 
-    def _count_failed_authentication(self, connection: Connection) -> None:
-        self.endpoint.report_failed_authentication(connection)
+    def _count_failed_authentication(self, connection: Connection) -> bool:
+        return self.endpoint.report_failed_authentication(connection)
 
     def _builtins(self) -> Sequence[Operation[..., Any]]:
         return builtin_operations(

@@ -128,6 +128,11 @@ class Lanes:
 
     # --- farewell
 
+    async def wait_gone(self) -> None:
+        """Wait until no stream is left. Cancelled, no effect."""
+        while self.streams:
+            await self._gone.park()
+
     async def flush(self) -> None:
         """Wait until all streams have accepted all that was queued. Cancelled, no effect."""
         for stream in list(self.streams):
@@ -204,7 +209,7 @@ class Lanes:
         """Nothing more will come or go on *stream*."""
         self.streams.discard(stream)
         self._forget_shared(stream)
-        self._session.calling.fail_on(stream, lost("the stream ended without an answer"))
+        self._session.calling.fail_on(stream, self._lost_with(stream))
         self._end_served(stream)
         self._gone.unpark_all()
         if stream.is_only:
@@ -271,6 +276,12 @@ class Lanes:
         self._session.check_live()
         assert self._shared is not None
         return self._shared
+
+    def _lost_with(self, stream: CallStream) -> CallError:
+        reason = None if stream.is_only else self._connection.close_reason
+        if reason is None:
+            return lost("the stream ended without an answer")
+        return lost(f"the connection ended: {reason}")
 
     def _forget_shared(self, stream: CallStream) -> None:
         if self._shared is stream:

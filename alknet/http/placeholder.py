@@ -6,6 +6,7 @@ import h11
 import trio
 
 from alknet.core.contracts import Connection, Stream
+from alknet.core.scopes import open_background
 
 __all__ = ["NotFoundHandler"]
 
@@ -30,14 +31,20 @@ class NotFoundHandler:
         Cancelled, the request at hand stays unanswered.
         """
         stream = await connection.accept_stream()
+        async with open_background() as nursery:
+            serving = trio.CancelScope()
+            nursery.start_soon(_cancel_when_draining, connection, serving)
+            with serving:
+                await self._serve(stream)
+        await stream.aclose()
+
+    async def _serve(self, stream: Stream) -> None:
         http = h11.Connection(h11.SERVER)
         for _ in range(MAX_REQUESTS):
-            with trio.move_on_after(REQUEST_TIMEOUT_S) as timeout:
-                if not await self._answer(http, stream):
-                    break
-            if timeout.cancelled_caught or connection.draining.is_set():
-                break
-        await stream.aclose()
+            with trio.move_on_after(REQUEST_TIMEOUT_S):
+                if await self._answer(http, stream):
+                    continue
+            break
 
     async def _answer(self, http: h11.Connection, stream: Stream) -> bool:
         """Answer one request; return whether another may follow."""
@@ -54,6 +61,12 @@ class NotFoundHandler:
             return False
         http.start_next_cycle()
         return True
+
+
+async def _cancel_when_draining(connection: Connection, serving: trio.CancelScope) -> None:
+    # Nothing here is worth waiting for: a 404 that is not sent will be asked for again.
+    await connection.draining.wait()
+    serving.cancel()
 
 
 async def _read_request(http: h11.Connection, stream: Stream) -> h11.Request | None:
