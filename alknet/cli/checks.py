@@ -13,12 +13,12 @@ import msgspec
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from alknet.cli.home import CONFIG_FILE, STATE_FILE
 from alknet.client import open_control_session, open_session
 from alknet.core.address import Address
 from alknet.core.clock import wall_clock
 from alknet.core.config import NodeConfig, check_config, load_config
 from alknet.core.endpoint.dial import DialError
+from alknet.core.home import CONFIG_FILE, STATE_FILE
 from alknet.core.limits import Limits
 from alknet.errors import AlknetError, Unavailable
 from alknet.stores.file import FileIdentityStore

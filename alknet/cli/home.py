@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from alknet.cli.failures import CommandError
 from alknet.cli.options import the_home
+from alknet.core.home import CONFIG_FILE, STATE_FILE
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from alknet.stores.file import FileIdentityStore
 
 __all__ = [
-    "CONFIG_FILE",
-    "STATE_FILE",
     "config_path",
     "find_peer",
     "key_if_any",
@@ -25,10 +24,6 @@ __all__ = [
     "need_key",
     "open_store",
 ]
-
-# As in alknet.node, whose import costs more than most commands do.
-CONFIG_FILE = "node.toml"
-STATE_FILE = "state.json"
 
 
 def config_path() -> Path:

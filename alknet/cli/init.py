@@ -14,13 +14,13 @@ import click
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json, the_home
 from alknet.cli.output import emit, fields, note, paint, say
+from alknet.core.home import CONFIG_FILE
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 __all__ = ["init"]
 
-CONFIG_FILE = "node.toml"
 WORDS_PER_LINE = 6
 # How often a person may mistype the words before we stop asking.
 TRIES = 3

@@ -9,8 +9,6 @@ from pathlib import Path
 import click
 import pytest
 
-import alknet.cli.home
-import alknet.node
 from alknet.cli.app import COMMANDS
 from alknet.cli.app import cli as root
 from alknet.cli.options import Command, Duration, Group
@@ -79,11 +77,6 @@ def test_help_loads_neither_trio_nor_aioquic() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_files_of_a_home_are_the_nodes() -> None:
-    assert alknet.cli.home.CONFIG_FILE == alknet.node.CONFIG_FILE
-    assert alknet.cli.home.STATE_FILE == alknet.node.STATE_FILE
 
 
 def test_unknown_commands_and_options_are_wrong_usage(cli: Cli) -> None:

@@ -300,10 +300,12 @@ class Endpoint:
                 refused = _Refused(CloseCode.AUTH_REQUIRED, "identity required")
                 await self._refuse(connection, refused)
                 return
-            log.info("connection.accepted", extra=_about(connection))
+            # Each command of the owner is a connection; only others' are events of the node's life.
+            level = logging.DEBUG if entry.is_owner else logging.INFO
+            log.log(level, "connection.accepted", extra=_about(connection))
             with entry.scope:
                 await supervise(connection, handler)
-            log.info("connection.ended", extra={"reason": str(connection.close_reason)})
+            log.log(level, "connection.ended", extra={"reason": str(connection.close_reason)})
         finally:
             entry.place.release()
 

@@ -1,0 +1,11 @@
+"""The names of a home's files, for all who open them. Imports nothing, so commands start fast."""
+
+from __future__ import annotations
+
+__all__ = ["CONFIG_FILE", "STATE_FILE"]
+
+CONFIG_FILE = "node.toml"
+"""The configuration; written by people, read by the node."""
+
+STATE_FILE = "state.json"
+"""Peers made by commands, and API keys; see `alknet.stores.file`."""
