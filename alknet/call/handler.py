@@ -52,7 +52,8 @@ class CallHandler:
 
         Args:
             identities: Who a token is; without it, running calls outlive their tokens.
-            on_failed_authentication: Told of each refused token, to count it by address.
+            on_failed_authentication: Told of each refused token, to count it by address; returns
+                True if that was one too many and the connection must close.
             clock: What token expiries are compared with.
         """
         self.dispatcher = dispatcher

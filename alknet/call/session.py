@@ -90,7 +90,8 @@ class CallSession:
         """Make a session; `run` starts it.
 
         Args:
-            on_failed_authentication: Called for each refused token.
+            on_failed_authentication: Called for each refused token; returns True if it was one too
+                many (for its address), so that the session must end.
             token_ends_at: When the token behind an identity expires, in `trio.current_time`.
         """
         self.connection = connection
@@ -269,9 +270,10 @@ class CallSession:
     def authentication_failed(self) -> None:
         """Count a refused token; too many end the session."""
         self._failed_authentications += 1
-        if self._on_failed_authentication is not None:
-            self._on_failed_authentication(self.connection)
-        if self._failed_authentications >= self.limits.failed_authentications_per_connection:
+        tell = self._on_failed_authentication
+        is_too_many = tell is not None and tell(self.connection) is True
+        most = self.limits.failed_authentications_per_connection
+        if is_too_many or self._failed_authentications >= most:
             self.end(CloseCode.LIMIT, "too many failed authentications")
 
     def end_by_peer(self, reason: str, code: int = CloseCode.OK) -> None:
@@ -290,7 +292,12 @@ class CallSession:
         self.spawn(self._drain, name="call drain")
 
     async def _watch_connection(self) -> None:
-        self._set_reason(await self.connection.wait_closed())
+        reason = await self.connection.wait_closed()
+        if reason.by_peer and not reason.is_transport:
+            # Answers that came before the close may lie unread; the readers take them, and end.
+            with trio.move_on_after(FAREWELL_S):
+                await self.lanes.wait_gone()
+        self._set_reason(reason)
 
     async def _drain(self) -> None:
         await self.connection.draining.wait()
@@ -314,10 +321,8 @@ class CallSession:
             if not carrier.close_code:
                 self.lanes.send_close(reason)
                 await self.lanes.flush()
-            elif reason.code == CloseCode.SHUTDOWN:
+            elif reason.code in {CloseCode.SHUTDOWN, CloseCode.LIMIT}:
                 await self.lanes.finish_served()
-            elif reason.code == CloseCode.LIMIT:
-                await self.lanes.flush()
 
     def _set_reason(self, reason: CloseReason) -> None:
         if self._close_reason is not None:

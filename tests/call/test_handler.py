@@ -11,7 +11,7 @@ import trio
 from alknet.call.codes import CallError
 from alknet.call.handler import CallHandler
 from alknet.call.session import CallSession, open_session
-from alknet.core.contracts import Connection, ProtocolHandler
+from alknet.core.contracts import CloseCode, Connection, ProtocolHandler
 from alknet.core.identity import Identity
 from alknet.core.limits import Limits
 from alknet.errors import Denied, Unavailable
@@ -136,3 +136,21 @@ async def test_refused_tokens_are_reported_with_their_connection(carrier: str) -
         with pytest.raises(CallError, match="FORBIDDEN"):
             await client.call("echo/unary", token="alk_wrong")
         assert [connection.is_dialer for connection in reported] == [False]
+
+
+@both
+async def test_a_refused_token_too_many_elsewhere_ends_this_session(carrier: str) -> None:
+    handler = CallHandler(
+        Operations(),
+        Limits(),
+        identities=Tokens(),
+        on_failed_authentication=lambda _connection: True,
+    )
+    async with served(carrier, handler) as client:
+        with pytest.raises(CallError, match="FORBIDDEN"):  # answered all the same
+            await client.call("echo/unary", token="alk_wrong")
+        await client.connection.wait_closed()
+        await trio.testing.wait_all_tasks_blocked()
+        reason = client.close_reason
+        assert reason is not None
+        assert (reason.code, reason.by_peer) == (CloseCode.LIMIT, True)

@@ -57,6 +57,7 @@ async def _last_words(peer: RawPeer) -> Event | None:
         try:
             while (event := await peer.receive()) is not None:
                 last = event
+            await peer.stream.send_eof()  # as a good caller does; a bad one costs a second
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
     return last
