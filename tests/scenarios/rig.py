@@ -16,7 +16,7 @@ from alknet.call.proto import FrameDecoder, encode_frame
 from alknet.call.session import CallSession
 from alknet.client import connect
 from alknet.core.clock import wall_clock
-from alknet.core.contracts import Connection, ConnectionEnded, Stream, StreamReset
+from alknet.core.contracts import CloseReason, Connection, ConnectionEnded, Stream, StreamReset
 from alknet.core.identity import ApiKey, NodeId, Peer
 from alknet.core.limits import Limits
 from alknet.core.tokens import mint_token
@@ -87,6 +87,13 @@ async def eventually(claim: Any, within_s: float = 2.0) -> None:
     assert claim()
 
 
+async def ended(session: CallSession, within_s: float = 2.0) -> CloseReason:
+    """Wait for the end of *session* and return why it ended."""
+    await eventually(lambda: session.close_reason is not None, within_s)
+    assert session.close_reason is not None
+    return session.close_reason
+
+
 class RawCaller:
     """Speaks ``alknet/call`` by hand, on one stream, as none of our clients would."""
 
@@ -137,6 +144,12 @@ class RawCaller:
             return exc.code, ""
         except ConnectionEnded as exc:
             return exc.close.code, exc.close.reason
+        except trio.EndOfChannel:  # in good order; where there are streams, the close comes next
+            assert self.connection.carrier.many_streams
+            await self.stream.send_eof()
+            with trio.fail_after(5):
+                reason = await self.connection.wait_closed()
+            return reason.code, reason.reason
 
 
 @asynccontextmanager

@@ -1,0 +1,185 @@
+"""Rights that are taken away while they are used: felt within a second, and by nobody else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from alknet.call.codes import CallError
+from alknet.call.session import CallSession
+from alknet.client import open_session
+from alknet.core.address import Address
+from alknet.core.contracts import CloseCode
+from alknet.core.home import STATE_FILE
+from alknet.node import Node
+from alknet.stores.file import FileIdentityStore
+from alknet.testing.nodes import open_node
+from alknet.vault.keyfile import create_home, write_key
+from tests.scenarios.rig import TRANSPORTS, Friend, bystander, ended, make_friend, new_token
+
+SLOW = {"message": 1, "delay_ms": 60_000}
+
+pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
+
+
+@asynccontextmanager
+async def revoked_within_a_second(session: CallSession) -> AsyncGenerator[None]:
+    """A call runs; the block takes the right away; the call ends, and the connection with it."""
+    async with trio.open_nursery() as nursery:
+        errors: list[CallError] = []
+
+        async def call() -> None:
+            with pytest.raises(CallError) as caught:
+                await session.call("echo/unary", SLOW)
+            errors.append(caught.value)
+
+        nursery.start_soon(call)
+        await session.call("node/ping")
+        yield
+        with trio.fail_after(1):
+            while not errors:
+                await trio.sleep(0.005)
+    assert errors[0].code == "UNAVAILABLE"
+    assert (await ended(session)).code == CloseCode.REVOKED
+
+
+@pytest.mark.parametrize("how", ["disabled", "removed", "key taken away"])
+async def test_a_peer_that_is_revoked(transport: str, how: str) -> None:
+    friend = make_friend("friend", "echo")
+    async with open_node() as node, bystander(node, transport):
+        await node.identities.put_peer(friend.peer)
+        async with (
+            open_session(node.ticket, key=friend.key, transports=[transport]) as session,
+            revoked_within_a_second(session),
+        ):
+            if how == "removed":
+                await node.identities.remove_peer("friend")
+            elif how == "disabled":
+                await node.identities.update_peer(
+                    msgspec.structs.replace(friend.peer, enabled=False)
+                )
+            else:
+                other = make_friend("x").peer.fingerprints
+                await node.identities.update_peer(
+                    msgspec.structs.replace(friend.peer, fingerprints=other)
+                )
+
+
+async def test_a_scope_that_is_taken_away_counts_from_the_next_call(transport: str) -> None:
+    friend = make_friend("friend", "echo")
+    async with open_node() as node, bystander(node, transport):
+        await node.identities.put_peer(friend.peer)
+        async with open_session(node.ticket, key=friend.key, transports=[transport]) as session:
+            await session.call("echo/unary", {"message": 1})
+            await node.identities.update_peer(msgspec.structs.replace(friend.peer, scopes=()))
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(CallError, match="FORBIDDEN"):
+                await session.call("echo/unary", {"message": 1})
+            assert session.close_reason is None
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+async def test_a_token_that_is_revoked_ends_its_calls_and_no_other(
+    transport: str, how: str
+) -> None:
+    friend = make_friend("friend", "echo")
+    async with (
+        open_node(peers=[friend.peer]) as node,
+        bystander(node, transport),
+        open_session(node.ticket, key=friend.key, transports=[transport]) as session,
+        trio.open_nursery() as nursery,
+    ):
+        token = await new_token(node, "echo", expires_in_s=0.3 if how == "expired" else None)
+        nursery.start_soon(session.call, "echo/unary", SLOW)
+        async with trio.open_nursery() as calls:
+
+            async def call() -> None:
+                with pytest.raises(CallError, match="FORBIDDEN: the authorization was revoked"):
+                    await session.call("echo/unary", SLOW, token=token)
+
+            async def subscribe() -> None:
+                endless = {"count": 2**31 - 1, "interval_ms": 1}
+                with pytest.raises(CallError, match="FORBIDDEN: the authorization was revoked"):
+                    async with session.subscribe("echo/stream", endless, token=token) as items:
+                        async for _ in items:
+                            pass
+
+            calls.start_soon(call)
+            calls.start_soon(subscribe)
+            await session.call("node/ping", token=token)
+            if how == "revoked":
+                await node.identities.remove_api_key(token[4:12])
+            calls.cancel_scope.deadline = trio.current_time() + 1
+        assert not calls.cancel_scope.cancelled_caught
+        with pytest.raises(CallError, match="FORBIDDEN"):
+            await session.call("node/ping", token=token)
+        assert len(session.calling.pending) == 1  # the one that ran under the key
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def node_with_home(directory: Path, friend: Friend) -> AsyncGenerator[Node]:
+    home = directory / "home"
+    create_home(home)
+    write_key(home, make_friend("node").key)
+    await FileIdentityStore(home / STATE_FILE).put_peer(friend.peer)
+    async with Node.from_home(home, listen=[Address("127.0.0.1", 0)]) as node:
+        yield node
+
+
+@pytest.mark.slow
+async def test_another_process_that_writes_the_state_file_revokes_too(
+    transport: str, tmp_path: Path
+) -> None:
+    friend = make_friend("friend", "echo")
+    async with (
+        node_with_home(tmp_path, friend) as node,
+        bystander(node, transport),
+        open_session(node.ticket, key=friend.key, transports=[transport]) as session,
+    ):
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", _REMOVE, str(tmp_path / "home" / STATE_FILE)],
+            stdin=-1,
+            stdout=-1,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with trio.fail_after(10):
+            assert await process.stdout.receive_some() == b"ready\n"
+        async with revoked_within_a_second(session):
+            await process.stdin.send_all(b"go\n")
+            assert await process.wait() == 0
+        await process.stdin.aclose()
+        await process.stdout.aclose()
+
+
+_REMOVE = """
+import pathlib, sys, trio
+from alknet.stores.file import FileIdentityStore
+store = FileIdentityStore(pathlib.Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+trio.run(store.remove_peer, "friend")
+"""
+
+
+@pytest.mark.slow
+async def test_a_state_file_edited_by_hand_counts_too(transport: str, tmp_path: Path) -> None:
+    friend = make_friend("friend", "echo")
+    async with (
+        node_with_home(tmp_path, friend) as node,
+        bystander(node, transport),
+        open_session(node.ticket, key=friend.key, transports=[transport]) as session,
+    ):
+        path = trio.Path(tmp_path / "home" / STATE_FILE)
+        async with revoked_within_a_second(session):
+            state = json.loads(await path.read_text())
+            state["peers"] = [peer for peer in state["peers"] if peer["name"] != "friend"]
+            await path.write_text(json.dumps(state))
