@@ -11,6 +11,7 @@ import pytest
 
 from alknet.cli.app import COMMANDS
 from alknet.cli.app import cli as root
+from alknet.cli.home import config_path
 from alknet.cli.options import Command, Duration, Group
 from tests.cli.kit import Cli
 
@@ -95,13 +96,13 @@ def test_home_comes_from_the_environment(made: Cli, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ALKNET_HOME", str(made.home))
     context = click.Context(root)
     with context:
-        assert alknet.cli.home.config_path() == made.home / "node.toml"
+        assert config_path() == made.home / "node.toml"
 
 
 def test_the_default_home_is_the_platforms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     with click.Context(root):
-        assert alknet.cli.home.config_path() == tmp_path / "alknet" / "node.toml"
+        assert config_path() == tmp_path / "alknet" / "node.toml"
 
 
 @pytest.mark.parametrize(
