@@ -83,8 +83,10 @@ def install(system: bool, user: str | None, unit_dir: Path | None, now: bool) ->
     """Write the unit and tell systemd. An older unit of ours is replaced."""
     from alknet.cli.home import need_key
     from alknet.vault.durable import store_errors
+    from alknet.vault.keyfile import KEY_FILE
 
-    need_key()
+    if not (the_home() / KEY_FILE).exists():
+        need_key()  # says what to do; one that is there may be for another user's eyes alone
     path, text = _path(system, unit_dir), _unit(system, user)
     with store_errors(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)

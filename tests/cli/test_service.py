@@ -50,6 +50,13 @@ def test_without_a_node_nothing_is_installed(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "units").exists()
 
 
+def test_a_home_whose_key_is_for_another_user_will_do(made: Cli, tmp_path: Path) -> None:
+    # Root installs the unit of a user whose key it must not need to read.
+    (made.home / "node.key").chmod(0o604)
+    made.fails(1, "id")
+    made.ok("service", "install", "--unit-dir", tmp_path / "units")
+
+
 def test_paths_are_quoted() -> None:
     text = unit_text(program=["/a b/alknet"], home=Path("/h%i/$X y"), user="root")
     assert 'ExecStart="/a b/alknet" --home "/h%%i/$$X y" up' in text
