@@ -125,7 +125,7 @@ def environment(directory: Path) -> dict[str, str]:
         "HOME": str(directory),
         "LANG": "C.UTF-8",
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
-        "PS2": "",
+        "PYTHONWARNINGS": "error",
         "TERM": "dumb",
         "TZ": "UTC",
     }

@@ -17,7 +17,16 @@ from tests.docs.blocks import LANGUAGES, ROOT, Block, Command, blocks, commands,
 from tests.docs.shell import Shell, environment, matches, open_shell, with_free_ports
 
 PYTHON_TIMEOUT_S = 30.0
-PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in documents()]
+# Pages whose commands are other people's programs: tests/install-foreign installs them.
+FOREIGN = {"connect-with-other-tools.md"}
+PAGES = [
+    pytest.param(
+        path,
+        id=str(path.relative_to(ROOT)),
+        marks=[pytest.mark.interop] if path.name in FOREIGN else [],
+    )
+    for path in documents()
+]
 
 
 @pytest.mark.slow
