@@ -36,6 +36,9 @@ __all__ = ["QuicConnection"]
 AIOQUIC_IDLE = "Idle timeout"
 # A flush at `aclose` gives up after this: three times the PTO of a very bad path.
 FLUSH_TIMEOUT_S = 3.0
+# No flow control bounds DATAGRAM frames: a queue of so many takes no more than so many of these,
+# and at least one of the longest that UDP carries.
+USUAL_DATAGRAM_BYTES = 1_500
 # RFC 9001 sec. 6.6 allows 2^23 packets with one AES-GCM key; update long before.
 PACKETS_PER_KEY = 2**22
 
@@ -60,7 +63,8 @@ class QuicConnection(Connection):
         self._limits: Limits = endpoint.limits
         self._streams: dict[int, QuicStream] = {}
         self._arrivals: dict[bool, deque[QuicStream]] = {False: deque(), True: deque()}
-        self._datagrams: deque[bytes] = deque(maxlen=self._limits.datagrams_queued)
+        self._datagrams: deque[bytes] = deque()
+        self._datagram_bytes = 0
         self._reason: CloseReason | None = None
         self._told = trio.Event()
         self._arrived = {False: trio.lowlevel.ParkingLot(), True: trio.lowlevel.ParkingLot()}
@@ -127,7 +131,7 @@ class QuicConnection(Connection):
         while not self._datagrams:
             self.check_open()
             await self._datagram_arrived.park()
-        return self._datagrams.popleft()
+        return self._next_datagram()
 
     # contract: closing
 
@@ -296,8 +300,7 @@ class QuicConnection(Connection):
             case events.StopSendingReceived():
                 self._on_stop_sending(event.stream_id, event.error_code)
             case events.DatagramFrameReceived():
-                self._datagrams.append(event.data)
-                self._datagram_arrived.unpark()
+                self._on_datagram(event.data)
             case events.HandshakeCompleted():
                 self._on_handshake(event.alpn_protocol)
             case events.ConnectionIdIssued():
@@ -308,6 +311,20 @@ class QuicConnection(Connection):
                 self._on_terminated()
             case _:
                 pass  # PingAcknowledged and ProtocolNegotiated need no answer
+
+    def _on_datagram(self, data: bytes) -> None:
+        self._datagrams.append(data)
+        self._datagram_bytes += len(data)
+        limit = self._limits.datagrams_queued
+        most = max(limit * USUAL_DATAGRAM_BYTES, len(data))
+        while len(self._datagrams) > limit or self._datagram_bytes > most:
+            self._next_datagram()  # the oldest is worth the least
+        self._datagram_arrived.unpark()
+
+    def _next_datagram(self) -> bytes:
+        data = self._datagrams.popleft()
+        self._datagram_bytes -= len(data)
+        return data
 
     def _on_handshake(self, alpn: str | None) -> None:
         if self._reason is not None:

@@ -367,7 +367,8 @@ class QuicEndpoint:
             self._flush_wanted = trio.Event()
             while self._unsent:
                 await self._socket.wait_writable()
-                self._send_unsent()
+                if not self._send_unsent():  # a full device queue (ENOBUFS) looks writable
+                    await trio.sleep(GRANULARITY_S)
             now = trio.current_time()
             dirty, self._dirty = self._dirty, {}
             for connection in dirty:
@@ -378,6 +379,7 @@ class QuicEndpoint:
         connection.handle_events()
         if connection not in self._connections:
             return
+        self._dirty.pop(connection, None)  # this pass takes all that it has
         try:
             self._transmit(connection, now)
         except Exception as exc:  # noqa: BLE001  # boundary: aioquic's bug, one connection's end
@@ -422,9 +424,12 @@ class QuicEndpoint:
         self._unsent.append((data, address))
         self._flush_wanted.set()
 
-    def _send_unsent(self) -> None:
+    def _send_unsent(self) -> bool:
+        """Send what waits, as far as it goes; return whether anything went."""
+        before = len(self._unsent)
         while self._unsent and self._socket.send(*self._unsent[0]):
             self._unsent.popleft()
+        return len(self._unsent) < before
 
     def _repeat_close(self, connection: QuicConnection) -> None:
         entry = self._connections.get(connection)

@@ -18,15 +18,18 @@ from typing import Any, cast
 from weakref import WeakSet
 
 from aioquic import tls
+from aioquic._buffer import Buffer
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     Limit,
     NetworkAddress,
     QuicConnection,
+    QuicConnectionError,
     QuicConnectionState,
+    QuicReceiveContext,
 )
-from aioquic.quic.packet import QuicFrameType
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
@@ -54,6 +57,9 @@ CID_LENGTH = 8
 MAX_DATAGRAM_FRAME_SIZE = 65_535
 # 1-RTT header byte, packet number, AEAD tag, and the DATAGRAM frame's type and length.
 DATAGRAM_OVERHEAD = 1 + 2 + 16 + 3
+# Room for a long chain of certificates. aioquic keeps 512 KiB, allocated by the offset in one
+# frame: 1,000 half-open handshakes would hold half a gigabyte.
+MAX_CRYPTO_BYTES = 64 * 1024
 FRAME_CAPACITY = 17  # type and two variable-length integers of 8 bytes
 # CONNECTION_CLOSE must fit: an application's goes into one packet of 1200 bytes, a transport's
 # into an Initial (with a token) and a Handshake packet that share them. aioquic raises otherwise.
@@ -149,6 +155,18 @@ class Engine(QuicConnection):
     def server_name(self) -> str | None:
         """The SNI that the client sent, if any."""
         return self.tls.server_name
+
+    def _handle_crypto_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        start = buf.tell()
+        end = buf.pull_uint_var() + buf.pull_uint_var()
+        buf.seek(start)
+        if end > MAX_CRYPTO_BYTES:
+            raise QuicConnectionError(
+                QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, frame_type, "a handshake of that size"
+            )
+        super()._handle_crypto_frame(context, frame_type, buf)
 
     # state
 
@@ -444,6 +462,7 @@ _CONNECTION_NAMES = (
     " _local_max_data _local_max_streams_bidi _local_max_streams_uni _is_client"
     " _write_connection_limits _write_stream_limits _on_connection_limit_delivery"
     " _on_max_stream_data_delivery _idle_timeout _close_begin host_cid"
+    " _handle_crypto_frame"
 )
 _STREAM_NAMES = "max_stream_data_local max_stream_data_local_sent receiver sender"
 _SENDER_NAMES = (

@@ -70,6 +70,33 @@ async def test_stream_read_to_its_known_length_is_forgotten_without_reading_the_
         assert not dialer._streams
 
 
+# datagrams that nobody takes
+
+
+@pytest.mark.parametrize("size", [10, 1100])
+async def test_datagrams_that_nobody_takes_are_bounded(
+    size: int, autojump_clock: MockClock
+) -> None:
+    async with world(limits=Limits(datagrams_queued=8)) as here:
+        dialer, acceptor = await here.connect()
+        for number in range(40):
+            dialer.send_datagram(bytes([number]) * size)
+            await trio.sleep(0.05)
+        got = [await acceptor.receive_datagram() for _ in range(8)]
+        assert got == [bytes([number]) * size for number in range(32, 40)]
+        assert acceptor._datagram_bytes == 0
+
+
+async def test_huge_datagrams_push_out_older_ones(autojump_clock: MockClock) -> None:
+    async with world(limits=Limits(datagrams_queued=8)) as here:
+        _, acceptor = await here.connect()
+        for number in range(8):
+            acceptor._on_datagram(bytes([number]) * 5_000)
+        assert [data[0] for data in acceptor._datagrams] == [6, 7]
+        acceptor._on_datagram(bytes(60_000))  # longer than the whole queue may be
+        assert await acceptor.receive_datagram() == bytes(60_000)
+
+
 # the end
 
 

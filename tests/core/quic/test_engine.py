@@ -9,6 +9,7 @@ from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
+from aioquic.tls import Epoch
 
 from alknet.core.limits import Limits
 from alknet.core.quic import engine as engine_module
@@ -272,6 +273,16 @@ def test_a_peer_that_disables_its_idle_timeout_gets_ours() -> None:
     assert pair.acceptor.idle_timeout_s == Limits().idle_timeout_s
     pair.run(Limits().idle_timeout_s - 1)
     assert pair.acceptor.closing is Closing.NO
+
+
+def test_oversized_handshake_is_refused_before_it_is_buffered() -> None:
+    pair = connected()
+    stream = pair.dialer._crypto_streams[Epoch.ONE_RTT]
+    stream.sender._buffer_stop = stream.sender._buffer_start = 70_000
+    stream.sender.write(b"far away")
+    pair.run(0.01)
+    assert pair.acceptor.close_event is not None
+    assert pair.acceptor.close_event.error_code == QuicErrorCode.CRYPTO_BUFFER_EXCEEDED
 
 
 # datagrams

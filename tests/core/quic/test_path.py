@@ -225,3 +225,24 @@ async def test_handshakes_survive_loss(autojump_clock: MockClock) -> None:
             dialer, acceptor = await here.connect()
             assert acceptor.peer_key == here.key.node_id
             assert dialer.peer_key == here.server.credentials.node_id
+
+
+async def test_full_socket_buffer_delays_but_loses_nothing(autojump_clock: MockClock) -> None:
+    net = FakeNet()
+    socket = net.host()
+    async with (
+        quic_server(socket=net.host("192.0.2.9")) as server,
+        quic_client(socket=socket) as client,
+    ):
+        policy = client_policy(server.trust, None)
+        dialer = await client.connect(server.address, alpn=ALPN, policy=policy)
+        acceptor = await server.accepted.receive()
+        await trio.sleep(1)
+        with socket.full():
+            for number in range(5):
+                dialer.send_datagram(bytes([number]))
+                await trio.sleep(0.05)
+            assert client._unsent
+        got = [await acceptor.receive_datagram() for _ in range(5)]
+        assert got == [bytes([number]) for number in range(5)]
+        assert not client._unsent
