@@ -26,6 +26,8 @@ from alknet.cli import main
 PROGRAM = (sys.executable, "-m", "alknet")
 # For processes of a loaded machine; nothing waits so long when all is well.
 PATIENCE_S = 30.0
+# How soon a person presses a key again that had no effect.
+KEY_REPEAT_S = 0.5
 
 Json = dict[str, Any]
 
@@ -201,6 +203,20 @@ class Terminal:
 
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
+
+    def interrupt(self) -> int:
+        """Press Ctrl-C until the command ends, as a person would; return the exit status.
+
+        Once is not always enough: a signal that reaches Python between its last look for signals
+        and the blocking read is seen only when that read returns.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            self.type("\x03")
+            while select.select([self._master], [], [], KEY_REPEAT_S)[0]:
+                if not self._read():
+                    return self._process.wait(PATIENCE_S)
+        raise AssertionError(f"Ctrl-C does not end it: {self.seen}")
 
     def end(self) -> int:
         """Read to the end and return the exit status."""

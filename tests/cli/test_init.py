@@ -153,8 +153,7 @@ def test_words_are_shown_once_on_a_terminal(tmp_path: Path) -> None:
 def test_ctrl_c_at_the_words_leaves_nothing(tmp_path: Path) -> None:
     with terminal("init", home=tmp_path / "home") as screen:
         screen.expect("Press Enter")
-        screen.type("\x03")
-        assert screen.end() == 130
+        assert screen.interrupt() == 130
     assert all_files(tmp_path) == set()
 
 
@@ -164,8 +163,7 @@ def test_ctrl_c_at_the_question_for_words_leaves_nothing(tmp_path: Path) -> None
         screen.expect("words: ")
         screen.type("abandon ability\r")
         screen.expect("2 so far")
-        screen.type("\x03")
-        assert screen.end() == 130
+        assert screen.interrupt() == 130
         assert "ability" not in screen.seen
     assert all_files(tmp_path) == set()
 
