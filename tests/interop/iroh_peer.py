@@ -87,6 +87,11 @@ class Peer:
         self.connection.send_datagram(bytes.fromhex(data))
         return bytes(await self.connection.read_datagram()).hex()
 
+    async def send_datagrams(self, data: str, count: int) -> None:
+        """Send *data* so often, as fast as the connection takes it."""
+        for _ in range(count):
+            await self.connection.send_datagram_wait(bytes.fromhex(data))
+
     async def close(self, code: int, reason: str) -> None:
         self.connection.close(code, reason.encode())
 

@@ -88,13 +88,12 @@ async def test_a_quic_client_that_falls_silent_is_forgotten() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("said", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"], ids=len)
 async def test_a_tcp_client_that_falls_silent_is_cut_off(said: bytes) -> None:
-    address_of = Limits()
     async with open_node(limits=SHORT) as node, bystander(node, "tcp"):
         address = node.ticket.addresses[0]
         async with AsyncExitStack() as stack:
             streams = [
                 await stack.enter_async_context(
-                    await connect_tcp(address.host, address.port, address_of)
+                    await connect_tcp(address.host, address.port, Limits())
                 )
                 for _ in range(10)
             ]
@@ -115,12 +114,17 @@ async def test_a_client_hello_byte_by_byte_does_not_buy_time() -> None:
         address = node.ticket.addresses[0]
         stream = await connect_tcp(address.host, address.port, Limits())
         began = trio.current_time()
+        hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
         with pytest.raises(trio.BrokenResourceError):
-            for byte in b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500):
-                await stream.send_all(bytes([byte]))
-                await trio.sleep(0.02)
+            await _send_slowly(stream, hello)
         assert trio.current_time() - began < 2
         await stream.aclose()
+
+
+async def _send_slowly(stream: trio.SocketStream, data: bytes) -> None:
+    for byte in data:
+        await stream.send_all(bytes([byte]))
+        await trio.sleep(0.02)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -152,10 +156,11 @@ async def test_strangers_of_one_address_are_counted_and_friends_are_not(transpor
         bystander(node, transport),
         AsyncExitStack() as stack,
     ):
-        for _ in range(3):
-            session = await stack.enter_async_context(
-                open_session(node.ticket, transports=[transport])
-            )
+        sessions = [
+            await stack.enter_async_context(open_session(node.ticket, transports=[transport]))
+            for _ in range(3)
+        ]
+        for session in sessions:
             await session.call("node/ping")
         async with open_session(node.ticket, transports=[transport]) as fourth:
             with pytest.raises(CallError, match="too many connections from this address"):
@@ -164,7 +169,7 @@ async def test_strangers_of_one_address_are_counted_and_friends_are_not(transpor
             assert fourth.close_reason.code == CloseCode.LIMIT
         async with open_session(node.ticket, key=friend.key, transports=[transport]) as known:
             await known.call("echo/unary", {"message": 1})
-        await session.call("node/ping")
+        await sessions[0].call("node/ping")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

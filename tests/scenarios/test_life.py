@@ -136,14 +136,16 @@ async def test_a_drain_lets_running_calls_finish_and_takes_no_more(
                 assert caught.value.code == "UNAVAILABLE"
                 assert caught.value.retryable
                 with pytest.raises((DialError, CallError)):
-                    quick = Limits(dial_timeout_s=0.5)
-                    async with open_session(
-                        node.ticket, transports=[transport], limits=quick
-                    ) as another:
-                        await another.call("node/ping", timeout_s=0.5)
+                    await _ping_anew(node, transport)
                 assert not answers
             assert answers == [b'{"message":"done"}']
             assert (await ended(session)).code == CloseCode.SHUTDOWN
+
+
+async def _ping_anew(node: Node, transport: str) -> None:
+    limits = Limits(dial_timeout_s=0.5)
+    async with open_session(node.ticket, transports=[transport], limits=limits) as session:
+        await session.call("node/ping", timeout_s=0.5)
 
 
 async def test_a_second_signal_hurries(transport: str, tmp_path: Path) -> None:

@@ -105,11 +105,8 @@ async def test_a_token_that_is_revoked_ends_its_calls_and_no_other(
                     await session.call("echo/unary", SLOW, token=token)
 
             async def subscribe() -> None:
-                endless = {"count": 2**31 - 1, "interval_ms": 1}
                 with pytest.raises(CallError, match="FORBIDDEN: the authorization was revoked"):
-                    async with session.subscribe("echo/stream", endless, token=token) as items:
-                        async for _ in items:
-                            pass
+                    await _take_all(session, token)
 
             calls.start_soon(call)
             calls.start_soon(subscribe)
@@ -122,6 +119,13 @@ async def test_a_token_that_is_revoked_ends_its_calls_and_no_other(
             await session.call("node/ping", token=token)
         assert len(session.calling.pending) == 1  # the one that ran under the key
         nursery.cancel_scope.cancel()
+
+
+async def _take_all(session: CallSession, token: str) -> None:
+    endless = {"count": 2**31 - 1, "interval_ms": 1}
+    async with session.subscribe("echo/stream", endless, token=token) as items:
+        async for _ in items:
+            pass
 
 
 @asynccontextmanager

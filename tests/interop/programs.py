@@ -1,0 +1,31 @@
+"""Foreign programs as child processes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+
+def find(name: str) -> str:
+    """Return the path of a program; a missing one fails the test, and says what to do."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.fail(f"{name} is not installed: run tests/install-foreign")
+    return path
+
+
+async def run(*command: str | Path, stdin: bytes = b"", within_s: float = 10.0) -> tuple[int, str]:
+    """Run to the end; return the status, and what it wrote to both outputs."""
+    with trio.fail_after(within_s):
+        done = await trio.run_process(
+            [str(part) for part in command],
+            stdin=stdin,
+            capture_stdout=True,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    return done.returncode, done.stdout.decode(errors="replace")
