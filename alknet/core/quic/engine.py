@@ -4,8 +4,8 @@ Added: raw public keys (`handshake`), flow control that follows the reader inste
 sender (aioquic doubles its windows as data *arrives*), stream limits that follow what the
 application has closed, and plain questions about buffers, limits and closing.
 
-The guard at the end of this module fails the import when an aioquic release has lost one of the
-names, and tests/core/quic/test_engine.py is the contract that each release must pass.
+`alknet.core.quic.seams` fails the import when an aioquic release has lost one of the names, and
+tests/core/quic/test_engine.py is the contract that each release must pass.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from aioquic.quic.stream import QuicStream
 
 from alknet.core.identity import NodeId
 from alknet.core.limits import Limits
+from alknet.core.quic import seams
 from alknet.core.quic.handshake import ClientPolicy, KeyContext, ServerPolicy
 
 __all__ = [
@@ -447,63 +448,4 @@ def cut_utf8(text: str, longest: int) -> str:
     return text.encode(errors="replace")[:longest].decode(errors="ignore")
 
 
-# What this package uses of aioquic beyond its documented interface, by owner.
-_CONTEXT_NAMES = (
-    "_server_handle_hello _set_peer_certificate _check_certificate_verify_signature"
-    " _is_client _request_client_certificate _peer_certificate _peer_certificate_chain"
-    " _verify_mode _signature_algorithms _supported_groups handshake_extensions"
-    " received_extensions certificate certificate_chain certificate_private_key"
-)
-_CONNECTION_NAMES = (
-    "_close_event _state _events _handshake_confirmed _network_paths _cryptos _packet_number"
-    " _streams _remote_max_datagram_frame_size _max_datagram_size _peer_cid"
-    " _datagrams_pending _local_next_stream_id_uni _local_next_stream_id_bidi"
-    " _remote_max_streams_uni _remote_max_streams_bidi _remote_max_idle_timeout"
-    " _local_max_data _local_max_streams_bidi _local_max_streams_uni _is_client"
-    " _write_connection_limits _write_stream_limits _on_connection_limit_delivery"
-    " _on_max_stream_data_delivery _idle_timeout _close_begin host_cid"
-    " _handle_crypto_frame"
-)
-_STREAM_NAMES = "max_stream_data_local max_stream_data_local_sent receiver sender"
-_SENDER_NAMES = (
-    "is_finished buffer_is_empty reset_pending _buffer_start _buffer_stop _buffer_fin _acked_fin"
-)
-_RECEIVER_NAMES = "is_finished highest_offset stop"
-_LIMIT_NAMES = "frame_type sent used value"
-_TLS_NAMES = (
-    "pull_client_hello AlertBadCertificate AlertDecodeError AlertUnsupportedCertificate"
-    " SignatureAlgorithm Group"
-)
-
-
-def missing_names() -> list[str]:
-    """Return which of aioquic's private names that we build on the installed release lacks."""
-    stream = QuicStream(stream_id=0)
-    wanted: list[tuple[object, str]] = [
-        (tls, _TLS_NAMES),
-        (tls.Context(is_client=True), _CONTEXT_NAMES),
-        (QuicConnection(configuration=QuicConfiguration()), _CONNECTION_NAMES),
-        (stream, _STREAM_NAMES),
-        (stream.sender, _SENDER_NAMES),
-        (stream.receiver, _RECEIVER_NAMES),
-        (Limit(0, "", 0), _LIMIT_NAMES),
-    ]
-    return [name for owner, names in wanted for name in lacking(owner, names)]
-
-
-def lacking(owner: object, names: str) -> list[str]:
-    """Return those of the space-separated *names* that *owner* has not."""
-    kind = getattr(owner, "__name__", type(owner).__name__)
-    return [f"{kind}.{name}" for name in names.split() if not hasattr(owner, name)]
-
-
-def _guard(missing: list[str]) -> None:
-    """Refuse an aioquic that lacks what this package builds on."""
-    if missing:
-        raise ImportError(
-            f"this aioquic lacks what alknet builds on: {', '.join(missing)}; "
-            "install aioquic>=1.7.2,<1.8"
-        )
-
-
-_guard(missing_names())
+seams.require()

@@ -14,7 +14,7 @@ client's key at all. A raw public key travels in the Certificate message as one 
 Private names touched here: `Context._server_handle_hello`, `._set_peer_certificate`,
 `._check_certificate_verify_signature`, `._is_client`, `._request_client_certificate`,
 `._peer_certificate`, `._peer_certificate_chain`, `._verify_mode`, `._signature_algorithms`,
-`._supported_groups`. `alknet.core.quic.engine` guards them at import.
+`._supported_groups`. `alknet.core.quic.seams` guards them at import.
 
 Deliberately not here: tickets, resumption and 0-RTT. A key is judged in every handshake.
 """

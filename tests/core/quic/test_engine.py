@@ -12,8 +12,8 @@ from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import Epoch
 
 from alknet.core.limits import Limits
-from alknet.core.quic import engine as engine_module
-from alknet.core.quic.engine import Closing, Engine, cut_utf8, lacking, server_engine
+from alknet.core.quic import seams
+from alknet.core.quic.engine import Closing, Engine, cut_utf8, server_engine
 from alknet.core.quic.handshake import ClientPolicy
 from alknet.core.quic.policy import server_policy
 from alknet.core.tls.trust import PinnedKey
@@ -31,19 +31,19 @@ SMALL = Limits(
 
 
 def test_guard_names_what_a_release_lacks() -> None:
-    assert engine_module.missing_names() == []
-    assert lacking(SimpleNamespace(here=1), "here gone") == ["SimpleNamespace.gone"]
+    assert seams.missing_names() == []
+    assert seams.lacking(SimpleNamespace(here=1), "here gone") == ["SimpleNamespace.gone"]
     with pytest.raises(ImportError, match=r"lacks what alknet builds on: Context\._gone"):
-        engine_module._guard(["Context._gone"])
+        seams.require(["Context._gone"])
 
 
 def test_guard_sees_each_owner_that_lost_its_names() -> None:
     for owner, names in (
-        (QuicConnection(configuration=QuicConfiguration()), engine_module._CONNECTION_NAMES),
-        (connected().dialer.tls, engine_module._CONTEXT_NAMES),
+        (QuicConnection(configuration=QuicConfiguration()), seams.CONNECTION_NAMES),
+        (connected().dialer.tls, seams.CONTEXT_NAMES),
     ):
-        assert lacking(owner, names) == []
-        assert len(lacking(object(), names)) == len(names.split())
+        assert seams.lacking(owner, names) == []
+        assert len(seams.lacking(object(), names)) == len(names.split())
 
 
 # flow control
