@@ -101,7 +101,8 @@ class CloseReason(msgspec.Struct, frozen=True):
         who = "peer" if self.by_peer else "us"
         kind = "transport" if self.is_transport else "application"
         name = "" if self.is_transport else f" {_code_name(self.code)}"
-        return f"closed by {who} ({kind} code {self.code:#x}{name}): {self.reason or 'no reason given'}"
+        reason = self.reason or "no reason given"
+        return f"closed by {who} ({kind} code {self.code:#x}{name}): {reason}"
 
 
 def _code_name(code: int) -> str:
@@ -141,8 +142,8 @@ class Stream(trio.abc.HalfCloseableStream):
     `send_all` returns once the bytes are accepted into a bounded buffer, not once they arrived;
     cancelled, it may have accepted some, all or none of them. `receive_some` cancelled takes
     nothing. `aclose` is idempotent: it finishes the sending side if it is open, tells the
-    peer to stop sending, and never waits for the network beyond one checkpoint. A unidirectional stream raises
-    `trio.ClosedResourceError` on the side that it does not have.
+    peer to stop sending, and never waits for the network beyond one checkpoint. A unidirectional
+    stream raises `trio.ClosedResourceError` on the side that it does not have.
     """
 
     @property
@@ -229,7 +230,8 @@ class Connection(ABC):
     async def accept_uni_stream(self) -> Stream:
         """Wait for the peer's next unidirectional stream, which can only be read.
 
-        Cancelled, it takes none. Raises like `accept_stream`; waits for ever on a carrier of one stream.
+        Cancelled, it takes none. Raises like `accept_stream`; on a carrier of one stream it waits
+        until the connection ends.
         """
 
     @abstractmethod
@@ -241,7 +243,7 @@ class Connection(ABC):
         Raises:
             ConnectionEnded: The connection ended.
             trio.ClosedResourceError: We closed it.
-            LocalError: The carrier has one stream, and it is taken (or a unidirectional one is asked of it).
+            LocalError: The carrier has one stream, and it is taken or not unidirectional.
         """
 
     @property
@@ -273,7 +275,7 @@ class Connection(ABC):
         """
 
     async def aclose(self, code: int = 0, reason: str = "") -> None:
-        """`close`, then wait until the peer was told; with code 0, flush what streams accepted first.
+        """Close and wait until the peer was told; with code 0, first flush what streams accepted.
 
         `close` drops bytes that are still in send buffers. This waits, for a time that the
         carrier bounds, until they were acknowledged (QUIC) or handed to the kernel.
@@ -401,7 +403,10 @@ class IdentityStore(IdentityProvider, Protocol):
         """
 
     async def rename_peer(self, name: str, new_name: str) -> None:
-        """Give a peer another name. Raises like `update_peer`, and Conflict if the name is taken."""
+        """Give a peer another name.
+
+        Raises like `update_peer`, and Conflict if the name is taken.
+        """
 
     async def remove_peer(self, name: str) -> None:
         """Forget a peer. Raises NotFound, Conflict (read-only) or StoreError."""
