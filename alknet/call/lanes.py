@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from alknet.call.codes import CallError, ErrorCode
-from alknet.call.pending import lost
+from alknet.call.pending import ended, lost
 from alknet.call.proto import (
     Aborted,
     Completed,
@@ -26,7 +26,7 @@ from alknet.call.proto import (
     Responded,
 )
 from alknet.call.streams import CallStream
-from alknet.core.contracts import CloseCode, CloseReason, Stream, StreamReset
+from alknet.core.contracts import CloseCode, CloseReason, ConnectionEnded, Stream, StreamReset
 from alknet.errors import PeerError, Violation
 
 if TYPE_CHECKING:
@@ -258,6 +258,8 @@ class Lanes:
     async def _open(self) -> Stream:
         try:
             stream = await self._connection.open_stream()
+        except ConnectionEnded as exc:
+            raise ended(exc.close) from exc
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise lost(str(exc)) from exc
         if self._session.close_reason is not None:
@@ -281,7 +283,7 @@ class Lanes:
         reason = None if stream.is_only else self._connection.close_reason
         if reason is None:
             return lost("the stream ended without an answer")
-        return lost(f"the connection ended: {reason}")
+        return ended(reason)
 
     def _forget_shared(self, stream: CallStream) -> None:
         if self._shared is stream:

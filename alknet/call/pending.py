@@ -11,11 +11,12 @@ import trio
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.credit import ReceiveWindow
 from alknet.call.outbox import Budget
+from alknet.core.contracts import CloseCode, CloseReason
 
 if TYPE_CHECKING:
     from alknet.call.streams import CallStream
 
-__all__ = ["Pending", "PendingCall", "PendingItems", "aborted", "lost"]
+__all__ = ["Pending", "PendingCall", "PendingItems", "aborted", "ended", "lost"]
 
 
 class PendingCall:
@@ -170,6 +171,13 @@ def lost(why: str) -> CallError:
     return CallError(ErrorCode.UNAVAILABLE, why)
 
 
+def ended(close: CloseReason) -> CallError:
+    """Return the error of a call whose connection is over: a refusal is no loss."""
+    if close.by_peer and not close.is_transport and close.code in _REFUSALS:
+        return CallError(ErrorCode.FORBIDDEN, close.reason or "the node refuses us")
+    return lost(f"the connection ended: {close}")
+
+
 def aborted(reason: str | None) -> CallError:
     """Return the error of a call that its callee ended, for *reason*."""
     if reason == "shutdown":
@@ -177,3 +185,6 @@ def aborted(reason: str | None) -> CallError:
     if reason == "revoked":
         return CallError(ErrorCode.FORBIDDEN, "the authorization was revoked")
     return CallError(ErrorCode.ABORTED, f"aborted by the peer: {reason or 'no reason given'}")
+
+
+_REFUSALS = frozenset({CloseCode.REVOKED, CloseCode.AUTH_REQUIRED})

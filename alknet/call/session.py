@@ -19,11 +19,10 @@ import msgspec
 import trio
 
 from alknet.call.calling import Calling, CallOptions, Subscription, TypedSubscription
-from alknet.call.codes import CallError, ErrorCode
 from alknet.call.contracts import Dispatcher
 from alknet.call.lanes import Lanes
 from alknet.call.outbox import Budget
-from alknet.call.pending import lost
+from alknet.call.pending import ended
 from alknet.call.serving import SHUTDOWN, InboundCall, Serving
 from alknet.core.contracts import CloseCode, CloseReason, Connection
 from alknet.core.identity import ANONYMOUS, Identity
@@ -244,7 +243,7 @@ class CallSession:
     def check_live(self) -> None:
         """Raise unless calls can be made."""
         if self._close_reason is not None:
-            raise lost(f"the session is over: {self._close_reason}")
+            raise ended(self._close_reason)
         if self._nursery is None:
             raise LocalError("the session does not run yet")
 
@@ -330,7 +329,7 @@ class CallSession:
         self._close_reason = reason
         self._ended.set()
         self.lanes.wake()
-        self.calling.fail_all(CallError(ErrorCode.UNAVAILABLE, f"the connection ended: {reason}"))
+        self.calling.fail_all(ended(reason))
 
     def _over_budget(self) -> None:
         self.end(CloseCode.LIMIT, "too many bytes wait to be sent or read")
