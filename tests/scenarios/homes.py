@@ -105,6 +105,18 @@ async def process_node(home: Path, *options: str) -> AsyncGenerator[Process]:
             nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def process_running(*arguments: str | Path) -> AsyncGenerator[trio.Process]:
+    """Run a command of ``alknet`` for as long as the block."""
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(_run_process, command(*map(str, arguments)), quiet)
+        try:
+            yield process
+        finally:
+            nursery.cancel_scope.cancel()
+
+
 async def _run_process(
     arguments: Sequence[str],
     options: dict[str, Any],

@@ -13,7 +13,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 from alknet.call.codes import CallError
-from alknet.client import open_session
+from alknet.client import connect, open_session
 from alknet.core.contracts import CloseCode
 from alknet.core.endpoint.dial import DialError
 from alknet.core.limits import Limits
@@ -145,6 +145,14 @@ async def _read_to_the_end(stream: trio.SocketStream) -> None:
             pass
     except trio.BrokenResourceError:
         pass
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_protocol_that_nobody_serves_is_said_plainly(transport: str) -> None:
+    async with open_node() as node, bystander(node, transport):
+        with pytest.raises(DialError, match="no_application_protocol"):
+            async with connect(node.ticket, alpn="nosuch/1", transports=[transport]):
+                pass
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

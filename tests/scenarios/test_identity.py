@@ -89,7 +89,7 @@ async def test_the_key_of_a_disabled_peer_is_refused(transport: str) -> None:
     ):
         with pytest.raises(CallError) as caught:
             await session.call("echo/unary", {"message": 1}, timeout_s=2)
-        assert caught.value.code == "UNAVAILABLE"
+        assert caught.value.code == "FORBIDDEN"
         assert "disabled" in caught.value.message
         reason = session.close_reason
         assert reason is not None

@@ -46,7 +46,7 @@ async def revoked_within_a_second(session: CallSession) -> AsyncGenerator[None]:
         with trio.fail_after(1):
             while not errors:
                 await trio.sleep(0.005)
-    assert errors[0].code == "UNAVAILABLE"
+    assert errors[0].code == "FORBIDDEN"
     assert (await ended(session)).code == CloseCode.REVOKED
 
 

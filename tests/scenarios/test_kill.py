@@ -1,0 +1,95 @@
+"""kill -9 of either side amid a call: the other side finds out, and holds nothing for the dead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from alknet.call.codes import CallError
+from alknet.call.session import CallSession
+from alknet.client import open_session
+from alknet.core.identity import NodeId, Peer
+from alknet.core.limits import Limits
+from alknet.testing.nodes import open_node
+from alknet.vault.keyfile import read_key
+from tests.scenarios.homes import make_home, process_node, process_running
+from tests.scenarios.rig import bystander, eventually, make_friend
+
+# Time-outs of idle connections, far below the defaults; the keep-alive follows.
+IDLE_S = 1.0
+SHORT = Limits(idle_timeout_s=IDLE_S, keep_alive_s=IDLE_S / 3)
+SHORT_TOML = f"[limits]\nidle_timeout_s = {IDLE_S}\nkeep_alive_s = {IDLE_S / 3:.3f}\n"
+# TCP says at once what happened; a second is for a machine that is busy with other tests.
+WITHIN_S = {"quic": IDLE_S + 1.5, "tcp": 1.0}
+
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("transport", ["quic", "tcp"])]
+
+
+async def test_a_killed_node_ends_its_clients_calls(transport: str, tmp_path: Path) -> None:
+    friend = make_friend("friend", "echo")
+    home = await make_home(tmp_path, friend.peer, config=SHORT_TOML)
+    async with (
+        open_node() as another,
+        bystander(another, transport),
+        process_node(home) as node,
+        open_session(node.ticket, key=friend.key, transports=[transport], limits=SHORT) as session,
+        trio.open_nursery() as nursery,
+    ):
+        errors: list[CallError] = []
+
+        async def call() -> None:
+            with pytest.raises(CallError) as caught:
+                await session.call("echo/unary", {"message": 1, "delay_ms": 60_000})
+            errors.append(caught.value)
+
+        async def subscribe() -> None:
+            with pytest.raises(CallError) as caught:
+                await _subscribe(session)
+            errors.append(caught.value)
+
+        nursery.start_soon(call)
+        nursery.start_soon(subscribe)
+        await session.call("node/ping")
+        await trio.sleep(2 * IDLE_S)  # keep-alives hold it, however idle it is
+        assert not errors
+        node.kill()
+        nursery.cancel_scope.deadline = trio.current_time() + WITHIN_S[transport]
+        while len(errors) < 2:
+            await trio.sleep(0.01)
+        assert [error.code for error in errors] == ["UNAVAILABLE"] * 2
+        assert all(error.retryable for error in errors)
+        with pytest.raises(CallError, match="UNAVAILABLE"):
+            await session.call("node/ping")
+        assert not session.calling.pending
+
+
+async def _subscribe(session: CallSession) -> None:
+    async with session.subscribe("echo/stream", {"count": 9, "interval_ms": 60_000}) as items:
+        async for _ in items:
+            pass
+
+
+async def test_a_killed_client_ends_its_calls_on_the_node(transport: str, tmp_path: Path) -> None:
+    home = await make_home(tmp_path)
+    fingerprint = NodeId.from_public_key(read_key(home).public_key()).fingerprint
+    caller = Peer(name="caller", fingerprints=(fingerprint,), scopes=("echo",))
+    async with open_node(limits=SHORT, peers=[caller]) as node, bystander(node, transport):
+        sessions = node._calls.sessions
+
+        def running() -> int:
+            calls = [call for session in sessions for call in session.serving.calls.values()]
+            return sum(call.identity.id == "peer:caller" for call in calls)
+
+        async with process_running(
+            *("--home", home, "call", str(node.ticket), "echo/unary"),
+            '{"message":1,"delay_ms":60000}',
+            *("--transport", transport, "--json"),
+        ) as process:
+            await eventually(lambda: running() == 1, within_s=20)
+            await trio.sleep(2 * IDLE_S)
+            assert running() == 1
+            process.kill()
+            await eventually(lambda: running() == 0, within_s=WITHIN_S[transport])
+            await eventually(lambda: len(node.endpoint.connections()) == 1)
