@@ -250,10 +250,10 @@ def test_a_signal_drains_and_ends_with_0(made: Cli, number: signal.Signals) -> N
 
 def test_events_are_json_lines(made: Cli) -> None:
     with running_node(made.home) as running:
-        made.ok("call", "node/ping")
+        made.ok("call", running.ready["ticket"], "node/ping")
         seen = running.process.lines_until("connection.ended")
         assert seen[0]["event"] == "connection.accepted"
-        assert seen[0]["identity"] == "owner"
+        assert seen[0]["identity"] == "anonymous"
 
 
 def test_people_get_the_ticket_and_what_listens(made: Cli) -> None:
@@ -271,7 +271,7 @@ def test_a_reader_that_stops_reading_does_not_stop_the_node(made: Cli) -> None:
         assert running.process.process.stdout is not None
         fcntl.fcntl(running.process.process.stdout, fcntl.F_SETPIPE_SZ, 4096)
         for _ in range(30):
-            made.ok("call", "node/ping")
+            made.ok("call", running.ready["ticket"], "node/ping")
         running.process.signal(signal.SIGTERM)
         assert running.process.process.wait(20) == 0
 
