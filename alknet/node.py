@@ -101,6 +101,8 @@ class Node:
         self.listening: tuple[Listening, ...] = ()
         self._listen_override: tuple[Address, ...] | None = None
         self._home = home
+        self._config_seen: tuple[int, int, int] | None = None
+        self._config_limiter = trio.CapacityLimiter(1)
         self._addresses: tuple[Address, ...] = ()
         self._bound: tuple[Address, ...] = ()
         self._quic: list[QuicEndpoint] = []
@@ -129,6 +131,8 @@ class Node:
             StoreError: A file cannot be read or is damaged.
         """
         key = read_key(home)
+        # Looked at before it is read: an edit from now on is a change.
+        seen = _signature(home / CONFIG_FILE)
         config = load_config(home / CONFIG_FILE)
         if listen is not None:
             config = msgspec.structs.replace(config, listen=tuple(listen))
@@ -142,6 +146,7 @@ class Node:
             home=home,
         )
         node._listen_override = None if listen is None else tuple(listen)
+        node._config_seen = seen
         return node
 
     def __repr__(self) -> str:
@@ -294,13 +299,12 @@ class Node:
     async def _follow_config(self) -> None:
         if self._home is None:
             return
-        path = trio.Path(self._home / CONFIG_FILE)
-        seen = await _signature(path)
+        path = self._home / CONFIG_FILE
         while True:
             await trio.sleep(CONFIG_POLL_S)
-            found = await _signature(path)
-            if found != seen:
-                seen = found
+            found = await trio.to_thread.run_sync(_signature, path, limiter=self._config_limiter)
+            if found != self._config_seen:
+                self._config_seen = found
                 self._try_reload()
 
     # Wiring.
@@ -370,10 +374,10 @@ def _peer_status(peer: Peer) -> dict[str, Any]:
     }
 
 
-async def _signature(path: trio.Path) -> tuple[int, int, int] | None:
+def _signature(path: Path) -> tuple[int, int, int] | None:
     """What changes when the file does; None while there is none."""
     try:
-        found = await path.stat()
+        found = path.stat()
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ino, found.st_size
