@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal, TextIO, cast
@@ -83,7 +84,7 @@ async def _run(home: Path, addresses: list[Address] | None, out: LineWriter, as_
     starting = trio.CancelScope()
     caught: list[int] = []
     has_drained = False
-    with trio.open_signal_receiver(*ENDING) as signals:
+    with trio.open_signal_receiver(*ENDING, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_signal, signals, starting, caught)
             with starting:
@@ -108,8 +109,9 @@ async def _cancel_on_signal(
 ) -> None:
     # Once it serves, the node itself takes the signals, and none comes here any more.
     async for number in signals:
-        caught.append(number)
-        starting.cancel()
+        if number != signal.SIGHUP:  # what it asks for is being read anyway
+            caught.append(number)
+            starting.cancel()
 
 
 async def _announce_drain(node: Node) -> None:
