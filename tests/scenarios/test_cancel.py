@@ -62,6 +62,13 @@ async def items(count: Count) -> AsyncGenerator[int]:
             yield n
 
 
+@operation("watch/slow", access=public())
+async def slow() -> None:
+    """Take longer than anybody waits; only an abort ends it in time."""
+    with WATCH:
+        await trio.sleep(20)
+
+
 def count_tasks(tree: TaskNode | None = None) -> int:
     tree = tree or task_tree()
     return 1 + sum(count_tasks(child) for nursery in tree.nurseries for child in nursery)
@@ -111,6 +118,11 @@ async def call_once(session: CallSession) -> None:
     assert bytes(await session.call("watch/unary")) == b"5"
 
 
+async def give_up_on_a_slow_call(session: CallSession) -> None:
+    with trio.move_on_after(0.01):
+        await session.call("watch/slow")
+
+
 async def call_with_much_input(session: CallSession) -> None:
     """Over 64 KiB: takes a stream of its own."""
     await session.call("node/ping", {"pad": "p" * 200_000})
@@ -135,14 +147,21 @@ async def leave_after_one_item(session: CallSession) -> None:
 
 @pytest.mark.parametrize(
     "use",
-    [call_once, call_with_much_input, call_four_at_once, take_all_items, leave_after_one_item],
+    [
+        call_once,
+        give_up_on_a_slow_call,
+        call_with_much_input,
+        call_four_at_once,
+        take_all_items,
+        leave_after_one_item,
+    ],
     ids=lambda use: use.__name__,
 )
 async def test_a_call_cancelled_at_every_checkpoint(
     transport: str, use: Callable[[CallSession], Awaitable[None]]
 ) -> None:
     async with (
-        open_node_pair(operations=[unary, items]) as pair,
+        open_node_pair(operations=[unary, items, slow]) as pair,
         pair.session(transports=[transport]) as session,
     ):
         books = Books(pair, session)
@@ -163,7 +182,7 @@ async def test_a_call_cancelled_at_every_checkpoint(
 
 
 async def test_a_dial_and_its_call_cancelled_at_every_checkpoint(transport: str) -> None:
-    async with open_node_pair(operations=[unary, items]) as pair:
+    async with open_node_pair(operations=[unary, items, slow]) as pair:
         books = Books(pair, None)
 
         @asynccontextmanager
@@ -227,7 +246,13 @@ async def test_clients_that_come_and_go_leave_nothing(transport: str) -> None:
     chance = random.Random(transport)
 
     async def live(session: CallSession) -> None:
-        uses = [call_once, call_four_at_once, take_all_items, leave_after_one_item]
+        uses = [
+            call_once,
+            give_up_on_a_slow_call,
+            call_four_at_once,
+            take_all_items,
+            leave_after_one_item,
+        ]
         for _ in range(5):
             with trio.move_on_after(chance.choice([0, 0.001, 0.01, 1])):
                 await chance.choice(uses)(session)
@@ -238,7 +263,7 @@ async def test_clients_that_come_and_go_leave_nothing(transport: str) -> None:
                 async with pair.session(transports=[transport]) as session:
                     await live(session)
 
-    async with open_node_pair(operations=[unary, items]) as pair:
+    async with open_node_pair(operations=[unary, items, slow]) as pair:
         books = Books(pair, None)
         await trio.sleep(0.02)  # what starts beside the nodes has started
         expected = books.balance()
