@@ -268,6 +268,10 @@ class Lanes:
         return stream
 
     async def _shared_stream(self) -> CallStream:
+        if self._shared is not None:
+            # No lock: it would hand itself on once a tick, and calls made in one tick should
+            # leave in one packet.
+            return self._shared
         async with self._opening:
             if self._shared is None:
                 self._shared = self._start(await self._open(), is_ours=True)

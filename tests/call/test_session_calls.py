@@ -110,6 +110,31 @@ async def test_what_is_written_in_one_tick_leaves_at_once() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_calls_that_wake_in_one_tick_leave_together_again() -> None:
+    """On a carrier of many streams too: finding the shared stream must not queue them up."""
+    sent = 0
+    async with session_pair("memory", Operations()) as (client, _):
+        await client.call("echo/unary", 0)
+        (lane,) = client.lanes.streams
+        send_all = lane.stream.send_all
+
+        async def counted(data: bytes | bytearray | memoryview) -> None:
+            nonlocal sent
+            sent += 1
+            await send_all(data)
+
+        lane.stream.send_all = counted  # type: ignore[method-assign]
+
+        async def three_calls() -> None:
+            for n in range(3):
+                await client.call("echo/unary", n)
+
+        async with trio.open_nursery() as calls:
+            for _ in range(100):
+                calls.start_soon(three_calls)
+    assert sent <= 6
+
+
 async def test_a_large_request_takes_a_stream_of_its_own_and_gives_it_back() -> None:
     text = "x" * 100_000
     async with session_pair("memory", Operations()) as (client, server):

@@ -38,6 +38,7 @@ from alknet.core.identity import NodeId
 from alknet.core.limits import Limits
 from alknet.core.quic import seams
 from alknet.core.quic.handshake import ClientPolicy, KeyContext, ServerPolicy
+from alknet.core.quic.pacing import BurstPacer
 
 __all__ = [
     "CID_LENGTH",
@@ -124,6 +125,7 @@ class Engine(QuicConnection):
         self._datagram_limit = sys.maxsize
         self._is_closed_by_peer = False
         super().__init__(configuration=configuration, **connection_ids)
+        self._loss._pacer = BurstPacer(max_datagram_size=configuration.max_datagram_size)
         self._local_max_streams_bidi = _StreamLimit(
             QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", limits.streams_per_connection
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aioquic import tls
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import Limit, QuicConnection
+from aioquic.quic.recovery import QuicPacketPacer
 from aioquic.quic.stream import QuicStream
 
 __all__ = ["CONNECTION_NAMES", "CONTEXT_NAMES", "lacking", "missing_names", "require"]
@@ -23,13 +24,14 @@ CONNECTION_NAMES = (
     " _local_max_data _local_max_streams_bidi _local_max_streams_uni _is_client"
     " _write_connection_limits _write_stream_limits _on_connection_limit_delivery"
     " _on_max_stream_data_delivery _idle_timeout _close_begin host_cid"
-    " _handle_crypto_frame"
+    " _handle_crypto_frame _loss"
 )
 _STREAM_NAMES = "max_stream_data_local max_stream_data_local_sent receiver sender"
 _SENDER_NAMES = (
     "is_finished buffer_is_empty reset_pending _buffer_start _buffer_stop _buffer_fin _acked_fin"
 )
 _RECEIVER_NAMES = "is_finished highest_offset stop"
+_PACER_NAMES = "bucket_max next_send_time update_rate"
 _LIMIT_NAMES = "frame_type sent used value"
 _TLS_NAMES = (
     "pull_client_hello AlertBadCertificate AlertDecodeError AlertUnsupportedCertificate"
@@ -48,6 +50,8 @@ def missing_names() -> list[str]:
         (stream.sender, _SENDER_NAMES),
         (stream.receiver, _RECEIVER_NAMES),
         (Limit(0, "", 0), _LIMIT_NAMES),
+        (QuicConnection(configuration=QuicConfiguration())._loss, "_pacer"),
+        (QuicPacketPacer(max_datagram_size=1200), _PACER_NAMES),
     ]
     return [name for owner, names in wanted for name in lacking(owner, names)]
 
