@@ -59,14 +59,10 @@ class Context:
 
     Attributes:
         info: What the call is. Its fields can be read from the context itself too.
-        deadline: When the call is cancelled, in `trio.current_time` seconds; ``inf`` for never.
     """
 
-    def __init__(
-        self, info: CallInfo, ownership: OwnershipProvider, *, deadline: float = float("inf")
-    ) -> None:
+    def __init__(self, info: CallInfo, ownership: OwnershipProvider) -> None:
         self.info = info
-        self.deadline = deadline
         self._ownership = ownership
         self._asked_visible: set[str] = set()
 
@@ -107,6 +103,14 @@ class Context:
     def idempotency_key(self) -> str | None:
         """The same for a retry of the same request."""
         return self.info.idempotency_key
+
+    @property
+    def deadline(self) -> float:
+        """When the call is cancelled, in `trio.current_time` seconds; ``inf`` for never.
+
+        Inside a cancel scope of the handler's own that ends sooner, that scope's.
+        """
+        return trio.current_effective_deadline()
 
     @property
     def remaining_s(self) -> float:

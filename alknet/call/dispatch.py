@@ -22,7 +22,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import trio
 
 from alknet.call.boundary import HandlerBoundary
 from alknet.call.codes import CallError, ErrorCode, call_error_from
@@ -200,7 +199,6 @@ class Admitted:
         Raises:
             CallError: The handler failed, or returned what it had not declared.
         """
-        self.context.deadline = trio.current_effective_deadline()
         with self._boundary.guard():
             output = await self._operation.run(self.context, self._value)
             return self._operation.output.encode(output)
@@ -212,7 +210,6 @@ class Admitted:
         The handler is closed when the block is left, and nothing of it runs after. Iterating
         raises CallError like `run`.
         """
-        self.context.deadline = trio.current_effective_deadline()
         items = self._operation.iterate(self.context, self._value)
         try:
             yield _Items(items, self._operation.output, self._boundary)

@@ -18,12 +18,13 @@ class NodeId:
     a key that is none proves nothing, for no signature verifies under it.
     """
 
-    __slots__ = ("_raw",)
+    __slots__ = ("_raw", "_text")
 
     def __init__(self, raw: bytes) -> None:
         if len(raw) != 32:
             raise LocalError(f"a node id has 32 bytes, not {len(raw)}")
         self._raw = bytes(raw)
+        self._text: str | None = None
 
     @classmethod
     def from_public_key(cls, key: Ed25519PublicKey) -> NodeId:
@@ -78,7 +79,9 @@ class NodeId:
         return self._raw
 
     def __str__(self) -> str:
-        return zbase32.encode(self._raw)
+        if self._text is None:  # kept: every `node/ping` says it
+            self._text = zbase32.encode(self._raw)
+        return self._text
 
     def __repr__(self) -> str:
         return f"NodeId.parse({str(self)!r})"

@@ -25,10 +25,10 @@ GAIN_NUMERATOR, GAIN_DENOMINATOR = 5, 4
 class BurstPacer(QuicPacketPacer):
     """aioquic's pacer with a bucket that holds at least `BURST_S` of sending."""
 
-    def next_send_time(self, now: float) -> float:
-        """Return when the next burst may leave, or None for now (mistyped there)."""
+    def next_send_time(self, now: float) -> float | None:  # type: ignore[override]  # as there
+        """Return when the next burst may leave, or None for now."""
         at = cast("float | None", super().next_send_time(now))
-        return cast(float, at if at is None else max(at, now + MIN_WAIT_S))
+        return None if at is None else max(at, now + MIN_WAIT_S)
 
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
         """Take over a new window and round trip."""
