@@ -106,11 +106,12 @@ async def process_node(home: Path, *options: str) -> AsyncGenerator[Process]:
 
 
 @asynccontextmanager
-async def process_running(*arguments: str | Path) -> AsyncGenerator[trio.Process]:
-    """Run a command of ``alknet`` for as long as the block."""
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+async def process_running(
+    arguments: Sequence[str | Path], **options: Any
+) -> AsyncGenerator[trio.Process]:
+    """Run a program for as long as the block; what is left of it is killed."""
     async with trio.open_nursery() as nursery:
-        process = await nursery.start(_run_process, command(*map(str, arguments)), quiet)
+        process = await nursery.start(_run_process, [str(part) for part in arguments], options)
         try:
             yield process
         finally:

@@ -11,12 +11,14 @@ import msgspec
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from alknet.call.codes import CallError
 from alknet.call.handler import ALPN
 from alknet.call.proto import FrameDecoder, encode_frame
 from alknet.call.session import CallSession
-from alknet.client import connect
+from alknet.client import connect, open_session
 from alknet.core.clock import wall_clock
 from alknet.core.contracts import CloseReason, Connection, ConnectionEnded, Stream, StreamReset
+from alknet.core.endpoint.dial import DialError
 from alknet.core.identity import ApiKey, NodeId, Peer
 from alknet.core.limits import Limits
 from alknet.core.tokens import mint_token
@@ -92,6 +94,24 @@ async def ended(session: CallSession, within_s: float = 2.0) -> CloseReason:
     await eventually(lambda: session.close_reason is not None, within_s)
     assert session.close_reason is not None
     return session.close_reason
+
+
+async def refusal_at_the_door(
+    node: Node, transport: str, key: Ed25519PrivateKey | None = None
+) -> str:
+    """Connect and call, in vain; return what the client is told.
+
+    On QUIC the refusal may come in one packet with the end of the handshake: then it is the dial
+    that fails, else the first call.
+    """
+    try:
+        async with open_session(node.ticket, key=key, transports=[transport]) as session:
+            await session.call("node/ping", timeout_s=3)
+    except DialError as exc:
+        return str(exc)
+    except CallError as exc:
+        return f"{exc.code}: {exc.message}"
+    raise AssertionError("it was let in")
 
 
 class RawCaller:

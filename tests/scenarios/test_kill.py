@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from alknet.core.identity import NodeId, Peer
 from alknet.core.limits import Limits
 from alknet.testing.nodes import open_node
 from alknet.vault.keyfile import read_key
-from tests.scenarios.homes import make_home, process_node, process_running
+from tests.scenarios.homes import command, make_home, process_node, process_running
 from tests.scenarios.rig import bystander, eventually, make_friend
 
 # Time-outs of idle connections, far below the defaults; the keep-alive follows.
@@ -82,11 +83,12 @@ async def test_a_killed_client_ends_its_calls_on_the_node(transport: str, tmp_pa
             calls = [call for session in sessions for call in session.serving.calls.values()]
             return sum(call.identity.id == "peer:caller" for call in calls)
 
-        async with process_running(
-            *("--home", home, "call", str(node.ticket), "echo/unary"),
+        arguments = command(
+            *("--home", str(home), "call", str(node.ticket), "echo/unary"),
             '{"message":1,"delay_ms":60000}',
             *("--transport", transport, "--json"),
-        ) as process:
+        )
+        async with process_running(arguments, stdout=subprocess.DEVNULL) as process:
             await eventually(lambda: running() == 1, within_s=20)
             await trio.sleep(2 * IDLE_S)
             assert running() == 1

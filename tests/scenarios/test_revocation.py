@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from alknet.node import Node
 from alknet.stores.file import FileIdentityStore
 from alknet.testing.nodes import open_node
 from alknet.vault.keyfile import create_home, write_key
+from tests.scenarios.homes import process_running
 from tests.scenarios.rig import TRANSPORTS, Friend, bystander, ended, make_friend, new_token
 
 SLOW = {"message": 1, "delay_ms": 60_000}
@@ -148,27 +150,23 @@ async def test_another_process_that_writes_the_state_file_revokes_too(
         bystander(node, transport),
         open_session(node.ticket, key=friend.key, transports=[transport]) as session,
     ):
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-c", _REMOVE, str(tmp_path / "home" / STATE_FILE)],
-            stdin=-1,
-            stdout=-1,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with trio.fail_after(10):
-            assert await process.stdout.receive_some() == b"ready\n"
-        async with revoked_within_a_second(session):
-            await process.stdin.send_all(b"go\n")
-            assert await process.wait() == 0
-        await process.stdin.aclose()
-        await process.stdout.aclose()
+        program: list[str | Path] = [sys.executable, "-c", _REMOVE, tmp_path / "home" / STATE_FILE]
+        pipe = subprocess.PIPE
+        async with process_running(program, stdin=pipe, stdout=pipe) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with trio.fail_after(20):
+                assert await process.stdout.receive_some() == b"."
+            async with revoked_within_a_second(session):
+                await process.stdin.send_all(b"\n")
+                assert await process.wait() == 0
 
 
 _REMOVE = """
 import pathlib, sys, trio
 from alknet.stores.file import FileIdentityStore
 store = FileIdentityStore(pathlib.Path(sys.argv[1]))
-print("ready", flush=True)
+print(end=".", flush=True)
 sys.stdin.readline()
 trio.run(store.remove_peer, "friend")
 """
