@@ -273,8 +273,7 @@ class QuicConnection(Connection):
         """All that was pending has been handed to the socket."""
         if self._reason is not None:
             self._told.set()
-        elif self.engine.packets_sent >= self._next_key_update and self.engine.is_confirmed:
-            self.engine.request_key_update()
+        elif self.engine.packets_sent >= self._next_key_update and self.engine.update_keys():
             self._next_key_update = self.engine.packets_sent + PACKETS_PER_KEY
 
     def handle_events(self) -> None:

@@ -29,6 +29,7 @@ from aioquic.quic.connection import (
     QuicConnectionState,
     QuicReceiveContext,
 )
+from aioquic.quic.crypto import next_key_phase
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
@@ -124,6 +125,9 @@ class Engine(QuicConnection):
         self._released: WeakSet[QuicStream] = WeakSet()
         self._datagram_limit = sys.maxsize
         self._is_closed_by_peer = False
+        # The key phase that we know of: its secret, and a packet that was sent in it.
+        self._phase_secret: bytes | None = None
+        self._first_of_phase = 0
         super().__init__(configuration=configuration, **connection_ids)
         self._loss._pacer = BurstPacer(max_datagram_size=configuration.max_datagram_size)
         self._local_max_streams_bidi = _StreamLimit(
@@ -276,6 +280,28 @@ class Engine(QuicConnection):
             self._datagrams_pending.clear()
             self._datagrams_pending.extend(fitting)
         self._datagram_limit = longest
+
+    def update_keys(self) -> bool:
+        """Begin a key update if one is allowed now; return whether it was.
+
+        RFC 9001 sec. 6.1 wants a packet of the current phase acknowledged first, which aioquic
+        does not check; a peer that does ends the connection.
+        """
+        if not self._handshake_confirmed:
+            return False
+        crypto = self._cryptos[tls.Epoch.ONE_RTT]
+        if crypto._update_key_requested:
+            return False
+        if crypto.send.secret != self._phase_secret:
+            # The first time, or the peer has updated: who knows when. It begins now for us.
+            self._phase_secret = crypto.send.secret
+            self._first_of_phase = self._packet_number
+        if self._spaces[tls.Epoch.ONE_RTT].largest_acked_packet < self._first_of_phase:
+            return False
+        self.request_key_update()
+        self._phase_secret = next_key_phase(crypto.send).secret
+        self._first_of_phase = self._packet_number
+        return True
 
     # streams
 

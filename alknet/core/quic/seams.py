@@ -24,7 +24,7 @@ CONNECTION_NAMES = (
     " _local_max_data _local_max_streams_bidi _local_max_streams_uni _is_client"
     " _write_connection_limits _write_stream_limits _on_connection_limit_delivery"
     " _on_max_stream_data_delivery _idle_timeout _close_begin host_cid"
-    " _handle_crypto_frame _loss"
+    " _handle_crypto_frame _loss _spaces"
 )
 _STREAM_NAMES = "max_stream_data_local max_stream_data_local_sent receiver sender"
 _SENDER_NAMES = (

@@ -13,9 +13,9 @@ from aioquic.tls import Epoch
 
 from alknet.core.limits import Limits
 from alknet.core.quic import seams
-from alknet.core.quic.engine import Closing, Engine, cut_utf8, server_engine
+from alknet.core.quic.engine import Closing, Engine, client_engine, cut_utf8, server_engine
 from alknet.core.quic.handshake import ClientPolicy
-from alknet.core.quic.policy import server_policy
+from alknet.core.quic.policy import client_policy, server_policy
 from alknet.core.tls.trust import PinnedKey
 from tests.core.quic.sansio import ALPN, EnginePair, Link, connected, new_credentials
 
@@ -265,6 +265,35 @@ def test_key_update_from_both_sides_keeps_data_flowing() -> None:
     assert pair.server.received(stream_id) == b"".join(bytes([i]) * 3000 for i in range(6))
     assert pair.client.received(stream_id) == b"ok" * 5
     assert pair.dialer.closing is Closing.NO
+
+
+def test_a_second_key_update_waits_until_the_first_was_acknowledged() -> None:
+    pair = connected()
+    stream_id = pair.dialer.open_stream(unidirectional=False)
+    assert not pair.dialer.update_keys()  # takes note of the phase
+    pair.dialer.send_stream_data(stream_id, b"before")
+    pair.run()
+    assert pair.dialer.update_keys()
+    assert not pair.dialer.update_keys()
+    pair.dialer.send_stream_data(stream_id, b"after")
+    assert not pair.dialer.update_keys()
+    pair.run()
+    assert pair.dialer.update_keys()
+    # The peer has followed; its own update waits for an acknowledgement in the new phase.
+    pair.dialer.send_stream_data(stream_id, b"again")
+    pair.run()
+    assert not pair.acceptor.update_keys()
+    pair.acceptor.send_stream_data(stream_id, b"answer")
+    pair.run()
+    assert pair.acceptor.update_keys()
+    assert pair.server.received(stream_id) == b"beforeafteragain"
+
+
+def test_keys_are_not_updated_before_the_handshake_is_confirmed() -> None:
+    server = new_credentials()
+    policy = client_policy(PinnedKey(server.node_id), None)
+    engine = client_engine(policy, alpn="x", server_name=None, limits=Limits())
+    assert not engine.update_keys()
 
 
 def test_a_peer_that_disables_its_idle_timeout_gets_ours() -> None:

@@ -155,7 +155,8 @@ async def test_key_updates_on_both_sides_in_mid_transfer(autojump_clock: MockClo
         async def update(connection: QuicConnection) -> None:
             for _ in range(5):
                 await trio.sleep(0.15)
-                connection.engine.request_key_update()
+                while not connection.engine.update_keys():
+                    await trio.sleep(0.01)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(update, dialer)
