@@ -127,7 +127,7 @@ def _read(path: Path) -> tuple[NodeConfig, list[ConfigProblem]]:
         return NodeConfig(), [ConfigProblem(str(path), line, "", "the file is not UTF-8")]
     try:
         raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # ValueError: also an integer of 4,301 digits
         return NodeConfig(), [_syntax_problem(path, text, exc)]
     return _understand(path, text, raw)
 

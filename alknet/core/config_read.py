@@ -101,6 +101,8 @@ def _shown(value: object) -> str:
             return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}..."'
         case bool():
             return str(value).lower()
+        case int() if value.bit_length() > 64:
+            return "a huge number"  # and Python may refuse to write it
         case int() | float():
             return str(value)
         case list():

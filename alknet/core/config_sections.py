@@ -48,6 +48,8 @@ def read_node(reader: Reader, raw: dict[str, Any]) -> NodeSection:
     listen = reader.parse_all(("node", "listen"), table.listen, _listen_address)
     if not table.listen:
         reader.report(("node", "listen"), "found an empty list, expected at least one address")
+    for address in {a for a in listen if a.port and listen.count(a) > 1}:
+        reader.report(("node", "listen"), f"the address {str(address)!r} occurs twice")
     advertise = reader.parse_all(("node", "advertise"), table.advertise, _advertised_address)
     alpn = table.default_alpn
     if alpn is not None:
@@ -196,8 +198,11 @@ def _server_name(text: str) -> str:
 
 
 def _existing_file(reader: Reader, key: KeyPath, path: Path) -> Path:
-    if not path.is_file():
-        reader.report(key, f"there is no file {str(path)!r}")
+    try:
+        if not path.is_file():
+            reader.report(key, f"there is no file {str(path)!r}")
+    except OSError as exc:
+        reader.report(key, f"cannot look for the file {str(path)[:200]!r}: {exc.strerror}")
     return path
 
 

@@ -43,6 +43,8 @@ class NodeId:
         text = text.strip()
         prefix, colon, rest = text.partition(":")
         if colon:
+            if prefix.lower() == "alknet-invite":  # holds a secret: do not repeat it
+                raise LocalError("this is an invitation, not a node id")
             if prefix.lower() != "ed25519":
                 raise LocalError(
                     f"{text[:80]!r} is not a node id: it begins with neither "
