@@ -348,14 +348,23 @@ class QuicConnection(Connection):
     async def wait_confirmed(self) -> None:
         """Wait until the server has accepted our key (HANDSHAKE_DONE), not just sent its own.
 
+        A server that closes with an application's code has accepted it too: it comes to an end
+        like any other connection, so that whoever dialled learns the code where it belongs.
+
         Raises:
-            ConnectionEnded: It refused, or nobody answered.
+            ConnectionEnded: It refused the handshake, or nobody answered.
         """
-        while not self.engine.is_confirmed:
+        while not self.engine.is_confirmed and not self._is_closed_by_application:
             self.check_open()
             await self._progress.park()
-        self.check_open()
-        self._establish()
+        if not self._is_closed_by_application:
+            self.check_open()
+            self._establish()
+
+    @property
+    def _is_closed_by_application(self) -> bool:
+        reason = self._reason
+        return reason is not None and reason.by_peer and not reason.is_transport
 
     def _stream(self, stream_id: int) -> QuicStream:
         stream = self._streams.get(stream_id)
