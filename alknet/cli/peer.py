@@ -151,15 +151,10 @@ def set_peer(name: str, **options: Any) -> None:
 
     Each option replaces all values of its kind; what is not named stays.
     """
-    import msgspec
-
     changes = _changes(options)
     if not changes:
         raise click.UsageError("nothing to change: name at least one option")
-    found = _find(name)
-    with usage_errors("peer"):
-        changed = msgspec.structs.replace(found, **changes).normalized()
-    _write(lambda store: store.update_peer(changed))
+    _update(name, changes)
     _done(name, "changed")
 
 
@@ -234,11 +229,31 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set_enabled(name: str, enabled: bool) -> None:
+    _update(name, {"enabled": enabled})
+    _done(name, "enabled" if enabled else "disabled")
+
+
+def _update(name: str, changes: dict[str, Any]) -> None:
+    """Change a peer; what another process changes at the same time is kept."""
     import msgspec
 
-    changed = msgspec.structs.replace(_find(name), enabled=enabled)
-    _write(lambda store: store.update_peer(changed))
-    _done(name, "enabled" if enabled else "disabled")
+    from alknet.cli.home import open_store
+    from alknet.cli.running import run
+    from alknet.errors import Conflict
+
+    async def write() -> None:
+        found = _find(name)
+        while True:
+            with usage_errors("peer"):
+                changed = msgspec.structs.replace(found, **changes).normalized()
+            try:
+                return await open_store().update_peer(changed, was=found)
+            except Conflict:
+                before, found = found, _find(name)
+                if found == before:  # so the conflict is another one
+                    raise
+
+    run(write)
 
 
 def _find(name: str) -> Peer:

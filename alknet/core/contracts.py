@@ -393,12 +393,18 @@ class IdentityStore(IdentityProvider, Protocol):
             StoreError: The backing file could not be written.
         """
 
-    async def update_peer(self, peer: Peer) -> None:
+    async def update_peer(self, peer: Peer, *, was: Peer | None = None) -> None:
         """Replace the record of the same name.
+
+        Args:
+            peer: The record as it shall be.
+            was: The record from which *peer* was made; without it, what others changed
+                meanwhile is overwritten.
 
         Raises:
             NotFound: There is none.
-            Conflict: A fingerprint belongs to another peer, or the record is read-only.
+            Conflict: A fingerprint belongs to another peer, the record is read-only, or it is
+                not *was* any more.
             StoreError: The backing file could not be written.
         """
 

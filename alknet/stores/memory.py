@@ -129,9 +129,9 @@ class MemoryIdentityStore:
         """Add a peer; see `IdentityStore`. Cancelled, it was added whole or not at all."""
         await self._apply(lambda records: records.with_new_peer(peer))
 
-    async def update_peer(self, peer: Peer) -> None:
+    async def update_peer(self, peer: Peer, *, was: Peer | None = None) -> None:
         """Replace the record of the same name; see `IdentityStore`, cancel as in `put_peer`."""
-        await self._apply(lambda records: records.with_updated_peer(peer))
+        await self._apply(lambda records: records.with_updated_peer(peer, was))
 
     async def rename_peer(self, name: str, new_name: str) -> None:
         """Give a peer another name; see `IdentityStore`, cancel as in `put_peer`."""

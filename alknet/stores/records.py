@@ -93,9 +93,11 @@ class Records(msgspec.Struct, frozen=True):
             raise Conflict(f"a peer named {peer.name!r} exists")
         return self._with_peer(peer)
 
-    def with_updated_peer(self, peer: Peer) -> Records:
-        """Replace the peer of that name; NotFound or Conflict."""
-        self._writable(peer.name)
+    def with_updated_peer(self, peer: Peer, was: Peer | None = None) -> Records:
+        """Replace the peer of that name, if it is still *was* (None: any); NotFound or Conflict."""
+        now = self._writable(peer.name)
+        if was is not None and now != was:
+            raise Conflict(f"peer {peer.name!r} has changed meanwhile")
         return self._with_peer(peer)
 
     def with_renamed_peer(self, name: str, new_name: str) -> Records:
