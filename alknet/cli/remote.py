@@ -163,15 +163,21 @@ def split_target(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def read_token(token_file: str | None) -> str | None:
     """Return the token from the file, standard input or ALKNET_TOKEN, if one is given."""
     if token_file is None:
-        return os.environ.get("ALKNET_TOKEN") or None
+        text = os.environ.get("ALKNET_TOKEN")
+        return _checked_token(text, "ALKNET_TOKEN") if text else None
     if token_file == STDIN:
         text = sys.stdin.readline(MAX_TOKEN_BYTES)
     else:
-        with Path(token_file).open(encoding="utf-8") as file:
+        # What is no ASCII is no token, whatever it decodes to.
+        with Path(token_file).open(encoding="ascii", errors="replace") as file:
             text = file.read(MAX_TOKEN_BYTES)
+    return _checked_token(text, "--token-file")
+
+
+def _checked_token(text: str, where: str) -> str:
     token = text.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise click.BadParameter("there is no token in it", param_hint="--token-file")
+        raise click.BadParameter("there is no token in it", param_hint=where)
     return token
 
 

@@ -108,6 +108,7 @@ def rotate(prefix: str, expires: float | None) -> None:
     import msgspec
 
     from alknet.core.clock import wall_clock
+    from alknet.errors import NotFound
 
     old = _find(prefix)
     minted, now = _mint(), wall_clock()
@@ -125,7 +126,11 @@ def rotate(prefix: str, expires: float | None) -> None:
 
     async def replace(store: IdentityStore) -> None:
         await store.put_api_key(new)
-        await store.remove_api_key(old.prefix)
+        try:
+            await store.remove_api_key(old.prefix)
+        except NotFound:  # revoked meanwhile: then its rights end, too
+            await store.remove_api_key(new.prefix)
+            raise
 
     _write(replace)
     _show(minted, new)
