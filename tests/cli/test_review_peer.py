@@ -46,3 +46,10 @@ def test_a_conflict_that_stays_is_told_once(made: Cli) -> None:
     error = made.fails(1, "peer", "set", "bob", "--key", taken, "--json").error
     assert error["code"] == "CONFLICT"
     assert "belongs to peer 'alice'" in error["message"]
+
+
+def test_a_peer_is_found_as_it_is_written_in_calls(made: Cli) -> None:
+    made.ok("peer", "add", "bob", new_node())
+    for command in (("set", "@bob", "--scope", "x"), ("rename", "@bob", "rob"), ("remove", "@rob")):
+        made.ok("peer", *command)
+    assert made.ok("peer", "list", "--json").json == {"peers": []}
