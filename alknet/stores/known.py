@@ -67,8 +67,10 @@ class KnownNodes:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
         except FileNotFoundError:
             return {}
-        except (OSError, msgspec.DecodeError) as exc:
-            raise StoreError(f"cannot read {self._path}: {exc}") from exc
+        except OSError as exc:
+            raise StoreError(f"cannot read {self._path}: {exc.strerror}") from exc
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise StoreError(f"cannot read {self._path}: it is damaged ({exc})") from exc
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

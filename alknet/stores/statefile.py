@@ -33,6 +33,10 @@ class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_keys: tuple[ApiKey, ...] = ()
 
 
+class _AnyFormat(msgspec.Struct):
+    format: int = FORMAT
+
+
 class StateFile:
     """One JSON file, changed by one process at a time."""
 
@@ -90,15 +94,19 @@ class StateFile:
         if data is None:
             return Records()
         try:
+            # First, for what another format holds is not for us to judge.
+            found = msgspec.json.decode(data, type=_AnyFormat).format
+            if found != FORMAT:
+                raise StoreError(f"{self.path} has format {found}: written by another alknet")
             content = msgspec.json.decode(data, type=_Content)
             records = Records.of(content.peers, content.api_keys)
+        except StoreError:
+            raise
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AlknetError) as exc:
             raise StoreError(
                 f"{self.path} is damaged ({exc}): it is left as it is; repair it, or put "
                 f"{self._backup_path.name} in its place"
             ) from exc
-        if content.format != FORMAT:
-            raise StoreError(f"{self.path} has format {content.format}: written by another alknet")
         return records
 
     @contextlib.contextmanager
