@@ -94,20 +94,16 @@ class StateFile:
         if data is None:
             return Records()
         try:
-            # First, for what another format holds is not for us to judge.
             found = msgspec.json.decode(data, type=_AnyFormat).format
-            if found != FORMAT:
-                raise StoreError(f"{self.path} has format {found}: written by another alknet")
-            content = msgspec.json.decode(data, type=_Content)
-            records = Records.of(content.peers, content.api_keys)
-        except StoreError:
-            raise
+            if found == FORMAT:  # what another holds is not for us to judge
+                content = msgspec.json.decode(data, type=_Content)
+                return Records.of(content.peers, content.api_keys)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AlknetError) as exc:
             raise StoreError(
                 f"{self.path} is damaged ({exc}): it is left as it is; repair it, or put "
                 f"{self._backup_path.name} in its place"
             ) from exc
-        return records
+        raise StoreError(f"{self.path} has format {found}: written by another alknet")
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
