@@ -155,13 +155,16 @@ def _commit(
 ) -> None:
     """Make the home, and the file of words before it; both or none."""
     from alknet.cli.running import uninterrupted
-    from alknet.vault.durable import store_errors, write_private
+    from alknet.vault.durable import store_errors, sync_directory, write_private
 
     with uninterrupted():
         if words_file is not None:
             with store_errors(f"cannot write {words_file}"):
                 write_private(words_file, words.encode() + b"\n")
         try:
+            if words_file is not None:
+                with store_errors(f"cannot write {words_file}"):
+                    sync_directory(words_file.parent)  # no key lasts without its words
             with store_errors(f"cannot create {home}"):
                 _make_home(home, key)
         except BaseException:

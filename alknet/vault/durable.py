@@ -17,12 +17,19 @@ __all__ = ["replace_file", "store_errors", "sync_directory", "write_private"]
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a new file of mode 0600 and flush it to the disk. OSError if it exists or fails."""
+    """Write a new file of mode 0600 and flush it to the disk; its name is the caller's to flush.
+
+    OSError if it exists or fails; then no part of it stays behind.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def replace_file(path: Path, data: bytes) -> None:
