@@ -15,6 +15,7 @@ import click
 
 from alknet.cli.interrupts import Interrupted
 from alknet.cli.options import Group
+from alknet.cli.output import prepare_streams
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -78,7 +79,9 @@ def cli() -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; *args* are those of the process by default."""
     arguments = list(sys.argv[1:] if args is None else args)
+    prepare_streams()
     try:
+        _check_text(arguments)
         result = cli.main(arguments, prog_name="alknet", standalone_mode=False)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt, Interrupted, BaseExceptionGroup) as exc:  # noqa: BLE001
@@ -87,3 +90,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
         sys.exit(report(exc, arguments))
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    try:
+        "".join(arguments).encode()
+    except UnicodeEncodeError:
+        raise click.UsageError("an argument is not UTF-8 text") from None

@@ -75,7 +75,7 @@ def _input(argument: str | None) -> msgspec.Raw:
     try:
         # Checked here, sent as it is: numbers keep their digits.
         msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as exc:
         raise click.BadParameter(f"not JSON: {exc}", param_hint="JSON") from exc
     return msgspec.Raw(text.strip().encode())
 

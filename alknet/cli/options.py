@@ -145,7 +145,9 @@ def _common_options() -> list[click.Option]:
 
 
 def _remember_home(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
-    if value:
+    if value == "":  # as of an unset variable in a script: the usual home is not meant
+        raise click.BadParameter("the path is empty", ctx, _param)
+    if value is not None:
         ctx.meta[_HOME] = value
 
 

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import click
 
 from alknet.cli.table import printable, render
 
-__all__ = ["colour_on", "emit", "emit_raw", "fields", "note", "paint", "say", "table"]
+__all__ = [
+    "colour_on",
+    "emit",
+    "emit_raw",
+    "fields",
+    "note",
+    "paint",
+    "prepare_streams",
+    "say",
+    "table",
+]
+
+
+def prepare_streams() -> None:
+    """Make the standard streams fit to be used, whatever the shell and the locale say.
+
+    All are UTF-8, as JSON has to be. What is no text is escaped on its way out, and on its way in
+    left for the one who reads it to refuse. A closed stream is the null device: else a file that
+    is opened later would take its number, and get what was meant for it.
+    """
+    for name, mode, errors in _STREAMS:
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  for good
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)
+
+
+_STREAMS = (
+    ("stdin", "r", "surrogateescape"),
+    ("stdout", "w", "backslashreplace"),
+    ("stderr", "w", "backslashreplace"),
+)
 
 
 def emit(value: object) -> None:
