@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["init"]
 
+STDIN = Path("-")
 WORDS_PER_LINE = 6
 # How often a person may mistype the words before we stop asking.
 TRIES = 3
@@ -38,8 +39,9 @@ TRIES = 3
 @click.option(
     "--words-file",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the words to a new file of mode 0600; with --restore, read them from there.",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Write the words to a new file of mode 0600; with --restore, read them from there "
+    "('-': standard input).",
 )
 @click.option("--restore", is_flag=True, help="Take the key from words that you have.")
 def init(words_file: Path | None, restore: bool) -> None:
@@ -62,13 +64,17 @@ def init(words_file: Path | None, restore: bool) -> None:
         return
     words = _new_words(words_file)
     key = identity_key(words)
-    if words_file is None:
-        if not is_json():
-            _show(words)
+    if words_file is not None:
+        _commit(home, key, words=words, words_file=words_file.absolute())
+        _report(home, key, words=None, words_file=words_file)
+    elif is_json():
+        # First, for a node whose words went to a full disk could never be restored.
+        _report(home, key, words=words, words_file=None)
         _commit(home, key)
     else:
-        _commit(home, key, words=words, words_file=words_file.absolute())
-    _report(home, key, words=words if words_file is None else None, words_file=words_file)
+        _show(words)
+        _commit(home, key)
+        _report(home, key, words=None, words_file=None)
 
 
 def _refuse_existing(home: Path) -> None:
@@ -89,17 +95,22 @@ def _new_words(words_file: Path | None) -> str:
         raise click.UsageError(
             "the words would go into a pipe or file: name one with --words-file, or ask for --json"
         )
+    if words_file == STDIN:
+        raise click.BadParameter("name a new file", param_hint="--words-file")
     if words_file is not None and (words_file.exists() or words_file.is_symlink()):
-        raise click.BadParameter("the file exists, it is not overwritten", param_hint="words-file")
+        raise click.BadParameter(
+            "the file exists, it is not overwritten", param_hint="--words-file"
+        )
     return generate_words()
 
 
 def _read_words(words_file: Path | None) -> str:
     from alknet.vault.words import check_words
 
-    if words_file is not None:
-        return check_words(words_file.read_text(encoding="utf-8"))
-    if not sys.stdin.isatty():
+    if words_file is not None and words_file != STDIN:
+        # What is no text holds none of the words, whatever it decodes to.
+        return check_words(words_file.read_text(encoding="utf-8", errors="replace"))
+    if words_file == STDIN or not sys.stdin.isatty():
         return check_words(sys.stdin.read())
     return _ask_words()
 
