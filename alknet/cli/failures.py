@@ -103,12 +103,16 @@ def explain(exc: BaseException) -> Failure:
     if isinstance(exc, click.ClickException):
         return Failure("USAGE", exc.format_message(), exc.exit_code)
     from alknet.call import codes
+    from alknet.core.config_errors import ConfigError
     from alknet.core.endpoint.dial import DialError
 
     if isinstance(exc, DialError):
         return _unreachable(exc.attempts, str(exc))
     if isinstance(exc, codes.CallError):
-        return _call_failed(exc)
+        return _call_failed(exc, hint=_HINTS.get(exc.code, ""))
+    if isinstance(exc, ConfigError):
+        problems = list(map(str, exc.problems))
+        return Failure("CONFIG", str(exc), 1, details={"problems": problems})
     known = codes.call_error_from(exc)
     if known is not None and not isinstance(exc, OSError):
         return _call_failed(known)
@@ -138,7 +142,7 @@ def _unreachable(attempts: Sequence[Any], message: str) -> Failure:
     )
 
 
-def _call_failed(error: Any) -> Failure:
+def _call_failed(error: Any, *, hint: str = "") -> Failure:
     from alknet.call.codes import code_info
 
     details: dict[str, Any] = {"retryable": error.retryable}
@@ -153,11 +157,12 @@ def _call_failed(error: Any) -> Failure:
         error.code,
         message,
         code_info(error.code).exit_status,
-        hint=_HINTS.get(error.code, ""),
+        hint=hint,
         details=details,
     )
 
 
+# What the other node's errors call for; ours say it themselves.
 _HINTS = {
     "FORBIDDEN": "'alknet whoami' with the same target and token shows what you are granted; "
     "the node's owner grants more with 'alknet peer set' or 'alknet token create'",
@@ -171,14 +176,23 @@ def _print_text(failure: Failure) -> None:
     prefix = paint("error:", sys.stderr, fg="red", bold=True)
     known = failure.code.isupper() and failure.code not in {"USAGE", "OS", "INTERNAL"}
     code = f"{failure.code}: " if known else ""
-    attempts = failure.details.get("attempts")
-    message = failure.message.partition(": ")[0] if attempts else failure.message
+    message, *lines = _lines(failure)
     click.echo(f"{prefix} {code}{printable(message)}", err=True)
-    for attempt in attempts or ():
-        line = f"  {attempt['transport']:<4} {attempt['address']}: {attempt['outcome']}"
-        click.echo(printable(line), err=True)
+    for line in lines:
+        click.echo(f"  {printable(line)}", err=True)
     if failure.hint:
         click.echo(f"{paint('hint:', sys.stderr, bold=True)} {failure.hint}", err=True)
+
+
+def _lines(failure: Failure) -> list[str]:
+    """Return the message, with what it enumerates on lines of their own."""
+    if attempts := failure.details.get("attempts"):
+        tried = [f"{a['transport']:<4} {a['address']}: {a['outcome']}" for a in attempts]
+        return [failure.message.partition(": ")[0], *tried]
+    problems = failure.details.get("problems", ())
+    if len(problems) > 1:
+        return [f"{len(problems)} problems in {problems[0].partition(':')[0]}", *problems]
+    return [failure.message]
 
 
 def _print_json(failure: Failure) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -31,6 +32,8 @@ def run(main: Callable[[], Awaitable[T]]) -> T:
         Interrupted: A signal came; its status is what a shell expects.
     """
     configure("warning", "human", sys.stderr)
+    # Its warnings are of attempts whose outcome the command itself reports.
+    logging.getLogger("quic").setLevel(logging.CRITICAL)
     return trio.run(_until_signal, main)
 
 
