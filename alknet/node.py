@@ -39,6 +39,7 @@ from alknet.core.identity import NodeId, Peer
 from alknet.core.quic.endpoint import QuicEndpoint
 from alknet.core.router import Router
 from alknet.core.scopes import open_background
+from alknet.core.tcp.contexts import check_certificate
 from alknet.core.tcp.handshake import accept_tls
 from alknet.core.ticket import Ticket
 from alknet.core.tls.credentials import NodeCredentials, WebCertificate
@@ -90,8 +91,8 @@ class Node:
             home: Where the control socket and the lock are; None for neither.
 
         Raises:
-            LocalError: Two handlers claim an ALPN, two operations a name, or a certificate of
-                *config* cannot be loaded.
+            LocalError: Two handlers claim an ALPN, two operations a name, nobody serves the
+                default ALPN of *config*, or one of its certificates cannot be loaded or shown.
         """
         key = key or Ed25519PrivateKey.generate()
         self.config = config or NodeConfig(listen=(Address("127.0.0.1", 0),))
@@ -109,6 +110,7 @@ class Node:
         self._started_at = wall_clock()
         self._running: AsyncExitStack | None = None
         self._wire(operations, handlers)
+        self._check_default_alpn(self.config)
 
     @classmethod
     def from_home(
@@ -276,6 +278,7 @@ class Node:
         Returns and raises like `reload`.
         """
         web = _web_certificates(config)
+        self._check_default_alpn(config)
         self.identities.set_config_peers(config.peers)
         needs_restart = what_needs_restart(self.config, config)
         self.credentials.set_web(web)
@@ -350,6 +353,14 @@ class Node:
         served = alpns_on("tcp", alpns)
         return await accept_tls(stream, self.credentials, served, self.config.default_alpn)
 
+    def _check_default_alpn(self, config: NodeConfig) -> None:
+        served = alpns_on("tcp", self.endpoint.router.alpns)
+        if config.default_alpn not in {None, *served}:
+            raise LocalError(
+                f"node.default_alpn: {config.default_alpn!r} is served by no handler, "
+                f"expected one of {', '.join(served)}"
+            )
+
     def _describe(self, ports: Sequence[Port]) -> Iterable[Listening]:
         for port in ports:
             for transport in ("quic", "tcp"):
@@ -361,6 +372,10 @@ def _web_certificates(config: NodeConfig) -> dict[str, WebCertificate]:
     loaded: dict[str, WebCertificate] = {}
     for files in config.web_certificates:
         certificate = WebCertificate.load(files.cert_file, files.key_file)
+        try:
+            check_certificate(certificate)
+        except LocalError as exc:
+            raise LocalError(f"{files.cert_file}: {exc}") from exc
         loaded |= dict.fromkeys(files.server_names, certificate)
     return loaded
 

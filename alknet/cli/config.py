@@ -34,10 +34,12 @@ def config() -> None:
 def check() -> None:
     """Say everything that is wrong with node.toml, by line; exits with 1 if anything is."""
     from alknet.cli.home import config_path
-    from alknet.core.config import NEEDS_RESTART, check_config
+    from alknet.core.config import NEEDS_RESTART, check_config, load_config
 
     path = config_path()
     problems = check_config(path)
+    if not problems:
+        _wire(load_config(path))
     if is_json():
         found = [
             {"line": p.line, "key": p.key, "message": p.message, "hint": p.hint} for p in problems
@@ -79,6 +81,17 @@ def path() -> None:
         emit({"path": str(config_path())})
     else:
         say(str(config_path()))
+
+
+def _wire(config: NodeConfig) -> None:
+    """Make a node of it, which does not run: that loads certificates and looks for handlers."""
+    from alknet.errors import LocalError
+    from alknet.node import Node
+
+    try:
+        Node(config=config)
+    except LocalError as exc:
+        raise CommandError("CONFIG", str(exc)) from exc
 
 
 def as_values(config: NodeConfig) -> dict[str, Any]:

@@ -28,13 +28,19 @@ from OpenSSL import SSL, crypto
 from alknet.core.tls.errors import HandshakeFailed
 from alknet.core.tls.trust import Trust, check_server, sni_of
 from alknet.core.tls.x509 import certificate_untrusted
-from alknet.errors import AlknetError, Malformed
+from alknet.errors import AlknetError, LocalError, Malformed
 
 if TYPE_CHECKING:
     from alknet.core.tls.credentials import NodeCredentials, WebCertificate
     from alknet.core.tls.x509 import CertificateKey
 
-__all__ = ["Handshake", "client_connection", "peer_certificate", "server_connection"]
+__all__ = [
+    "Handshake",
+    "check_certificate",
+    "client_connection",
+    "peer_certificate",
+    "server_connection",
+]
 
 # Protocols of browsers and ordinary tools, which take the Web PKI's certificates and would ask
 # their user for a client certificate if we asked them.
@@ -96,6 +102,15 @@ def client_connection(
         connection.set_tlsext_host_name(sni.encode("ascii"))
     connection.set_connect_state()
     return connection, handshake
+
+
+def check_certificate(certificate: WebCertificate) -> None:
+    """Raise LocalError if OpenSSL will not show *certificate*, for its key or its signatures."""
+    try:
+        _server_context(certificate.chain, certificate.key)
+    except SSL.Error as exc:
+        reasons = ", ".join(str(reason[-1]) for reason in exc.args[0])
+        raise LocalError(f"TLS refuses the certificate: {reasons}") from exc
 
 
 @dataclass(eq=False)
