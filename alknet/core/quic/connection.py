@@ -181,9 +181,16 @@ class QuicConnection(Connection):
         self._endpoint.schedule(self)
 
     def send_room(self, stream_id: int, *, is_wake_up: bool = False) -> int:
-        """Bytes that the stream's send buffer still takes."""
-        limit = self._limits.stream_send_buffer_bytes
-        return (limit // 2 if is_wake_up else limit) - self.engine.unacknowledged(stream_id)
+        """Bytes that the stream's send buffer still takes, and the connection's as a whole."""
+        limit, cap = (
+            self._limits.stream_send_buffer_bytes,
+            self._limits.buffered_bytes_per_connection,
+        )
+        room = (limit // 2 if is_wake_up else limit) - self.engine.unacknowledged(stream_id)
+        # Only with very many streams can all of them together hold too much.
+        if room > 0 and self.engine.stream_count * limit > cap:
+            room = min(room, cap - self.engine.unacknowledged_in_all())
+        return room
 
     def credit(self, stream_id: int, count: int, *, is_wanted: bool = True) -> None:
         """Let the peer send *count* more bytes; see `Engine.credit`."""

@@ -324,6 +324,15 @@ class Engine(QuicConnection):
             return 0
         return stream.sender._buffer_stop - stream.sender._buffer_start
 
+    @property
+    def stream_count(self) -> int:
+        """Streams that aioquic has not forgotten."""
+        return len(self._streams)
+
+    def unacknowledged_in_all(self) -> int:
+        """`unacknowledged`, of all streams together."""
+        return sum(self.unacknowledged(stream_id) for stream_id in self._streams)
+
     def is_released(self, stream_id: int) -> bool:
         """Return whether the application is done with the stream, see `release`."""
         stream = self._streams.get(stream_id)

@@ -6,14 +6,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from alknet.core.contracts import CloseCode, ConnectionEnded, StreamReset
+from alknet.core.contracts import CloseCode, ConnectionEnded, Stream, StreamReset
 from alknet.core.datagram import Address
 from alknet.core.limits import Limits
 from alknet.core.quic.endpoint import QuicEndpoint
 from alknet.core.quic.policy import client_policy
 from alknet.errors import LocalError
 from tests.core.quic.fakenet import FakeNet
-from tests.core.quic.pairs import ALPN, quic_client, quic_server
+from tests.core.quic.pairs import ALPN, quic_client, quic_connection_pair, quic_server
 from tests.core.quic.worlds import read_exactly, world
 
 # streams that nobody accepted
@@ -224,3 +224,38 @@ async def test_socket_closed_by_another_hand_ends_the_endpoint(autojump_clock: M
             await nursery.start(endpoint.run)
             socket.close()
     assert endpoint.counters["engine_error"] == 0
+
+
+async def test_all_streams_together_hold_no_more_than_the_connection_may() -> None:
+    """64 streams whose peer reads nothing: senders wait at the connection's bound, and go on."""
+    kib = 1024
+    limits = Limits(
+        stream_send_buffer_bytes=16 * kib,
+        buffered_bytes_per_connection=64 * kib,
+        stream_receive_window_bytes=1 * kib,
+        connection_receive_window_bytes=1 * kib,
+        streams_per_connection=64,
+    )
+    sent = 0
+    async with quic_connection_pair(dialer=limits, acceptor=limits) as (dialer, acceptor):
+
+        async def send(stream: Stream) -> None:
+            nonlocal sent
+            await stream.send_all(bytes(16 * kib))
+            await stream.send_eof()
+            sent += 1
+
+        async def read(stream: Stream) -> None:
+            while await stream.receive_some():
+                pass
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(64):
+                nursery.start_soon(send, await dialer.open_stream())
+            with trio.move_on_after(0.1):
+                await trio.sleep_forever()
+            assert dialer.engine.unacknowledged_in_all() <= 64 * kib
+            assert sent < 8
+            for _ in range(64):
+                nursery.start_soon(read, await acceptor.accept_stream())
+    assert sent == 64
