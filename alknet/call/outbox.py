@@ -51,6 +51,7 @@ class Outbox:
         "_budget",
         "_frames",
         "_high_water",
+        "_is_stopped",
         "_room",
         "_stream",
         "_work",
@@ -69,6 +70,8 @@ class Outbox:
         self.queued_bytes = 0
         self.is_broken = False
         self.is_finished = False
+        self._is_stopped = False
+        stream.notify_stopped(self._stopped)
 
     def put(self, frame: bytes) -> None:
         """Queue *frame*; never waits. After `finish` or a break it is dropped."""
@@ -88,6 +91,7 @@ class Outbox:
     def discard(self) -> None:
         """Drop what is queued: nobody will read it."""
         self.is_broken = True
+        self._stream.notify_stopped(None)
         self._frames.clear()
         self._budget.add(-self.queued_bytes)
         self.queued_bytes = 0
@@ -131,8 +135,14 @@ class Outbox:
         while not self._frames:
             if self.is_finished or self.is_broken:
                 return False
+            if self._is_stopped:
+                await self._stream.send_all(b"")  # raises: nobody waits for what is still to come
             await self._work.park()
         return True
+
+    def _stopped(self) -> None:
+        self._is_stopped = True
+        self._work.unpark_all()
 
     async def _send_batch(self) -> None:
         frames = self._frames

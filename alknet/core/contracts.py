@@ -166,6 +166,13 @@ class Stream(trio.abc.HalfCloseableStream):
         Idempotent. Unread bytes are dropped and their flow-control credit returned.
         """
 
+    def notify_stopped(self, callback: Callable[[], object] | None) -> None:
+        """Call *callback* once the peer refuses our bytes, now if it has; None takes it back.
+
+        The next `send_all` then raises `StreamReset`; this is for those who have nothing to send
+        yet. Never called on carriers where a peer cannot refuse.
+        """
+
 
 class Connection(ABC):
     """An authenticated connection that speaks one ALPN.

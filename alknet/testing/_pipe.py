@@ -40,6 +40,7 @@ class Pipe:
         self._is_writer_closed = False
         self._reset_code: int | None = None
         self._stop_code: int | None = None
+        self._on_stopped: Callable[[], object] | None = None
         self._busy: set[str] = set()
 
     @property
@@ -113,6 +114,14 @@ class Pipe:
         if self._stop_code is None:
             self._stop_code = code
             self._drop()
+            if self._on_stopped is not None and not self._is_writer_closed:
+                self._on_stopped()
+
+    def notify_stopped(self, callback: Callable[[], object] | None) -> None:
+        """Call *callback* at `stop`, now if that was."""
+        self._on_stopped = callback
+        if callback is not None and self._stop_code is not None:
+            callback()
 
     def wake_reader(self) -> None:
         """Let a `read` that waits look at the connection again."""

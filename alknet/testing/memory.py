@@ -8,7 +8,7 @@ Nothing runs in the background, so there is no nursery, and a test that blocks i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
@@ -255,6 +255,10 @@ class MemoryStream(Stream):
         self._sender().finish(self._connection.check_open)
         self.link.announce()
         self.link.settle()
+
+    def notify_stopped(self, callback: Callable[[], object] | None) -> None:
+        if self._outgoing is not None:
+            self._outgoing.notify_stopped(callback)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and max_bytes < 1:

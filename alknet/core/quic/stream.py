@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,7 @@ class QuicStream(Stream):
         self._send_closed = not can_send
         self._sent_eof = False
         self._stopped_code: int | None = None
+        self._on_stopped: Callable[[], object] | None = None
         self._receive_closed = not can_receive
         self._arrived_all = not can_receive
         self._unread = bytearray()
@@ -101,6 +102,11 @@ class QuicStream(Stream):
             self._engine.reset_stream(self._id, code)
             self._connection.schedule()
         self._close_sending()
+
+    def notify_stopped(self, callback: Callable[[], object] | None) -> None:
+        self._on_stopped = callback
+        if callback is not None and self._stopped_code is not None:
+            callback()
 
     # receiving
 
@@ -170,6 +176,8 @@ class QuicStream(Stream):
         if not self._send_closed:
             self._stopped_code = code
             self._close_sending()
+            if self._on_stopped is not None:
+                self._on_stopped()
 
     def on_room(self) -> None:
         """Wake a sender, if the buffer is at most half full (wake-ups per byte stay few)."""
