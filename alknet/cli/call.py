@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alknet.cli.options import Command, is_json
-from alknet.cli.output import emit_raw, say
+from alknet.cli.output import emit_raw, say_json
 from alknet.cli.remote import STDIN, TARGET, Remote, make_remote, remote_options, split_target
 
 if TYPE_CHECKING:
@@ -111,12 +111,10 @@ async def _described(session: CallSession, remote: Remote, operation: str) -> tu
 
 
 def _print(output: msgspec.Raw) -> None:
-    import msgspec
-
     if is_json() or not sys.stdout.isatty():
         emit_raw(bytes(output))
     else:
-        say(msgspec.json.format(bytes(output), indent=2).decode())
+        say_json(bytes(output))
 
 
 async def _print_item(item: bytes) -> None:

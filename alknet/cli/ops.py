@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from alknet.cli.options import Command, is_json
-from alknet.cli.output import emit_raw, say, table
+from alknet.cli.output import emit_raw, say_json, table
 from alknet.cli.remote import TARGET, make_remote, remote_options, split_target
 
 __all__ = ["ops"]
@@ -51,7 +51,7 @@ def ops(words: Sequence[str], prefix: str, **options: Any) -> None:
     if is_json():
         emit_raw(output)
     elif operation is not None:
-        _describe(output)
+        say_json(output)
     else:
         _list(output)
 
@@ -62,9 +62,3 @@ def _list(output: bytes) -> None:
     found = msgspec.json.decode(output, type=dict[str, list[dict[str, Any]]])["operations"]
     rows = [(one["name"], one["op_type"], one.get("description", "")) for one in found]
     table(("operation", "type", "description"), rows, empty="no operations that you may call")
-
-
-def _describe(output: bytes) -> None:
-    import msgspec
-
-    say(msgspec.json.format(output, indent=2).decode())

@@ -59,8 +59,20 @@ def emit(value: object) -> None:
 def emit_raw(line: bytes) -> None:
     """Print JSON that is encoded already, as one line, at once."""
     stdout = sys.stdout
-    stdout.write(line.decode().replace("\n", " ") + "\n")
+    text = line.decode().translate(_BLANKS)
+    stdout.write((_escaped(text) if stdout.isatty() else text) + "\n")
     stdout.flush()
+
+
+# White space between the tokens of JSON; inside of strings it is escaped already.
+_BLANKS = str.maketrans("\t\r\n", "   ")
+
+
+def say_json(data: bytes) -> None:
+    """Print JSON for people, indented."""
+    import msgspec
+
+    say("\n".join(map(_escaped, msgspec.json.format(data, indent=2).decode().split("\n"))))
 
 
 def say(text: str = "") -> None:
@@ -99,3 +111,13 @@ def colour_on(stream: IO[str]) -> bool:
     """Whether *stream* is a terminal that shows colour, and its user wants it."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return wanted and stream.isatty()
+
+
+def _escaped(json_text: str) -> str:
+    """Escape what would drive a terminal and can stand in a string of JSON (C1, DEL, bidi)."""
+    return "".join(char if char.isprintable() else _as_escape(char) for char in json_text)
+
+
+def _as_escape(char: str) -> str:
+    units = char.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[n : n + 2].hex()}" for n in range(0, len(units), 2))

@@ -10,11 +10,12 @@ from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json
 from alknet.cli.output import emit, say
 from alknet.cli.remote import TARGET, Remote, make_remote, remote_options
+from alknet.cli.table import printable
 
 if TYPE_CHECKING:
     from alknet.call.session import CallSession
 
-__all__ = ["ping"]
+__all__ = ["ping", "shown_id"]
 
 # A node that does not answer a ping within this time is not there for a person.
 DEFAULT_TIMEOUT_S = 5.0
@@ -76,8 +77,13 @@ async def _ping(remote: Remote, count: int, interval: float) -> None:
             rtt_ms, node_id = answer
             rtts.append(rtt_ms)
             if not is_json():
-                say(f"{number + 1}: {node_id[:10]}  {rtt_ms:.2f} ms")
+                say(f"{number + 1}: {shown_id(node_id)}  {rtt_ms:.2f} ms")
     _sum_up(rtts, count, node_id, connection.carrier.name, connection.remote_address, connect_ms)
+
+
+def shown_id(text: str) -> str:
+    """Shorten what a node says is its id."""
+    return printable(text[:10])
 
 
 async def _once(session: CallSession, remote: Remote) -> tuple[float, str] | None:

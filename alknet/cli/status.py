@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,8 +11,12 @@ from alknet.cli.options import Command, is_json
 from alknet.cli.output import emit_raw, fields, say, table
 from alknet.cli.remote import TARGET, make_remote, remote_options
 from alknet.cli.rights import listed
+from alknet.cli.table import printable
 
-__all__ = ["status"]
+if TYPE_CHECKING:
+    from alknet.core.endpoint.tasks import TaskNode
+
+__all__ = ["status", "task_lines"]
 
 
 @click.command(
@@ -44,17 +48,29 @@ def status(target: str | None, tasks: bool, **options: Any) -> None:
     if is_json():
         emit_raw(output)
     elif tasks:
-        _show_tasks(output)
+        say(task_lines(output))
     else:
         _show(output)
 
 
-def _show_tasks(output: bytes) -> None:
+def task_lines(output: bytes) -> str:
+    """Draw the tree of tasks in *output*; its names may be another node's choice."""
     import msgspec
 
     from alknet.core.endpoint.tasks import TaskNode, render
 
-    say(render(msgspec.json.decode(output, type=TaskNode)))
+    return render(_printable_tree(msgspec.json.decode(output, type=TaskNode)))
+
+
+def _printable_tree(tree: TaskNode) -> TaskNode:
+    import msgspec
+
+    return msgspec.structs.replace(
+        tree,
+        name=printable(tree.name),
+        waits_in=None if tree.waits_in is None else printable(tree.waits_in),
+        nurseries=tuple(tuple(map(_printable_tree, one)) for one in tree.nurseries),
+    )
 
 
 def _show(output: bytes) -> None:
