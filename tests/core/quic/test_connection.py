@@ -237,7 +237,7 @@ async def test_all_streams_together_hold_no_more_than_the_connection_may() -> No
         streams_per_connection=64,
     )
     sent = 0
-    async with quic_connection_pair(dialer=limits, acceptor=limits) as (dialer, acceptor):
+    async with quic_connection_pair(limits=limits) as (dialer, acceptor):
 
         async def send(stream: Stream) -> None:
             nonlocal sent
