@@ -232,8 +232,8 @@ async def test_all_streams_together_hold_no_more_than_the_connection_may() -> No
     limits = Limits(
         stream_send_buffer_bytes=16 * kib,
         buffered_bytes_per_connection=64 * kib,
-        stream_receive_window_bytes=1 * kib,
-        connection_receive_window_bytes=1 * kib,
+        stream_receive_window_bytes=8 * kib,
+        connection_receive_window_bytes=8 * kib,
         streams_per_connection=64,
     )
     sent = 0
