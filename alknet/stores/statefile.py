@@ -108,6 +108,7 @@ class StateFile:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with store_errors(f"cannot lock {self._lock_path}"):
+            _check_owner(self.path.parent)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             descriptor = os.open(self._lock_path, flags, 0o600)
         try:
@@ -126,6 +127,16 @@ class StateFile:
                     if time.monotonic() > deadline:
                         raise StoreError(f"another process holds {self._lock_path}") from None
                 time.sleep(LOCK_RETRY_S)
+
+
+def _check_owner(directory: Path) -> None:
+    # What root writes with mode 0600, the node that runs as another user could not read.
+    owner = directory.stat().st_uid
+    if owner != os.geteuid():
+        raise StoreError(
+            f"{directory} belongs to another user (uid {owner}), who could not read what you "
+            f"write: run the command as that user (sudo -u '#{owner}' alknet …)"
+        )
 
 
 def _signature(info: os.stat_result) -> Signature:
