@@ -15,6 +15,7 @@ from alknet.call.codes import CallError, ErrorCode
 from alknet.call.credit import ReceiveWindow
 from alknet.call.pending import Pending, PendingCall, PendingItems, aborted, lost
 from alknet.call.proto import (
+    MAX_CREDIT,
     MAX_SAFE_INTEGER,
     Aborted,
     Completed,
@@ -176,7 +177,7 @@ class Calling:
 
     def item_taken(self, pending: PendingItems) -> None:
         """Grant credit for an item that was taken."""
-        if pending.window is not None and not pending.is_over:
+        if not pending.is_over:
             granted = pending.window.consume()
             if granted:
                 pending.stream.send(Credit(pending.id, granted))
@@ -200,7 +201,11 @@ class Calling:
         pending = self._find(stream, event.id)
         if isinstance(pending, PendingCall):
             self._settled(pending)
-            pending.settle(event.output)
+            if event.more:
+                self._disown(stream, event.id)
+                pending.fail(_is_subscription())
+            else:
+                pending.settle(event.output)
         elif pending is None:
             self._disown(stream, event.id)
         elif not pending.offer(event.output):
@@ -217,8 +222,7 @@ class Calling:
         if isinstance(pending, PendingItems):
             pending.settle()
         else:
-            why = "the operation is a subscription: subscribe to it"
-            pending.fail(CallError(ErrorCode.INVALID_OPERATION_TYPE, why))
+            pending.fail(_is_subscription())
 
     def failed(self, stream: CallStream, event: Failed, _arrived_at: float) -> None:
         """End a call with the callee's error."""
@@ -269,7 +273,7 @@ class Calling:
         is_subscription: bool,
     ) -> Pending:
         call_id = self._next_id()
-        window = self._limits.subscription_window if is_subscription and stream.is_only else None
+        window = self._window(stream) if is_subscription else None
         timeout_ms = None
         if options.get("timeout_s") is not None and deadline < math.inf:
             left_s = deadline - GRACE_S - trio.current_time()
@@ -280,12 +284,16 @@ class Calling:
             self._session.lanes.done_with(stream)
             raise CallError(ErrorCode.INVALID_INPUT, "the input is over the frame limit or depth")
         pending: Pending = PendingCall(call_id, stream)
-        if is_subscription:
-            granted = None if window is None else ReceiveWindow(window)
-            pending = PendingItems(call_id, stream, granted, self._session.budget)
+        if window is not None:
+            pending = PendingItems(call_id, stream, ReceiveWindow(window), self._session.budget)
         self.pending[call_id] = stream.pending[call_id] = pending
         stream.outbox.put(encode_frame(body))
         return pending
+
+    def _window(self, stream: CallStream) -> int:
+        # Where the stream's own flow control holds the callee back, the window only says that
+        # this is a subscription: the callee refuses one for anything else.
+        return self._limits.subscription_window if stream.is_only else MAX_CREDIT
 
     def _leave(self, pending: Pending) -> None:
         if pending.is_over:
@@ -335,6 +343,11 @@ def _request(operation: str, input: object, options: CallOptions) -> Requested: 
 
 def _encode_input(value: object) -> msgspec.Raw:
     return msgspec.Raw(b"{}" if value is None else msgspec.json.encode(value))
+
+
+def _is_subscription() -> CallError:
+    why = "the operation is a subscription: subscribe to it"
+    return CallError(ErrorCode.INVALID_OPERATION_TYPE, why)
 
 
 def _too_slow() -> CallError:

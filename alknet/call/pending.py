@@ -77,8 +77,8 @@ class PendingItems:
     Attributes:
         id: The request id.
         stream: Where the request went and the items come.
-        window: What bounds the queue on a shared stream; None where the stream is our own and
-            its reader waits (`is_full`).
+        window: What bounds the queue on a shared stream; where the stream is our own, its reader
+            waits (`wait_space`), long before the window is used up.
         is_over: The terminal event came.
     """
 
@@ -96,7 +96,7 @@ class PendingItems:
     )
 
     def __init__(
-        self, call_id: str, stream: CallStream, window: ReceiveWindow | None, budget: Budget
+        self, call_id: str, stream: CallStream, window: ReceiveWindow, budget: Budget
     ) -> None:
         self.id = call_id
         self.stream = stream
@@ -111,7 +111,7 @@ class PendingItems:
 
     def offer(self, item: msgspec.Raw) -> bool:
         """Queue *item*; False if the window did not allow it."""
-        if self.window is not None and not self.window.receive():
+        if not self.window.receive():
             return False
         self._queue.append(item)
         self._hold(len(item))

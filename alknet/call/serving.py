@@ -260,7 +260,8 @@ class Serving:
                     await trio.sleep_forever()  # whoever found out ends this call now
                 # An operation that never waits ends by an abort all the same.
                 await trio.lowlevel.checkpoint_if_cancelled()
-                body = encode_event(Responded(call.id, msgspec.Raw(item)))
+                event = Responded(call.id, msgspec.Raw(item), more=call.credit is None)
+                body = encode_event(event)
                 if error := _unsendable(body, self._limits.frame_bytes):
                     raise error
                 outbox.put(encode_frame(body))

@@ -205,21 +205,6 @@ async def test_operations_that_are_not_there_or_not_served_yet(carrier: str) -> 
 
 
 @both
-async def test_a_subscription_that_is_called_gives_its_first_item_and_is_ended(
-    carrier: str,
-) -> None:
-    operations = Operations()
-    async with session_pair(carrier, operations) as (client, _server):
-        assert await client.call_as(dict[str, int], "echo/stream", {"count": 1}) == {"n": 0}
-        assert bytes(await client.call("echo/endless"))
-        with trio.fail_after(5):
-            while operations.running:
-                await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(CallError, match="INVALID_OPERATION_TYPE"):
-            await client.call("echo/stream", {"count": 0})
-
-
-@both
 async def test_an_output_of_another_shape_is_malformed(carrier: str) -> None:
     async with session_pair(carrier, Operations()) as (client, _server):
         with pytest.raises(Malformed, match="echo/unary"):

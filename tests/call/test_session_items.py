@@ -116,13 +116,6 @@ async def test_a_subscription_has_a_deadline_only_if_asked(
     assert operations.running == 0
 
 
-async def test_a_query_that_is_subscribed_to_is_refused_where_a_window_says_so() -> None:
-    async with session_pair("unix", Operations()) as (client, _server):
-        async with client.subscribe("echo/unary") as items:
-            with pytest.raises(CallError, match="INVALID_OPERATION_TYPE"):
-                await anext(items)
-
-
 # --- credit, byte by byte
 
 

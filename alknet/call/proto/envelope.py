@@ -64,10 +64,10 @@ def decode_envelope_untrusted(data: bytes) -> Event:
 def encode_event(event: Event) -> bytes:
     """Return the JSON of *event*, without a frame around it."""
     if type(event) is Responded:  # the hot one, and its output is JSON already
-        output = bytes(event.output)
-        return b'{"type":"call.responded","id":%b,"payload":{"output":%b}}' % (
+        return b'{"type":"call.responded","id":%b,"payload":{"output":%b%b}}' % (
             _encode(event.id),
-            output,
+            bytes(event.output),
+            b',"more":true' if event.more else b"",
         )
     name, payload = _TO_WIRE[type(event)](event)
     call_id = getattr(event, "id", _CLOSE_ID)
@@ -153,6 +153,11 @@ def _originator(wire: _Originator) -> Identity:
     return Identity(wire.id, wire.scopes, grants)
 
 
+def _responded(call_id: str, payload: bytes | memoryview) -> Event:
+    wire = _RESPONDED.decode(payload)
+    return Responded(call_id, wire.output, wire.more)
+
+
 def _failed(call_id: str, payload: bytes | memoryview) -> Event:
     wire = _FAILED.decode(payload)
     retryable = code_info(wire.code).retryable if wire.retryable is None else wire.retryable
@@ -234,6 +239,7 @@ class _Requested(msgspec.Struct, omit_defaults=True):
 
 class _Responded(msgspec.Struct):
     output: Raw = Raw(b"null")
+    more: bool = False
 
 
 class _Aborted(msgspec.Struct, omit_defaults=True):
@@ -295,7 +301,7 @@ def _input_end(call_id: str, payload: bytes | memoryview) -> Event:
 
 _FROM_WIRE: Mapping[str, Callable[[str, bytes | memoryview], Event]] = {
     "call.requested": _requested,
-    "call.responded": lambda call_id, data: Responded(call_id, _RESPONDED.decode(data).output),
+    "call.responded": _responded,
     "call.completed": _completed,
     "call.aborted": lambda call_id, data: Aborted(call_id, _ABORTED.decode(data).reason),
     "call.error": _failed,

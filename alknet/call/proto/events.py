@@ -72,10 +72,16 @@ class Requested(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Responded(msgspec.Struct, frozen=True):
-    """The output of a query or mutation, or one item of a subscription."""
+    """The output of a query or mutation, or one item of a subscription.
+
+    Attributes:
+        more: It is an item, and not the end: said where the request had no ``window``, so that who
+            meant to call a query finds out.
+    """
 
     id: str
     output: msgspec.Raw
+    more: bool = False
 
 
 class Completed(msgspec.Struct, frozen=True):
