@@ -218,8 +218,7 @@ class Lanes:
     # --- messages that concern both sides
 
     def _aborted(self, stream: CallStream, event: Aborted, _arrived_at: float) -> None:
-        pending = self._session.calling.pending.get(event.id)
-        if pending is not None and pending.stream is stream:
+        if self._is_awaited(stream, event.id):
             self._session.calling.aborted(stream, event)
         else:
             self._session.serving.aborted(event.id)
@@ -228,7 +227,7 @@ class Lanes:
         session = self._session
         if event.type == "call.requested":
             session.serving.faulty_request(stream, event.id, event.error)
-        elif event.type in {"call.responded", "call.completed", "call.error"}:
+        elif event.type in _ANSWERS or self._is_awaited(stream, event.id):
             why = f"the peer sent a bad answer: {event.error.message}"
             session.calling.faulted(stream, event.id, CallError(ErrorCode.INTERNAL, why))
         elif event.type == "connection.close":
@@ -240,6 +239,11 @@ class Lanes:
         self._session.end_by_peer(event.reason, event.code)
 
     # --- helpers
+
+    def _is_awaited(self, stream: CallStream, call_id: str) -> bool:
+        """Whether it is the id of a call of ours whose answer is to come on *stream*."""
+        pending = self._session.calling.pending.get(call_id)
+        return pending is not None and pending.stream is stream
 
     def _start(self, raw: Stream, *, is_ours: bool, is_single_use: bool = False) -> CallStream:
         session = self._session
@@ -296,6 +300,9 @@ class Lanes:
     def _end_served(self, stream: CallStream) -> None:
         for call in list(stream.serving):
             self._session.serving.aborted(call.id)
+
+
+_ANSWERS = frozenset({"call.responded", "call.completed", "call.error"})
 
 
 def _refused(why: StreamReset) -> CallError:
