@@ -44,6 +44,10 @@ GRACE_S = 1.0
 SHARED_REQUEST_BYTES = 64 * 1024
 """Longer requests take a stream of their own: a shared one would make the others wait."""
 
+ENVELOPE_BYTES = 12 * 1024
+"""More than all of a request but its input can have. A stranger's frame of over 64 KiB costs its
+stream, so an input that might make one does not go where other calls are."""
+
 
 class CallOptions(TypedDict, total=False):
     """What may be said about a call besides its operation and input.
@@ -258,7 +262,7 @@ class Calling:
     ) -> Pending:
         self._session.check_live()
         size = len(request.input)
-        is_bulk = size > SHARED_REQUEST_BYTES or options.get("large_output", False)
+        is_bulk = size > SHARED_REQUEST_BYTES - ENVELOPE_BYTES or options.get("large_output", False)
         stream = await self._session.lanes.for_request(own=is_subscription or is_bulk)
         # From here to the end nothing waits: a cancel leaves no entry without a request.
         return self._put(stream, request, options, deadline, is_subscription=is_subscription)
