@@ -41,8 +41,8 @@ __all__ = ["decode_envelope_untrusted", "encode_event"]
 def decode_envelope_untrusted(data: bytes) -> Event:
     """Decode one message.
 
-    The JSON that stays encoded in the event (``input``, ``output``, ``item``) is sound and
-    refers to *data*, which lives as long.
+    The JSON that stays encoded in the event (``input``, ``output``, ``item``) is sound. It may
+    refer to *data*, which lives as long, unless *data* is much longer.
 
     Returns:
         The event; `Unknown` for a type of a later version, `Faulty` where only the payload is
@@ -134,7 +134,7 @@ def _requested(call_id: str, payload: bytes | memoryview) -> Event:
     return Requested(
         id=call_id,
         operation=operation,
-        input=wire.input,
+        input=_own(wire.input, payload),
         auth_token=wire.auth_token,
         forwarded_for=None if wire.forwarded_for is None else _originator(wire.forwarded_for),
         timeout_ms=wire.timeout_ms,
@@ -155,7 +155,12 @@ def _originator(wire: _Originator) -> Identity:
 
 def _responded(call_id: str, payload: bytes | memoryview) -> Event:
     wire = _RESPONDED.decode(payload)
-    return Responded(call_id, wire.output, wire.more)
+    return Responded(call_id, _own(wire.output, payload), wire.more)
+
+
+def _own(value: Raw, payload: bytes | memoryview) -> Raw:
+    """Copy *value* out of a payload that is mostly ignored keys, which would live as long."""
+    return value.copy() if len(payload) > 2 * len(value) + _MAX_REST else value
 
 
 def _failed(call_id: str, payload: bytes | memoryview) -> Event:
@@ -270,6 +275,8 @@ _CLOSE_ID = "connection"
 _MAX_REASON = 512
 _MAX_FORWARDED = 4096
 _MAX_OPERATION = 256
+# What an honest message holds beside its input or output, and more.
+_MAX_REST = 16 * 1024
 
 _OPERATION = re.compile(r"[A-Za-z0-9_.-]{1,64}(?:/[A-Za-z0-9_.-]{1,64})+")
 _USUAL = re.compile(
