@@ -256,8 +256,10 @@ class Serving:
                 if call.credit is not None:
                     await call.credit.take()
                 await outbox.wait_room()
-                if outbox.is_broken:
-                    await trio.sleep_forever()  # whoever found out ends this call now
+                if outbox.is_broken or outbox.is_finished:
+                    # Whoever found out, or closes, ends this call now. To go on would be for
+                    # nothing and, if the operation never waits, without end.
+                    await trio.sleep_forever()
                 # An operation that never waits ends by an abort all the same.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 event = Responded(call.id, msgspec.Raw(item), more=call.credit is None)
