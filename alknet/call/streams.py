@@ -95,7 +95,10 @@ class CallStream:
         self.is_ours = is_ours
         self.is_only = is_only
         self.is_single_use = is_single_use
-        self.outbox = Outbox(stream, budget, limits.stream_send_buffer_bytes)
+        # All streams together fill half of the budget with what waits to be sent, and a quarter
+        # with what waits to be taken: then each waits by itself, and the connection goes on.
+        share = budget.cap // (4 * limits.streams_per_connection)
+        self.outbox = Outbox(stream, budget, min(limits.stream_send_buffer_bytes, 2 * share))
         self.serving: set[InboundCall] = set()
         self.pending: dict[str, Pending] = {}
         self.has_ended = False
@@ -103,7 +106,8 @@ class CallStream:
         self._budget = budget
         self._counted = 0
         self._code = CloseCode.OK
-        self._limits = limits
+        self._most_items = limits.subscription_window
+        self._most_bytes = min(limits.stream_receive_window_bytes, share)
         self._scope = trio.CancelScope()
 
     def send(self, event: Event) -> None:
@@ -176,10 +180,7 @@ class CallStream:
             return
         for pending in list(self.pending.values()):
             if isinstance(pending, PendingItems):
-                limits = self._limits
-                await pending.wait_space(
-                    limits.subscription_window, limits.stream_receive_window_bytes
-                )
+                await pending.wait_space(self._most_items, self._most_bytes)
 
     async def _write(self, owner: StreamOwner) -> None:
         try:
