@@ -154,6 +154,7 @@ class Lanes:
         """Tell the peer why we close, where the carrier cannot."""
         if self._shared is not None:
             self._shared.send(ConnectionClose(reason.code, reason.reason))
+            self._shared.outbox.finish()  # it is the last message
             self._connection.farewell = None  # said once
 
     # --- what streams report

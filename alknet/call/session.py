@@ -316,11 +316,11 @@ class CallSession:
         if reason.by_peer or self.connection.close_reason is not None:
             return
         carrier = self.connection.carrier
-        with trio.move_on_after(0 if self.budget.used > self.budget.cap else FAREWELL_S):
+        with trio.move_on_after(FAREWELL_S):
             if not carrier.close_code:
                 self.lanes.send_close(reason)
                 await self.lanes.flush()
-            elif reason.code in {CloseCode.SHUTDOWN, CloseCode.LIMIT}:
+            elif reason.code in _TOLD_AFTER_ANSWERS and self.budget.used <= self.budget.cap:
                 await self.lanes.finish_served()
 
     def _set_reason(self, reason: CloseReason) -> None:
@@ -335,4 +335,5 @@ class CallSession:
         self.end(CloseCode.LIMIT, "too many bytes wait to be sent or read")
 
 
+_TOLD_AFTER_ANSWERS = frozenset({CloseCode.SHUTDOWN, CloseCode.LIMIT})
 _ACCEPTORS_IDS = re.compile("a[0-9]+")
