@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run setup lint type imports test cover fuzz bench docs check clean
+.PHONY: run setup lint type imports test cover fuzz seeds bench docs check clean
 
 run: $(STAMP)            ## install, start two nodes, let them call each other, say how to go on
 	$(BIN)/python -m alknet.cli.demo
@@ -40,6 +40,9 @@ cover: $(STAMP)          ## tests with the coverage floor
 fuzz: $(STAMP)           ## coverage-guided fuzzing, SECONDS per target
 	$(BIN)/python -m pip install --quiet '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
+
+seeds: $(STAMP)          ## 1,000 seeded runs over bad networks (SEEDS)
+	ALKNET_SEEDS=$(or $(SEEDS),1000) $(BIN)/python -m pytest -q tests/scenarios/test_bad_networks.py
 
 bench: $(STAMP)          ## benchmarks; results go to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks

@@ -1,9 +1,10 @@
 """A network of datagrams inside one process, as bad as a test wants it to be.
 
 Loss, delay, reordering and duplicates are drawn from a seed, so a run can be repeated; a path can
-swallow long datagrams, an address can change, the lights can go out. It has no tasks: what is
-under way lies in the receiver's queue until its time has come on Trio's clock. Run it under
-pytest-trio's ``autojump_clock``, and delays cost nothing.
+swallow long datagrams or be worse one way, an address can change, the lights can go out. It has no
+tasks: what is under way lies in the receiver's queue until its time has come on Trio's clock. Run
+it under pytest-trio's ``autojump_clock``, and delays cost nothing. What became of each datagram is
+kept in a trace, to be printed when a run fails.
 """
 
 from __future__ import annotations
@@ -12,20 +13,48 @@ import errno
 import heapq
 import itertools
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random  # noqa: TID251  seeded: a test's bad luck must be repeatable
+from typing import NamedTuple
 
 import trio
 
-from alknet.core.datagram import MAX_BATCH, Address, DatagramSocket
+from alknet.core.datagram import MAX_BATCH, Address, DatagramSocket, format_address
 
-__all__ = ["FakeNetwork", "FakeUdpSocket"]
+__all__ = ["FakeNetwork", "FakeUdpSocket", "Passage"]
 
 # Datagrams that lie in one socket's queue, as many small ones as a 4 MiB buffer takes.
 MAX_QUEUED = 4_096
 FIRST_FREE_PORT = 49_152
+# Passages that a trace keeps: the end of a run is where it went wrong.
+MAX_TRACE = 20_000
+
+
+class Passage(NamedTuple):
+    """One line of a trace: what became of a datagram.
+
+    Attributes:
+        time: When it was sent, on Trio's clock.
+        source: Who sent it, as others see it.
+        target: For whom it was.
+        size: In bytes.
+        fate: ``delivered``, ``reordered``, or why not, as in `FakeNetwork.counters`.
+        arrives_at: When the first copy arrives; None if none does.
+    """
+
+    time: float
+    source: Address
+    target: Address
+    size: int
+    fate: str
+    arrives_at: float | None
+
+    def __str__(self) -> str:
+        arrives = "" if self.arrives_at is None else f" at {self.arrives_at:.6f}"
+        way = f"{format_address(self.source)} > {format_address(self.target)}"
+        return f"{self.time:12.6f} {way} {self.size:5} B {self.fate}{arrives}"
 
 
 class FakeNetwork:
@@ -42,6 +71,8 @@ class FakeNetwork:
         is_down: Everything vanishes; see `blackout`.
         counters: ``sent``, ``delivered``, and why not: ``lost``, ``too_long``, ``unreachable``,
             ``overflowed``; also ``duplicated`` and ``reordered``.
+        trace: What became of the last datagrams, in the order of sending. The same seed and the
+            same traffic give the same trace.
     """
 
     def __init__(
@@ -61,6 +92,8 @@ class FakeNetwork:
         self.mtu = mtu
         self.is_down = False
         self.counters: Counter[str] = Counter()
+        self.trace: deque[Passage] = deque(maxlen=MAX_TRACE)
+        self._worse: dict[tuple[str, str], tuple[float, float]] = {}
         self._random = Random(seed)
         self._sockets: dict[Address, FakeUdpSocket] = {}
         self._ports = itertools.count(FIRST_FREE_PORT)
@@ -99,6 +132,19 @@ class FakeNetwork:
         finally:
             self.is_down = False
 
+    def worsen(self, source: str, target: str, *, loss: float = 0.0, delay: float = 0.0) -> None:
+        """Make the way from host *source* to host *target* worse than the way back.
+
+        Args:
+            loss: Share that vanishes in addition to `loss`; 0 takes the harm back, as for delay.
+            delay: Seconds in addition to `delay`.
+        """
+        self._worse[source, target] = loss, delay
+
+    def format_trace(self, last: int = 200) -> str:
+        """Write the last passages, a line each, for the message of a test that failed."""
+        return "\n".join(map(str, list(self.trace)[-last:]))
+
     def carry(self, data: bytes, source: Address, target: Address) -> None:
         """Take a datagram from a socket and decide its fate."""
         self.counters["sent"] += 1
@@ -106,29 +152,39 @@ class FakeNetwork:
         # Each datagram takes the same number of draws: changing one condition mid-way leaves the
         # luck of the others as it was.
         lost, late, twice, by = (self._random.random() for _ in range(4))
-        if self.is_down or lost < self.loss:
-            self.counters["lost"] += 1
+        more_loss, more_delay = self._worse.get((source[0], target[0]), (0.0, 0.0))
+        delay = self.delay + more_delay
+        fate, arrives_at = "delivered", None
+        if self.is_down or lost < self.loss + more_loss:
+            fate = "lost"
         elif self.mtu is not None and len(data) > self.mtu:
-            self.counters["too_long"] += 1
+            fate = "too_long"
         elif receiver is None:
-            self.counters["unreachable"] += 1
+            fate = "unreachable"
         else:
-            later = self.delay * (1 + 3 * by)
+            later = delay * (1 + 3 * by)
             if late < self.reorder:
                 self.counters["reordered"] += 1
-            self._queue(receiver, data, source, later if late < self.reorder else self.delay)
+            arrives_at = trio.current_time() + (later if late < self.reorder else delay)
+            if not self._queue(receiver, data, source, arrives_at):
+                fate, arrives_at = "overflowed", None
             if twice < self.duplicate:
                 self.counters["duplicated"] += 1
-                self._queue(receiver, data, source, later)
+                self._queue(receiver, data, source, trio.current_time() + later)
+        if fate in {"lost", "too_long", "unreachable"}:
+            self.counters[fate] += 1
+        elif late < self.reorder and arrives_at is not None:
+            fate = "reordered"
+        self.trace.append(Passage(trio.current_time(), source, target, len(data), fate, arrives_at))
 
     def forget(self, sock: FakeUdpSocket) -> None:
         """Take a closed socket off the network."""
         self._sockets.pop(sock.public_address, None)
 
-    def _queue(self, receiver: FakeUdpSocket, data: bytes, source: Address, after_s: float) -> None:
-        arrives_at = trio.current_time() + after_s
-        is_taken = receiver.queue(arrives_at, next(self._order), data, source)
+    def _queue(self, receiver: FakeUdpSocket, data: bytes, source: Address, at: float) -> bool:
+        is_taken = receiver.queue(at, next(self._order), data, source)
         self.counters["delivered" if is_taken else "overflowed"] += 1
+        return is_taken
 
 
 class FakeUdpSocket:
