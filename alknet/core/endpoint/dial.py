@@ -97,12 +97,14 @@ async def dial(
 
     Raises:
         DialError: Nobody answered in time, or not with the right key; says what each attempt met.
-        LocalError: The arguments make no sense.
+        LocalError: The arguments make no sense, or the file of authorities is unusable.
 
     Cancelled, all attempts are closed, and so is the connection.
     """
     if not transports or not set(transports) <= set(TRANSPORTS):
         raise LocalError(f"transports are {' and '.join(TRANSPORTS)}, not {list(transports)}")
+    if isinstance(trust, WebPki):
+        trust.check()  # in the middle of a handshake it would be the node's fault
     async with open_background() as nursery:
         race = _Race(nursery, alpn, trust, credentials, limits or Limits())
         connection = await race.run(addresses, transports)
@@ -234,7 +236,8 @@ class _Race:
             self._winner = connection
             self._scope.cancel()
         else:
-            connection.close(CloseCode.OK, "another path was faster")
+            # Closed in a task: a carrier of one stream stays open until somebody waits for its end.
+            self._background.start_soon(connection.aclose, CloseCode.OK, "another path was faster")
 
     def _failed(self, transport: str, target: Address, outcome: str) -> None:
         self._attempts.append(Attempt(transport, str(target), outcome))

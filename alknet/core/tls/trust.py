@@ -55,6 +55,11 @@ class WebPki:
     server_name: str
     ca_file: Path | None = None
 
+    def check(self) -> None:
+        """Raise LocalError if `ca_file` cannot be read or holds no certificates."""
+        if self.ca_file is not None:
+            _roots(self.ca_file)
+
 
 Trust = PinnedKey | AnyKey | WebPki
 
