@@ -138,7 +138,10 @@ class Endpoint:
             timeout_s: How long handlers may take, `Limits.drain_timeout_s` if None.
 
         Cancelled, nothing new is taken and handlers know of the drain; it can be called again.
+        Once it has returned, another call has nothing left to wait for.
         """
+        if self._drained.is_set():
+            return
         # 1. Take nothing new: work cannot come to an end while more of it arrives.
         self.draining.set()
         # 2. Tell the handlers, all at once: they say goodbye to their peers and finish.
