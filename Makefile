@@ -44,8 +44,9 @@ fuzz: $(STAMP)           ## coverage-guided fuzzing, SECONDS per target
 seeds: $(STAMP)          ## 1,000 seeded runs over bad networks (SEEDS)
 	ALKNET_SEEDS=$(or $(SEEDS),1000) $(BIN)/python -m pytest -q tests/scenarios/test_bad_networks.py
 
-bench: $(STAMP)          ## benchmarks; results go to benchmarks/RESULTS.md
-	$(BIN)/python -m benchmarks
+bench: $(STAMP)          ## benchmarks beside other libraries; results go to benchmarks/RESULTS.md
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(STAMP)           ## regenerate the generated pages and run every code block
 	$(BIN)/python -m tests.docs.generate

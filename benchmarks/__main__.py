@@ -1,8 +1,66 @@
-"""Run every benchmark: ``python -m benchmarks [--quick] [--json FILE]``."""
+"""Run benchmarks: ``python -m benchmarks [NAME ...] [--quick] [--json FILE]``.
+
+Without a name all are run and, unless quick, written to benchmarks/RESULTS.md.
+"""
 
 from __future__ import annotations
 
-from benchmarks import bench_call
+import argparse
+import datetime as dt
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import bench_bulk, bench_call, bench_connect, bench_mix
+from benchmarks.table import RESULTS, Table, as_json, machine
+
+BENCHES: dict[str, Callable[[bool], Table]] = {
+    "call": bench_call.run,
+    "bulk": bench_bulk.run,
+    "connect": bench_connect.run,
+    "mix": bench_mix.run,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHES))
+    parser.add_argument("--quick", action="store_true", help="less of everything: < 30 s each")
+    parser.add_argument("--json", metavar="FILE", help="also write one JSON object there")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(BENCHES)
+    if unknown:
+        parser.error(
+            f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}"
+        )
+    head = heading()
+    sys.stdout.write(head)
+    tables = []
+    for name in options.names or BENCHES:
+        tables.append(BENCHES[name](options.quick))
+        sys.stdout.write("\n" + tables[-1].markdown())
+        sys.stdout.flush()
+    if options.json:
+        Path(options.json).write_bytes(as_json(tables))
+    if not options.names and not options.quick:
+        RESULTS.write_text("\n".join([head, *(table.markdown() for table in tables)]))
+
+
+def heading() -> str:
+    """Say what the figures depend on."""
+    now = dt.datetime.now(dt.UTC)
+    load = os.getloadavg()[0]
+    return (
+        "# Results\n\n"
+        "Made by `make bench`, which is `python -m benchmarks`.\n\n"
+        f"Machine: {machine()}. Date: {now:%Y-%m-%d}. Load average when it began: {load:.2f}.\n"
+        "Server and client run in two processes, pinned to two cores; what else the machine does\n"
+        "disturbs them. Rounds of all peers alternate and figures are medians; `spread` is the\n"
+        "largest less the smallest round of the first metric, as a part of the median. Compare\n"
+        "ratios, not figures of different runs. Aims are those of the project's plan.\n"
+    )
+
 
 if __name__ == "__main__":
-    bench_call.main()
+    main()

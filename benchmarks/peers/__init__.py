@@ -1,0 +1,1 @@
+"""Who is measured, one module a peer, each run in processes of its own by `benchmarks.worker`."""

@@ -1,0 +1,97 @@
+"""alknet as its users run it: a node, a peer that it knows, ``node/ping``.
+
+Options: ``quic``, ``tcp``, and ``quic-bulk``, ``tcp-bulk`` for bytes on a stream of an ALPN of
+their own. The client shows its key and the node looks it up, always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from alknet.call.operations import operation, scopes
+from alknet.call.session import CallSession
+from alknet.client import connect, open_session
+from alknet.core.contracts import Connection, ConnectionEnded
+from alknet.core.identity import NodeId, Peer
+from alknet.core.limits import Limits
+from alknet.testing.nodes import open_node
+from benchmarks.driver import Link, Tally
+from benchmarks.peers.trio_frames import BulkLink, serve_stream
+
+RUNTIME = "trio"
+BULK_ALPN = "bench-bulk/1"
+# All connections are of one peer, from one address; nothing measured here is about limits.
+LIMITS = Limits(
+    connections_per_address=10_000, connections_per_identity=10_000, calls_per_connection=10_000
+)
+ITEM = "x" * (64 * 1024)
+KEY = Ed25519PrivateKey.from_private_bytes(b"b" * 32)
+CLIENT = Peer(
+    name="bench",
+    fingerprints=(NodeId.from_public_key(KEY.public_key()).fingerprint,),
+    scopes=("*",),
+)
+
+
+@operation("bench/pour", access=scopes("bench:pour"))
+async def pour() -> AsyncIterator[str]:
+    """Yield items of 64 KiB as long as somebody takes them."""
+    while True:
+        yield ITEM
+
+
+class BulkHandler:
+    """Serves bulk on every stream of a connection."""
+
+    alpns = (BULK_ALPN,)
+    requires_identity = True
+
+    async def handle(self, connection: Connection) -> None:
+        async with trio.open_nursery() as nursery:
+            with suppress(ConnectionEnded):
+                while True:
+                    nursery.start_soon(serve_stream, await connection.accept_stream())
+
+
+@asynccontextmanager
+async def serve(_directory: str, _option: str) -> AsyncGenerator[dict[str, Any]]:
+    async with open_node(
+        operations=[pour], handlers=[BulkHandler()], peers=[CLIENT], limits=LIMITS
+    ) as node:
+        yield {"ticket": str(node.ticket)}
+
+
+@asynccontextmanager
+async def dial(address: dict[str, Any], option: str) -> AsyncGenerator[Link]:
+    transport, _, is_bulk = option.partition("-")
+    ticket, transports = address["ticket"], [transport]
+    if is_bulk:
+        async with connect(
+            ticket, alpn=BULK_ALPN, key=KEY, transports=transports, limits=LIMITS
+        ) as connection:
+            yield BulkLink(await connection.open_stream())
+    else:
+        async with open_session(ticket, key=KEY, transports=transports, limits=LIMITS) as session:
+            yield SessionLink(session)
+
+
+class SessionLink(Link):
+    """Calls in a session; bulk beside them is a subscription."""
+
+    def __init__(self, session: CallSession) -> None:
+        self._session = session
+
+    async def call(self) -> None:
+        await self._session.call("node/ping", {})
+
+    async def pour(self, tally: Tally) -> None:
+        async with self._session.subscribe("bench/pour", {}) as items:
+            async for item in items:
+                tally.received += len(bytes(item))
+                if tally.is_over:
+                    return

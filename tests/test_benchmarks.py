@@ -1,0 +1,138 @@
+"""The benchmarks measure what they say, in a form so small that the figures mean nothing."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from benchmarks import __main__ as program
+from benchmarks import bench_bulk, bench_call, bench_connect, bench_mix
+from benchmarks.table import Aim, Row, Table, as_json, figure, row_of
+from benchmarks.workers import Peer, left_out, running
+
+pytestmark = pytest.mark.slow
+CALL_METRICS = ["calls/s", "p50 us", "p99 us", "server CPU us/call", "client CPU us/call"]
+
+
+def test_calls_are_measured_beside_the_floor() -> None:
+    peers = (bench_call.OURS[0], bench_call.FLOOR)
+    rows = bench_call.measure(peers, [(1, 2), (2, 2)], seconds=0.05, rounds=2)
+    cases = ["2 in flight", "2 connections x 1 in flight"]
+    assert [(r.case, r.peer) for r in rows] == [(c, p.name) for c in cases for p in peers]
+    for row in rows:
+        assert list(row.values) == CALL_METRICS
+        assert all(value > 0 for value in row.values.values())
+        assert row.values["p50 us"] <= row.values["p99 us"]
+
+
+def test_bulk_is_measured_both_ways() -> None:
+    peers = (bench_bulk.OURS[1], bench_bulk.FLOOR)
+    rows = bench_bulk.measure(peers, size=300_000, limit_s=5, rounds=1)
+    ways = [bench_bulk.DOWN, bench_bulk.UP]
+    assert [(r.case, r.peer) for r in rows] == [(w, p.name) for w in ways for p in peers]
+    assert all(value > 0 for row in rows for value in row.values.values())
+
+
+def test_connecting_is_measured_with_its_memory() -> None:
+    rows = bench_connect.measure([bench_call.OURS[0]], count=20)
+    for row in rows:
+        assert row.values["handshakes/s"] > 0
+        assert row.values["server CPU ms"] > 0
+        assert "KiB per idle connection" in row.values
+
+
+def test_calls_are_measured_beside_bulk() -> None:
+    rows = bench_mix.measure(bench_call.OURS[:1], seconds=0.05, rounds=1, links=3)
+    by_case = {row.case: row.values for row in rows}
+    assert by_case[bench_mix.ALONE].keys() == {"p50 us", "p99 us", "calls/s"}
+    assert by_case[bench_mix.BULK].keys() == {"bulk MB/s"}
+    assert by_case[bench_mix.BESIDE].keys() == {"p50 us", "p99 us", "calls/s", "bulk MB/s"}
+    assert by_case["calls on 2 connections, bulk on one"]["bulk MB/s"] > 0
+
+
+def test_a_worker_that_fails_says_so() -> None:
+    with running([bench_call.FLOOR]) as (bench,):
+        with pytest.raises(RuntimeError, match=r"client: .*ConnectionRefused|client: .*OSError"):
+            bench.client.ask("open", address={**bench.address, "port": 1}, links=1, parallel=1)
+
+
+def test_a_peer_without_its_package_is_named() -> None:
+    absent = Peer("Absent", "nothing", needs="a_package_that_nobody_has")
+    with running([absent]) as benches:
+        assert benches == []
+    assert left_out([absent, bench_call.FLOOR]) == ["Left out, not installed: Absent."]
+
+
+ROWS = [
+    Row("alknet over QUIC", "busy", {"MB/s": 50.0, "p50 us": 10.0}),
+    Row("alknet over TCP", "busy", {"MB/s": 100.0}),
+    Row("floor", "busy", {"MB/s": 200.0, "p50 us": 5.0}),
+    Row("floor", "idle", {"MB/s": 1.0}),
+]
+
+
+def test_ratios_are_to_the_foreign_peers_of_the_same_case() -> None:
+    assert Table("t", "T", "floor", ROWS).ratios() == {
+        "alknet over QUIC / floor, busy, MB/s": 0.25,
+        "alknet over QUIC / floor, busy, p50 us": 2.0,
+        "alknet over TCP / floor, busy, MB/s": 0.5,
+    }
+
+
+def test_ratios_by_case_are_within_one_peer() -> None:
+    table = Table("t", "T", "idle", ROWS[2:], is_by_case=True)
+    assert table.ratios() == {
+        "busy / idle, floor, MB/s": 200.0,
+        "idle / busy, floor, MB/s": 0.005,
+    }
+
+
+def test_a_table_says_which_aims_are_met() -> None:
+    key = "alknet over QUIC / floor, busy, MB/s"
+    aims = [Aim(key, 0.2), Aim(key, 0.3), Aim(key, 0.3, is_at_least=False), Aim("absent", 1)]
+    text = Table("t", "T", "floor", ROWS, aims=aims).markdown()
+    assert "| alknet over QUIC | busy | 50.0 | 10.0 |  | 0.25 |" in text
+    outcomes = [line[2:].split(":")[0] for line in text.splitlines() if line.startswith("- ")]
+    assert outcomes == ["met", "missed", "met"]
+
+
+def test_a_row_is_the_median_of_its_rounds() -> None:
+    row = row_of("p", "c", [{"a": 1.0}, {"a": 4.0}, {"a": 2.0}])
+    assert row == Row("p", "c", {"a": 2.0}, 1.5)
+
+
+def test_figures_have_what_counts() -> None:
+    assert [figure(v) for v in (0.123, 12.34, 1234.5)] == ["0.12", "12.3", "1,234"]
+
+
+def test_json_is_one_object_with_rows_and_ratios() -> None:
+    found = msgspec.json.decode(as_json([Table("t", "T", "floor", ROWS)]))
+    assert found.keys() == {"machine", "rows", "ratios"}
+    assert found["rows"][0]["bench"] == "t"
+    assert found["ratios"]["t: alknet over TCP / floor, busy, MB/s"] == 0.5
+
+
+def test_the_command_runs_what_is_named_and_writes_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[bool] = []
+
+    def run(is_quick: bool) -> Table:
+        asked.append(is_quick)
+        return Table("call", "Calls", "floor", ROWS)
+
+    def never(is_quick: bool) -> Table:
+        raise AssertionError("not asked for")
+
+    output = io.StringIO()
+    monkeypatch.setattr(program, "BENCHES", {"call": run, "bulk": never})
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "argv", ["b", "call", "--quick", "--json", str(tmp_path / "j")])
+    program.main()
+    assert asked == [True]
+    assert "## Calls" in output.getvalue()
+    assert msgspec.json.decode((tmp_path / "j").read_bytes())["rows"]
