@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import trio
 
-from alknet.core.datagram import MAX_BATCH, Address, DatagramSocket, format_address
+from alknet.core.datagram import MAX_BATCH, Address, DatagramSocket, NetworkPath, format_address
 
 __all__ = ["FakeNetwork", "FakeUdpSocket", "Passage"]
 
@@ -187,7 +187,7 @@ class FakeNetwork:
         return is_taken
 
 
-class FakeUdpSocket:
+class FakeUdpSocket(DatagramSocket):
     """A `DatagramSocket` on a `FakeNetwork`, which makes it.
 
     Attributes:
@@ -218,11 +218,11 @@ class FakeUdpSocket:
             with trio.move_on_at(next_at):
                 await self._arrived.park()
 
-    def send(self, data: bytes, address: Address) -> bool:
+    def send(self, data: bytes, address: NetworkPath) -> bool:
         self._check_open()
         if not self._writable.is_set():
             return False
-        self._network.carry(bytes(data), self.public_address, address)
+        self._network.carry(bytes(data), self.public_address, (address[0], address[1]))
         return True
 
     async def wait_writable(self) -> None:
@@ -267,6 +267,3 @@ class FakeUdpSocket:
     def _check_open(self) -> None:
         if self._is_closed:
             raise trio.ClosedResourceError("this socket was closed")
-
-
-_: type[DatagramSocket] = FakeUdpSocket

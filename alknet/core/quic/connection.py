@@ -25,7 +25,7 @@ from alknet.core.quic.stream import QuicStream, check_code
 from alknet.errors import LocalError
 
 if TYPE_CHECKING:
-    from alknet.core.datagram import Address
+    from alknet.core.datagram import Address, NetworkPath
     from alknet.core.limits import Limits
     from alknet.core.quic.endpoint import QuicEndpoint
     from alknet.core.quic.engine import Engine
@@ -47,7 +47,7 @@ class QuicConnection(Connection):
     """One connection of a `QuicEndpoint`; made by it only."""
 
     def __init__(
-        self, endpoint: QuicEndpoint, engine: Engine, *, is_dialer: bool, address: Address
+        self, endpoint: QuicEndpoint, engine: Engine, *, is_dialer: bool, address: NetworkPath
     ) -> None:
         super().__init__(
             alpn="",
@@ -55,7 +55,7 @@ class QuicConnection(Connection):
             is_dialer=is_dialer,
             peer_key=None,
             remote_address=format_address(address),
-            local_address=format_address(endpoint.local_address),
+            local_address=format_address(_arrival(address, endpoint.local_address)),
         )
         self.engine = engine
         self._endpoint = endpoint
@@ -415,3 +415,8 @@ class QuicConnection(Connection):
         for lot in (*self._arrived.values(), self._datagram_arrived, self._progress):
             lot.unpark_all()
         self._endpoint.on_ended(self)
+
+
+def _arrival(path: NetworkPath, bound: Address) -> Address:
+    """Return our address as the peer has it: a socket may be bound to all of ours."""
+    return (path[2], bound[1]) if len(path) == 3 else bound

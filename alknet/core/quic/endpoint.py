@@ -18,6 +18,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from itertools import islice
 from typing import NamedTuple
 
 import trio
@@ -25,7 +26,14 @@ from aioquic.quic.packet import QuicHeader
 from aioquic.quic.retry import QuicRetryTokenHandler
 
 from alknet.core.contracts import CloseCode
-from alknet.core.datagram import Address, DatagramSocket, canonical_address, format_address
+from alknet.core.datagram import (
+    MAX_BATCH,
+    Address,
+    DatagramSocket,
+    NetworkPath,
+    canonical_address,
+    format_address,
+)
 from alknet.core.limits import Limits
 from alknet.core.quic import packets
 from alknet.core.quic.connection import QuicConnection
@@ -88,7 +96,7 @@ class QuicEndpoint:
         self._timer_changed = trio.Event()
         self._dirty: dict[QuicConnection, None] = {}
         self._flush_wanted = trio.Event()
-        self._unsent: deque[tuple[bytes, Address]] = deque()
+        self._unsent: deque[tuple[bytes, NetworkPath]] = deque()
         self._half_open = 0
         self._retry = QuicRetryTokenHandler()
 
@@ -219,7 +227,7 @@ class QuicEndpoint:
             for connection in touched:
                 self._serve(connection, now)
 
-    def _feed(self, data: bytes, address: Address, now: float) -> QuicConnection | None:
+    def _feed(self, data: bytes, address: NetworkPath, now: float) -> QuicConnection | None:
         if not data:
             self.counters["empty"] += 1
             return None
@@ -231,7 +239,7 @@ class QuicEndpoint:
             return None
         return self._deliver(connection, data, address, now)
 
-    def _feed_long(self, data: bytes, address: Address, now: float) -> QuicConnection | None:
+    def _feed_long(self, data: bytes, address: NetworkPath, now: float) -> QuicConnection | None:
         try:
             invariants = packets.read_invariants_untrusted(data)
             connection = self._routes.get(invariants.destination_cid)
@@ -253,8 +261,10 @@ class QuicEndpoint:
         return self._deliver_first(connection, data, address, now) if connection else None
 
     def _deliver(
-        self, connection: QuicConnection, data: bytes, address: Address, now: float
+        self, connection: QuicConnection, data: bytes, address: NetworkPath, now: float
     ) -> QuicConnection:
+        if connection.is_dialer:  # the system chooses its way, which may change
+            address = address[:2]
         if connection.close_reason is not None:
             self._repeat_close(connection)
         try:
@@ -266,7 +276,7 @@ class QuicEndpoint:
         return connection
 
     def _deliver_first(
-        self, connection: QuicConnection, data: bytes, address: Address, now: float
+        self, connection: QuicConnection, data: bytes, address: NetworkPath, now: float
     ) -> QuicConnection | None:
         """Deliver an Initial; one that does not decrypt leaves no connection behind."""
         self._deliver(connection, data, address, now)
@@ -283,7 +293,7 @@ class QuicEndpoint:
         acceptor: QuicAcceptor,
         header: QuicHeader,
         data: bytes,
-        address: Address,
+        address: NetworkPath,
         now: float,
     ) -> QuicConnection | None:
         if not packets.is_acceptable_initial(header, len(data)):
@@ -301,7 +311,7 @@ class QuicEndpoint:
             self._refuse(header, address)
             return None
 
-    def _refuse(self, header: QuicHeader, address: Address) -> None:
+    def _refuse(self, header: QuicHeader, address: NetworkPath) -> None:
         self.counters["refused"] += 1
         self._send(packets.encode_refusal(header), address)
 
@@ -309,7 +319,7 @@ class QuicEndpoint:
         self,
         acceptor: QuicAcceptor,
         header: QuicHeader,
-        address: Address,
+        address: NetworkPath,
         original_cid: bytes,
         retry_cid: bytes | None,
     ) -> QuicConnection:
@@ -329,7 +339,7 @@ class QuicEndpoint:
         return connection
 
     def _validate_address(
-        self, header: QuicHeader, address: Address, now: float
+        self, header: QuicHeader, address: NetworkPath, now: float
     ) -> tuple[bytes, bytes | None]:
         """Ask for a Retry (RFC 9000 sec. 8.1.2) while many handshakes are half open."""
         if header.token:
@@ -344,7 +354,7 @@ class QuicEndpoint:
         if self._half_open < self.limits.half_open_before_retry:
             return header.destination_cid, None
         self.counters["retry"] += 1
-        self._send(packets.encode_retry(header, address, self._retry, now), address)
+        self._send(packets.encode_retry(header, address[:2], self._retry, now), address)
         raise _Answered
 
     def _add(self, connection: QuicConnection, *cids: bytes) -> _Entry:
@@ -394,9 +404,10 @@ class QuicEndpoint:
         if not connection.engine.has_keys:
             return
         datagrams = connection.engine.datagrams_to_send(now)
-        for data, address in datagrams:
-            self._send(data, (address[0], address[1]))
-        if datagrams and connection.close_reason is not None:
+        if not datagrams:
+            return
+        self._send_batch(datagrams)
+        if connection.close_reason is not None:
             self._connections[connection].close_datagrams = datagrams
 
     def _give_up(self, connection: QuicConnection, exc: Exception) -> None:
@@ -412,23 +423,32 @@ class QuicEndpoint:
             address = connection.remote_address
             log.error("quic.engine_error", extra={"address": address}, exc_info=exc)
 
-    def _send(self, data: bytes, address: Address) -> None:
+    def _send(self, data: bytes, address: NetworkPath) -> None:
+        self._send_batch([(data, address)])
+
+    def _send_batch(self, batch: Sequence[tuple[bytes, NetworkPath]]) -> None:
+        """Send, behind what waits already; what the socket does not take waits too."""
         try:
-            if not self._unsent and self._socket.send(data, address):
-                return
+            taken = 0 if self._unsent else self._socket.send_batch(batch)
         except trio.ClosedResourceError:  # the reader meets it too, and ends the endpoint
             return
-        if len(self._unsent) >= MAX_UNSENT:
-            self.counters["send_buffer_full"] += 1
+        if taken == len(batch):
             return
-        self._unsent.append((data, address))
+        end = taken + MAX_UNSENT - len(self._unsent)
+        self._unsent.extend(batch[taken:end])
+        self.counters["send_buffer_full"] += len(batch[end:])
         self._flush_wanted.set()
 
     def _send_unsent(self) -> bool:
         """Send what waits, as far as it goes; return whether anything went."""
         before = len(self._unsent)
-        while self._unsent and self._socket.send(*self._unsent[0]):
-            self._unsent.popleft()
+        while self._unsent:
+            batch = list(islice(self._unsent, MAX_BATCH))
+            taken = self._socket.send_batch(batch)
+            for _ in range(taken):
+                self._unsent.popleft()
+            if taken < len(batch):
+                break
         return len(self._unsent) < before
 
     def _repeat_close(self, connection: QuicConnection) -> None:
@@ -438,8 +458,7 @@ class QuicEndpoint:
         entry.after_close += 1
         is_power_of_two = entry.after_close & (entry.after_close - 1) == 0
         if is_power_of_two and entry.after_close < 2**MAX_CLOSE_REPEATS:
-            for data, address in entry.close_datagrams:
-                self._send(data, (address[0], address[1]))
+            self._send_batch(entry.close_datagrams)
 
     # timers
 
@@ -495,5 +514,5 @@ class _Entry:
         self.cids: set[bytes] = set()
         self.timer = Timer(connection)
         self.admission: ExitStack | None = None
-        self.close_datagrams: list[tuple[bytes, tuple[str, int]]] = []
+        self.close_datagrams: Sequence[tuple[bytes, NetworkPath]] = ()
         self.after_close = 0
