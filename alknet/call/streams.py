@@ -160,8 +160,12 @@ class CallStream:
         except StreamReset as exc:
             self.has_ended = True
             owner.stream_reset(self, exc)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except trio.BrokenResourceError:
             self.break_off()
+        except trio.ClosedResourceError:
+            # On the only stream, what is being sent may still go before the words of the close.
+            if not self.is_only:
+                self.break_off()
 
     def _receive(self, data: bytes | bytearray, owner: StreamOwner) -> None:
         arrived_at = trio.current_time()

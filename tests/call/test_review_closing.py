@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import trio
 
+from alknet.call.handler import CallHandler
 from alknet.call.proto import ConnectionClose
 from alknet.core.contracts import CloseCode
 from alknet.core.limits import Limits
@@ -43,3 +44,19 @@ async def test_nothing_follows_the_message_that_closes() -> None:
             while (event := await peer.receive()) is not None:
                 events.append(event)
         assert events[-1] == ConnectionClose(CloseCode.PROTOCOL, "bye")
+
+
+async def test_a_busy_connection_that_is_closed_from_outside_is_told_why() -> None:
+    """As the endpoint does for a revoked peer: it closes the connection, not the session."""
+    operations = Operations()
+    async with raw_peer("unix", operations) as (peer, server):
+        server.connection.farewell = CallHandler(operations, Limits()).farewell
+        await peer.request("s1", "echo/endless")
+        await trio.testing.wait_all_tasks_blocked()  # amid sending, for nobody reads
+        server.connection.close(CloseCode.REVOKED, "gone")
+        await trio.testing.wait_all_tasks_blocked()
+        events = []
+        with trio.fail_after(5):
+            while (event := await peer.receive()) is not None:
+                events.append(event)
+        assert events[-1] == ConnectionClose(CloseCode.REVOKED, "gone")

@@ -109,9 +109,15 @@ class StreamConnection(Connection):
         return await self._wait_for_end()
 
     def close(self, code: int = 0, reason: str = "") -> None:
-        """Begin to close; `wait_closed` or `aclose` does the rest."""
+        """Begin to close; `wait_closed` or `aclose` does the rest.
+
+        With words to say (`Connection.farewell`), what is being sent may go on until then.
+        """
         text = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
-        self._life.end(CloseReason(code, text, by_peer=False), by_close=True)
+        # Words that say why come after what is being sent, or not at all.
+        has_words = self.farewell is not None and code != 0
+        end = CloseReason(code, text, by_peer=False)
+        self._life.end(end, by_close=True, spares_sends=has_words)
 
     async def aclose(self, code: int = 0, reason: str = "") -> None:
         """`close` and `wait_closed`; cancelled, the transport closes without a goodbye."""
@@ -133,6 +139,7 @@ class StreamConnection(Connection):
                     await self._stream.watch()
                 with trio.move_on_after(CLOSE_S):
                     await self._stream.say_goodbye(self.farewell)
+                self._life.end_sends()
                 self._is_released = True
                 await self._stream.abort()
         assert self._life.reason is not None

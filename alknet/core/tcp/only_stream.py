@@ -31,15 +31,38 @@ class ConnectionLife:
         self.is_closed_here = False
         self.is_torn = False
         self._scopes: set[trio.CancelScope] = set()
+        self._sends: set[trio.CancelScope] = set()
+        self._sent = trio.lowlevel.ParkingLot()
 
-    def end(self, reason: CloseReason, *, by_close: bool = False, is_torn: bool = False) -> None:
-        """Wake everything in `until_end`; only the first reason counts."""
+    def end(
+        self,
+        reason: CloseReason,
+        *,
+        by_close: bool = False,
+        is_torn: bool = False,
+        spares_sends: bool = False,
+    ) -> None:
+        """Wake everything in `until_end`; only the first reason counts.
+
+        Args:
+            spares_sends: What is being sent may go on until `end_sends`, so that words can follow.
+        """
         if self.reason is not None:
             return
         self.reason = reason
         self.is_closed_here = by_close
         self.is_torn = is_torn
-        for scope in self._scopes:
+        for scope in self._scopes if spares_sends else self._scopes | self._sends:
+            scope.cancel()
+
+    async def wait_sent(self) -> None:
+        """Wait until nothing is being sent. Cancelled, nothing happens."""
+        while self._sends:
+            await self._sent.park()
+
+    def end_sends(self) -> None:
+        """Wake what `end` has spared."""
+        for scope in self._sends:
             scope.cancel()
 
     def error(self) -> trio.ClosedResourceError | ConnectionEnded:
@@ -50,16 +73,19 @@ class ConnectionLife:
         return ConnectionEnded(self.reason)
 
     @contextlib.contextmanager
-    def until_end(self) -> Iterator[None]:
+    def until_end(self, *, is_send: bool = False) -> Iterator[None]:
         """Run the block until the connection ends, then cancel it."""
+        scopes = self._sends if is_send else self._scopes
         with trio.CancelScope() as scope:
             if self.reason is not None:
                 scope.cancel()
-            self._scopes.add(scope)
+            scopes.add(scope)
             try:
                 yield
             finally:
-                self._scopes.discard(scope)
+                scopes.discard(scope)
+                if is_send:
+                    self._sent.unpark_all()
 
 
 class OnlyStream(Stream):
@@ -94,7 +120,7 @@ class OnlyStream(Stream):
         """Send; see `Stream`. A cancel may have sent a part."""
         with self._send_conflict:
             self._check_can_send()
-            with self._life.until_end():
+            with self._life.until_end(is_send=True):
                 self._is_amid_data = True  # and it stays so, if not all of it leaves
                 try:
                     await self._transport.send_all(data)
@@ -192,6 +218,7 @@ class OnlyStream(Stream):
         if self._life.is_torn or reason.is_transport:
             return
         if farewell is not None and self._life.is_closed_here and reason.code:
+            await self._life.wait_sent()
             await self._send_last(farewell(reason))
         if isinstance(self._transport, TlsStream):
             await self._transport.say_goodbye()
