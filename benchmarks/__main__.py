@@ -41,10 +41,11 @@ def main() -> None:
         tables.append(BENCHES[name](options.quick))
         sys.stdout.write("\n" + tables[-1].markdown())
         sys.stdout.flush()
-    if options.json:
-        Path(options.json).write_bytes(as_json(tables))
-    if not options.names and not options.quick:
-        RESULTS.write_text("\n".join([head, *(table.markdown() for table in tables)]))
+        # After each: what is measured stays, should a later one fail.
+        if options.json:
+            Path(options.json).write_bytes(as_json(tables))
+        if not options.names and not options.quick:
+            RESULTS.write_text("\n".join([head, *(table.markdown() for table in tables)]))
 
 
 def heading() -> str:
@@ -55,8 +56,8 @@ def heading() -> str:
         "# Results\n\n"
         "Made by `make bench`, which is `python -m benchmarks`.\n\n"
         f"Machine: {machine()}. Date: {now:%Y-%m-%d}. Load average when it began: {load:.2f}.\n"
-        "Server and client run in two processes, pinned to two cores; what else the machine does\n"
-        "disturbs them. Rounds of all peers alternate and figures are medians; `spread` is the\n"
+        "Server and client run in two processes, pinned to two cores. Other work on the machine\n"
+        "disturbs them: a load average well above 1 means that it did, and much. Rounds of all peers alternate and figures are medians; `spread` is the\n"
         "largest less the smallest round of the first metric, as a part of the median. Compare\n"
         "ratios, not figures of different runs. Aims are those of the project's plan.\n"
     )

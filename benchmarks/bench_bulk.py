@@ -41,7 +41,7 @@ AIMS = [
 
 
 def run(is_quick: bool) -> Table:
-    size, limit_s, rounds = (16 * MIB, 0.8, 1) if is_quick else (256 * MIB, 6.0, 2)
+    size, limit_s, rounds = (16 * MIB, 0.8, 1) if is_quick else (256 * MIB, 4.0, 2)
     rows = measure(PEERS, size=size, limit_s=limit_s, rounds=rounds)
     notes = [
         f"{size // MIB} MiB each way, of slow peers what passed in {limit_s:g} s.",

@@ -41,7 +41,7 @@ AIMS = [
 
 
 def run(is_quick: bool) -> Table:
-    seconds, rounds = (0.2, 1) if is_quick else (1.0, 4)
+    seconds, rounds = (0.2, 1) if is_quick else (1.0, 3)
     rows = measure(PEERS, CASES, seconds=seconds, rounds=rounds)
     notes = NOTES + left_out(PEERS)
     return Table("call", "Small calls", REFERENCE, rows, notes, AIMS)

@@ -30,7 +30,7 @@ AIMS = [
 
 
 def run(is_quick: bool) -> Table:
-    seconds, rounds, links = (0.3, 1, 20) if is_quick else (2.0, 5, 100)
+    seconds, rounds, links = (0.3, 1, 20) if is_quick else (2.0, 3, 100)
     rows = measure(OURS, seconds=seconds, rounds=rounds, links=links)
     return Table("mix", "Calls beside bulk", ALONE, rows, NOTES, AIMS, is_by_case=True)
 

@@ -18,6 +18,7 @@ from benchmarks.peers.asyncio_frames import BulkLink, FrameLink, serve_stream
 
 RUNTIME = "asyncio"
 ALPN = "bench/1"
+IDLE_TIMEOUT_S = 600.0
 
 
 @asynccontextmanager
@@ -62,4 +63,7 @@ async def dial(address: dict[str, Any], option: str) -> AsyncGenerator[Link]:
 
 def _configuration(library: str, *, is_client: bool) -> Any:
     module = import_module(f"{library}.quic.configuration")
-    return module.QuicConfiguration(is_client=is_client, alpn_protocols=[ALPN])
+    # Connections wait while other peers have their rounds.
+    return module.QuicConfiguration(
+        is_client=is_client, alpn_protocols=[ALPN], idle_timeout=IDLE_TIMEOUT_S
+    )
