@@ -57,9 +57,10 @@ def heading() -> str:
         "Made by `make bench`, which is `python -m benchmarks`.\n\n"
         f"Machine: {machine()}. Date: {now:%Y-%m-%d}. Load average when it began: {load:.2f}.\n"
         "Server and client run in two processes, pinned to two cores. Other work on the machine\n"
-        "disturbs them: a load average well above 1 means that it did, and much. Rounds of all peers alternate and figures are medians; `spread` is the\n"
-        "largest less the smallest round of the first metric, as a part of the median. Compare\n"
-        "ratios, not figures of different runs. Aims are those of the project's plan.\n"
+        "disturbs them: a load average well above 1 means that it did, and much. Rounds of all\n"
+        "peers alternate and figures are medians; `spread` is the largest less the smallest round\n"
+        "of the first metric, as a part of the median. Compare ratios, not figures of different\n"
+        "runs. Aims are those of the project's plan.\n"
     )
 
 
