@@ -96,6 +96,7 @@ class Node:
         """
         key = key or Ed25519PrivateKey.generate()
         self.config = config or NodeConfig(listen=(Address("127.0.0.1", 0),))
+        self._started_with = self.config
         self.identities = identities or MemoryIdentityStore(self.config.peers)
         self.credentials = NodeCredentials(key, _web_certificates(self.config))
         self.id: NodeId = self.credentials.node_id
@@ -260,7 +261,7 @@ class Node:
         """Read ``node.toml`` again and apply what can change while running.
 
         Returns:
-            The keys that changed and need a restart.
+            The keys that differ from what the node was made with, and need a restart.
 
         Raises:
             LocalError: It is wrong, or the node has no home; nothing was changed.
@@ -280,7 +281,7 @@ class Node:
         web = _web_certificates(config)
         self._check_default_alpn(config)
         self.identities.set_config_peers(config.peers)
-        needs_restart = what_needs_restart(self.config, config)
+        needs_restart = what_needs_restart(self._started_with, config)
         self.credentials.set_web(web)
         self.endpoint.limits = self._calls.limits = self._dispatcher.limits = config.limits
         for quic in self._quic:

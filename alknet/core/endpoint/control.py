@@ -65,7 +65,7 @@ async def serve_control(
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         task_status.started(path)
         on_stream = partial(_serve_stream, endpoint, is_allowed)
-        await serve([listener], on_stream, endpoint.limits)
+        await serve([listener], on_stream, lambda: endpoint.limits)
 
 
 async def connect_control(home: Path, *, is_allowed: UidCheck = is_own_uid) -> StreamConnection:

@@ -128,7 +128,7 @@ async def _accept_tcp(endpoint: Endpoint, ports: Sequence[Port]) -> None:
     async def on_stream(stream: trio.SocketStream) -> None:
         await endpoint.serve_stream(stream, remote_address=addresses_of(stream)[0])
 
-    await serve([port.tcp for port in ports], on_stream, endpoint.limits)
+    await serve([port.tcp for port in ports], on_stream, lambda: endpoint.limits)
 
 
 def _literal(address: Address) -> Address:

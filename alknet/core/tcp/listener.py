@@ -61,13 +61,14 @@ async def listen_tcp(addresses: Sequence[tuple[str, int]]) -> list[trio.SocketLi
 async def serve(
     listeners: Sequence[trio.SocketListener],
     on_stream: Callable[[trio.SocketStream], Awaitable[None]],
-    limits: Limits,
+    limits: Callable[[], Limits],
 ) -> None:
     """Accept connections and run *on_stream* for each, in a task of its own.
 
-    *on_stream* owns its stream; if it returns or raises, the stream is closed. Its exceptions
-    end the whole block, so it should handle its own. Runs until all listeners are closed and all
-    tasks have ended. Cancelled, the tasks are cancelled and the listeners closed.
+    Each connection gets the *limits* of its time. *on_stream* owns its stream; if it returns or
+    raises, the stream is closed. Its exceptions end the whole block, so it should handle its own.
+    Runs until all listeners are closed and all tasks have ended. Cancelled, the tasks are cancelled
+    and the listeners closed.
     """
     async with trio.open_nursery() as nursery:
         for listener in listeners:
@@ -126,7 +127,7 @@ async def _listen(host: str, port: int) -> trio.SocketListener:
 async def _accept_all(
     listener: trio.SocketListener,
     on_stream: Callable[[trio.SocketStream], Awaitable[None]],
-    limits: Limits,
+    limits: Callable[[], Limits],
     nursery: trio.Nursery,
 ) -> None:
     async with listener:
@@ -154,12 +155,12 @@ async def _after_failed_accept(exc: OSError) -> None:
 async def _run(
     stream: trio.SocketStream,
     on_stream: Callable[[trio.SocketStream], Awaitable[None]],
-    limits: Limits,
+    limits: Callable[[], Limits],
 ) -> None:
     try:
         # It may have gone already: the handshake will find out.
         with contextlib.suppress(OSError):
-            _tune(stream, limits)
+            _tune(stream, limits())
         await on_stream(stream)
     finally:
         await trio.aclose_forcefully(stream)

@@ -125,7 +125,7 @@ async def tcp_server(
 
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, listeners, on_stream, Limits())
+            nursery.start_soon(serve, listeners, on_stream, Limits)
             yield server
             nursery.cancel_scope.cancel()
 

@@ -27,7 +27,7 @@ async def test_streams_of_all_addresses_reach_the_callback() -> None:
 
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, listeners, on_stream, LIMITS)
+            nursery.start_soon(serve, listeners, on_stream, lambda: LIMITS)
             for listener in listeners:
                 port = listener.socket.getsockname()[1]
                 async with await connect_tcp("127.0.0.1", port, LIMITS) as stream:
@@ -71,7 +71,7 @@ async def test_both_ends_notice_a_dead_link_within_the_idle_time_out() -> None:
         options.append(_options(stream))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve, [listener], on_stream, LIMITS)
+        nursery.start_soon(serve, [listener], on_stream, lambda: LIMITS)
         async with await connect_tcp("127.0.0.1", port, LIMITS) as stream:
             options.append(_options(stream))
             await stream.receive_some()
@@ -102,7 +102,7 @@ async def test_out_of_descriptors_it_waits_and_goes_on(caplog: pytest.LogCapture
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with trio.fail_after(5), caplog.at_level(logging.WARNING):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, [listener], on_stream, LIMITS)
+            nursery.start_soon(serve, [listener], on_stream, lambda: LIMITS)
             await wait_all_tasks_blocked()
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
             try:
