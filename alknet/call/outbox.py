@@ -71,7 +71,6 @@ class Outbox:
         self.is_broken = False
         self.is_finished = False
         self._is_stopped = False
-        stream.notify_stopped(self._stopped)
 
     def put(self, frame: bytes) -> None:
         """Queue *frame*; never waits. After `finish` or a break it is dropped."""
@@ -87,6 +86,10 @@ class Outbox:
         """End the stream once all that is queued was sent."""
         self.is_finished = True
         self._work.unpark_all()
+
+    def notice_stop(self) -> None:
+        """Find out at once, not with the next frame, if the peer refuses our bytes."""
+        self._stream.notify_stopped(self._stopped)
 
     def discard(self) -> None:
         """Drop what is queued: nobody will read it."""

@@ -99,6 +99,8 @@ class CallStream:
         # with what waits to be taken: then each waits by itself, and the connection goes on.
         share = budget.cap // (4 * limits.streams_per_connection)
         self.outbox = Outbox(stream, budget, min(limits.stream_send_buffer_bytes, 2 * share))
+        if not is_ours:
+            self.outbox.notice_stop()
         self.serving: set[InboundCall] = set()
         self.pending: dict[str, Pending] = {}
         self.has_ended = False
