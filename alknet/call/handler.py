@@ -97,6 +97,9 @@ class CallHandler:
             version = await identities.wait_changed(version)
             for session in list(self.sessions):
                 session.abort_calls(lambda call: _is_revoked(identities, call), REVOKED)
+                for call in session.serving.calls.values():
+                    if call.auth_token is not None:
+                        call.expire_at(self._token_ends_at(call.identity))
 
     def _token_ends_at(self, identity: Identity) -> float:
         expires_at = None

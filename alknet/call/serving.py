@@ -57,6 +57,7 @@ class InboundCall:
     """
 
     __slots__ = (
+        "_deadline",
         "_verdict",
         "admitted",
         "auth_token",
@@ -86,13 +87,20 @@ class InboundCall:
         self.admitted = admitted
         self.stream = stream
         self.credit = None if request.window is None else SendCredit(request.window)
-        self.scope = trio.CancelScope(deadline=min(deadline, expires_at))
+        self.scope = trio.CancelScope()
+        self._deadline = deadline
         self._verdict: Event | None = None
-        if expires_at <= deadline:  # then it is the token's end that comes first
-            self._verdict = Aborted(request.id, REVOKED)
+        self.expire_at(expires_at)
 
     def __repr__(self) -> str:
         return f"<InboundCall {self.id} {self.operation} as {self.identity.id}>"
+
+    def expire_at(self, expires_at: float) -> None:
+        """Let its token end it then, in `trio.current_time`, if its deadline does not before."""
+        if not self.scope.cancel_called:
+            is_sooner = expires_at <= self._deadline
+            self._verdict = Aborted(self.id, REVOKED) if is_sooner else None
+            self.scope.deadline = min(self._deadline, expires_at)
 
     def end(self, verdict: Event) -> None:
         """Cancel it; *verdict* is what the caller gets, unless it ends on its own before."""
