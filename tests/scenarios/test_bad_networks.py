@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from random import Random  # noqa: TID251  seeded
 from typing import Any
@@ -233,17 +233,23 @@ class Run:
         assert [service.running for service in self.services] == [0, 0]
 
 
-def seed_trio(seed: int) -> None:
-    """Have Trio run tasks that are ready together in an order that can be repeated.
+@pytest.fixture
+def seeded(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Make all chance come from a seed: a trace that fails comes again.
 
-    pytest-trio has told it to draw that order from this source alone.
+    That is the order in which Trio runs tasks that are ready together (pytest-trio has told it to
+    draw that from one source alone), connection IDs, and packet numbers that are left out.
     """
-    assert _run._ALLOW_DETERMINISTIC_SCHEDULING
-    _run._r.seed(seed)
+
+    def seed_all(seed: int) -> None:
+        assert _run._ALLOW_DETERMINISTIC_SCHEDULING
+        _run._r.seed(seed)
+        monkeypatch.setattr(os, "urandom", Random(seed).randbytes)
+
+    return seed_all
 
 
 async def run(seed: int) -> Counter[str]:
-    seed_trio(seed)
     here = Run(seed)
     tasks = trio.lowlevel.current_statistics().tasks_living
     try:
@@ -271,13 +277,14 @@ async def run(seed: int) -> Counter[str]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_everything_arrives_once_or_ends_with_a_clear_error(
-    seed: int, autojump_clock: MockClock
+    seed: int, seeded: Callable[[int], None], autojump_clock: MockClock
 ) -> None:
+    seeded(seed)
     outcomes = await run(seed)
     assert outcomes["ok"]
 
 
-def test_a_seed_gives_the_same_trace_again() -> None:
+def test_a_seed_gives_the_same_trace_again(seeded: Callable[[int], None]) -> None:
     async def traffic() -> list[Passage]:
         network = FakeNetwork(7, loss=0.1, reorder=0.2, duplicate=0.1)
         async with open_fake_endpoints(network, alpns=[RAW], limits=LIMITS) as endpoints:
@@ -291,7 +298,7 @@ def test_a_seed_gives_the_same_trace_again() -> None:
         return list(network.trace)
 
     def run_alone() -> list[Passage]:
-        seed_trio(7)
+        seeded(7)
         return trio.run(traffic, clock=MockClock(autojump_threshold=0))
 
     first = run_alone()

@@ -266,7 +266,7 @@ class QuicEndpoint:
         if connection.is_dialer:  # the system chooses its way, which may change
             address = address[:2]
         if connection.close_reason is not None:
-            self._repeat_close(connection)
+            self._repeat_close(connection, len(data), address)
         try:
             connection.engine.receive_datagram(data, address, now)
         except Exception as exc:  # noqa: BLE001  # boundary: aioquic's bug, one connection's end
@@ -451,13 +451,18 @@ class QuicEndpoint:
                 break
         return len(self._unsent) < before
 
-    def _repeat_close(self, connection: QuicConnection) -> None:
+    def _repeat_close(
+        self, connection: QuicConnection, received: int, address: NetworkPath
+    ) -> None:
         entry = self._connections.get(connection)
         if entry is None or not entry.close_datagrams:
             return
         entry.after_close += 1
         is_power_of_two = entry.after_close & (entry.after_close - 1) == 0
-        if is_power_of_two and entry.after_close < 2**MAX_CLOSE_REPEATS:
+        if not is_power_of_two or entry.after_close >= 2**MAX_CLOSE_REPEATS:
+            return
+        size = sum(len(data) for data, _ in entry.close_datagrams)
+        if connection.engine.may_repeat_close(received, address, size):
             self._send_batch(entry.close_datagrams)
 
     # timers

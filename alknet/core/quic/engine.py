@@ -24,7 +24,6 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     Limit,
     NetworkAddress,
-    QuicConnection,
     QuicConnectionError,
     QuicConnectionState,
     QuicReceiveContext,
@@ -38,6 +37,7 @@ from aioquic.quic.stream import QuicStream
 from alknet.core.identity import NodeId
 from alknet.core.limits import Limits
 from alknet.core.quic import seams
+from alknet.core.quic.bounds import BoundedConnection
 from alknet.core.quic.handshake import ClientPolicy, KeyContext, ServerPolicy
 from alknet.core.quic.pacing import BurstPacer
 
@@ -106,7 +106,7 @@ class _StreamLimit(Limit):
         self._released += 1
 
 
-class Engine(QuicConnection):
+class Engine(BoundedConnection):
     """One QUIC connection, sans-IO: time comes in as ``now``, see aioquic's `QuicConnection`."""
 
     def __init__(

@@ -25,12 +25,19 @@ CONNECTION_NAMES = (
     " _write_connection_limits _write_stream_limits _on_connection_limit_delivery"
     " _on_max_stream_data_delivery _idle_timeout _close_begin host_cid"
     " _handle_crypto_frame _loss _spaces"
+    " _payload_received _handle_stream_frame _handle_datagram_frame _handle_ack_frame"
+    " _handle_retire_connection_id_frame _write_new_connection_id_frame"
+    " _crypto_streams _close_pending"
+    " _handle_data_blocked_frame _handle_max_data_frame _handle_max_streams_bidi_frame"
+    " _handle_max_streams_uni_frame _handle_new_connection_id_frame"
+    " _handle_path_challenge_frame _handle_path_response_frame _handle_ping_frame"
+    " _handle_streams_blocked_frame"
 )
 _STREAM_NAMES = "max_stream_data_local max_stream_data_local_sent receiver sender"
 _SENDER_NAMES = (
     "is_finished buffer_is_empty reset_pending _buffer_start _buffer_stop _buffer_fin _acked_fin"
 )
-_RECEIVER_NAMES = "is_finished highest_offset stop"
+_RECEIVER_NAMES = "is_finished highest_offset stop _ranges"
 _PACER_NAMES = "bucket_max next_send_time update_rate"
 _LIMIT_NAMES = "frame_type sent used value"
 _TLS_NAMES = (
