@@ -37,6 +37,7 @@ from alknet.core.endpoint.tasks import task_tree
 from alknet.core.home import CONFIG_FILE, STATE_FILE
 from alknet.core.identity import NodeId, Peer
 from alknet.core.quic.endpoint import QuicEndpoint
+from alknet.core.quic.reset import ResetKey
 from alknet.core.router import Router
 from alknet.core.scopes import open_background
 from alknet.core.tcp.contexts import check_certificate
@@ -49,6 +50,7 @@ from alknet.stores.file import FileIdentityStore
 from alknet.stores.homelock import hold_home
 from alknet.stores.memory import MemoryIdentityStore, MemoryOwnership
 from alknet.vault.keyfile import read_key
+from alknet.vault.resetkey import load_reset_key
 
 __all__ = ["Node"]
 
@@ -161,8 +163,9 @@ class Node:
         """Bind, start and listen.
 
         Raises:
-            LocalError: An address cannot be bound.
+            LocalError: An address cannot be bound, or the home's ``reset.key`` is damaged.
             Conflict: A node runs on the same home.
+            StoreError: A file of the home can be neither read nor written.
         """
         if self._running is not None:
             raise LocalError("this node runs already")
@@ -199,7 +202,8 @@ class Node:
         if isinstance(self.identities, FileIdentityStore):
             await nursery.start(self.identities.follow)
         await nursery.start(self.endpoint.serve)
-        self._quic = await nursery.start(listen, self.endpoint, ports, self.credentials)
+        reset_key = ResetKey(None if self._home is None else load_reset_key(self._home))
+        self._quic = await nursery.start(listen, self.endpoint, ports, self.credentials, reset_key)
         if self._home is not None:
             await nursery.start(serve_control, self._home, self.endpoint)
         self._bound = tuple(port.address for port in ports)

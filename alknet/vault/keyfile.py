@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from alknet.errors import Conflict, LocalError, NotFound
 from alknet.vault.durable import store_errors, sync_directory, write_private
 
-__all__ = ["KEY_FILE", "create_home", "read_key", "write_key"]
+__all__ = ["KEY_FILE", "check_private", "create_home", "read_key", "write_key"]
 
 KEY_FILE = "node.key"
 # An Ed25519 key takes 119 bytes; whatever is much longer is another file.
@@ -83,7 +83,7 @@ def read_key(home: Path) -> Ed25519PrivateKey:
     with store_errors(f"cannot read {path}"):
         try:
             with path.open("rb") as file:
-                _check_private(path, os.fstat(file.fileno()))
+                check_private(path, os.fstat(file.fileno()))
                 pem = file.read(MAX_PEM_BYTES)
         except FileNotFoundError:
             raise NotFound(f"no key in {home}: run 'alknet init' first") from None
@@ -112,7 +112,12 @@ def _check_home(path: Path) -> None:
         path.chmod(0o700)
 
 
-def _check_private(path: Path, info: os.stat_result) -> None:
+def check_private(path: Path, info: os.stat_result) -> None:
+    """Check that an open file is its user's alone; *path* is for the message.
+
+    Raises:
+        LocalError: Others may read it, it belongs to another user, or is no regular file.
+    """
     if not stat.S_ISREG(info.st_mode):
         raise LocalError(f"{path} is not a regular file")
     if info.st_uid not in {0, os.geteuid()}:

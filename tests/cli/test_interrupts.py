@@ -134,7 +134,7 @@ def test_a_signal_while_it_starts_leaves_nothing(
     # the node was ready already, and has drained.
     expected = {0, 128 + number} if stage else {128 + number, -number}
     assert result.status in expected, result.err
-    assert all_files(made.home) <= {"node.key", "node.toml", "node.lock"}
+    assert all_files(made.home) <= {"node.key", "node.toml", "node.lock", "reset.key"}
     with running_node(made.home):
         pass
 

@@ -80,9 +80,11 @@ def command(*arguments: str) -> list[str]:
 
 
 @asynccontextmanager
-async def process_node(home: Path, *options: str) -> AsyncGenerator[Process]:
+async def process_node(
+    home: Path, *options: str, listen: str = "127.0.0.1:0"
+) -> AsyncGenerator[Process]:
     """Run ``alknet up --json`` on *home*; what is left of it is killed with the block."""
-    arguments = command("--home", str(home), "up", "--listen", "127.0.0.1:0", "--json", *options)
+    arguments = command("--home", str(home), "up", "--listen", listen, "--json", *options)
     async with trio.open_nursery() as nursery:
         process = await nursery.start(
             _run_process, [*arguments], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

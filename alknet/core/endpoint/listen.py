@@ -17,6 +17,7 @@ from alknet.core.datagram import UdpSocket
 from alknet.core.endpoint.endpoint import Endpoint
 from alknet.core.quic.endpoint import QuicAcceptor, QuicEndpoint
 from alknet.core.quic.policy import server_policy
+from alknet.core.quic.reset import ResetKey
 from alknet.core.tcp.listener import addresses_of, listen_tcp, serve
 from alknet.core.tls.credentials import NodeCredentials
 from alknet.errors import LocalError
@@ -90,6 +91,7 @@ async def listen(
     endpoint: Endpoint,
     ports: Sequence[Port],
     credentials: NodeCredentials,
+    reset_key: ResetKey,
     *,
     task_status: trio.TaskStatus[list[QuicEndpoint]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -98,7 +100,7 @@ async def listen(
     The sockets belong to it; they are closed when it returns. Starts with the QUIC endpoints.
     """
     async with trio.open_nursery() as nursery:
-        quic = [_quic_endpoint(endpoint, port, credentials, nursery) for port in ports]
+        quic = [_quic_endpoint(endpoint, port, credentials, reset_key, nursery) for port in ports]
         for quic_endpoint in quic:
             await nursery.start(quic_endpoint.run)
         nursery.start_soon(_accept_tcp, endpoint, ports)
@@ -111,7 +113,11 @@ async def listen(
 
 
 def _quic_endpoint(
-    endpoint: Endpoint, port: Port, credentials: NodeCredentials, nursery: trio.Nursery
+    endpoint: Endpoint,
+    port: Port,
+    credentials: NodeCredentials,
+    reset_key: ResetKey,
+    nursery: trio.Nursery,
 ) -> QuicEndpoint:
     acceptor = QuicAcceptor(
         policy=server_policy(credentials),
@@ -121,7 +127,12 @@ def _quic_endpoint(
         ),
         admit=endpoint.admit_handshake,
     )
-    return QuicEndpoint(port.udp, limits=endpoint.limits, acceptor=acceptor)
+    return QuicEndpoint(
+        port.udp,
+        limits=endpoint.limits,
+        acceptor=acceptor,
+        reset_key=reset_key.at(port.udp.local_address),
+    )
 
 
 async def _accept_tcp(endpoint: Endpoint, ports: Sequence[Port]) -> None:

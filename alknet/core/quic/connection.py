@@ -293,6 +293,7 @@ class QuicConnection(Connection):
         if address is not None and address != self._address:  # the peer has moved
             self._address = address
             self.remote_address = format_address(address)
+            self._endpoint.on_moved(self, address[:2])
         for stream in list(self.waiting_senders):
             stream.on_room()
         self._progress.unpark_all()

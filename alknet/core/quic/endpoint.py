@@ -39,6 +39,7 @@ from alknet.core.quic import packets
 from alknet.core.quic.connection import QuicConnection
 from alknet.core.quic.engine import CID_LENGTH, client_engine, server_engine
 from alknet.core.quic.handshake import ClientPolicy, ServerPolicy
+from alknet.core.quic.reset import PeersByAddress, ResetKey, ResetSender, ends_in_token
 from alknet.core.quic.timers import Deadlines, Timer
 from alknet.errors import Denied, Malformed, Unavailable
 
@@ -82,8 +83,19 @@ class QuicEndpoint:
     """
 
     def __init__(
-        self, socket: DatagramSocket, *, limits: Limits, acceptor: QuicAcceptor | None = None
+        self,
+        socket: DatagramSocket,
+        *,
+        limits: Limits,
+        acceptor: QuicAcceptor | None = None,
+        reset_key: ResetKey | None = None,
     ) -> None:
+        """Take over *socket*.
+
+        Args:
+            reset_key: Of the endpoint that was here before, so that its connections can be reset;
+                a fresh one if None.
+        """
         self.limits = limits
         self.counters: Counter[str] = Counter()
         self._socket = socket
@@ -99,6 +111,9 @@ class QuicEndpoint:
         self._unsent: deque[tuple[bytes, NetworkPath]] = deque()
         self._half_open = 0
         self._retry = QuicRetryTokenHandler()
+        self._reset_key = reset_key or ResetKey()
+        self._resets = ResetSender(self._reset_key, CID_LENGTH)
+        self._peers: PeersByAddress[QuicConnection] = PeersByAddress()
 
     @property
     def local_address(self) -> Address:
@@ -150,9 +165,15 @@ class QuicEndpoint:
         if self._is_closed:
             raise trio.ClosedResourceError("this endpoint is closed")
         address = canonical_address(address)
-        engine = client_engine(policy, alpn=alpn, server_name=server_name, limits=self.limits)
+        engine = client_engine(
+            policy,
+            alpn=alpn,
+            server_name=server_name,
+            limits=self.limits,
+            reset_key=self._reset_key,
+        )
         connection = QuicConnection(self, engine, is_dialer=True, address=address)
-        self._add(connection, engine.host_cid)
+        self._add(connection, address, engine.host_cid)
         engine.connect(address, trio.current_time())
         self.schedule(connection)
         try:
@@ -188,12 +209,20 @@ class QuicEndpoint:
         if connection is not None and (entry := self._connections.get(connection)) is not None:
             entry.cids.discard(cid)
 
+    def on_moved(self, connection: QuicConnection, address: Address) -> None:
+        """The peer is at another address from now on."""
+        if (entry := self._connections.get(connection)) is not None:
+            self._peers.discard(entry.address, connection)
+            self._peers.add(address, connection)
+            entry.address = address
+
     def remove(self, connection: QuicConnection) -> None:
         """The closing period is over: nothing will be sent or routed any more."""
         entry = self._connections.pop(connection, None)
         if entry is not None:
             self._end_handshake(entry)
             self._timers.forget(entry.timer)
+            self._peers.discard(entry.address, connection)
             for cid in entry.cids:
                 self._routes.pop(cid, None)
         self._dirty.pop(connection, None)
@@ -234,10 +263,11 @@ class QuicEndpoint:
         if data[0] & 0x80:
             return self._feed_long(data, address, now)
         connection = self._routes.get(data[1 : 1 + CID_LENGTH])
-        if connection is None:
-            self.counters["unknown_connection_id"] += 1
-            return None
-        return self._deliver(connection, data, address, now)
+        if connection is not None:
+            return self._deliver(connection, data, address, now)
+        if (connection := self._reset_by(data, address[:2], now)) is None:
+            self._answer_unknown(data, address, now)
+        return connection
 
     def _feed_long(self, data: bytes, address: NetworkPath, now: float) -> QuicConnection | None:
         try:
@@ -245,6 +275,8 @@ class QuicEndpoint:
             connection = self._routes.get(invariants.destination_cid)
             if connection is not None:
                 return self._deliver(connection, data, address, now)
+            if (connection := self._reset_by(data, address[:2], now)) is not None:
+                return connection
             if self._acceptor is None:
                 self.counters["stray"] += 1
                 return None
@@ -255,8 +287,9 @@ class QuicEndpoint:
                 return None
             header = packets.read_header_untrusted(data)
         except Malformed:
-            self.counters["malformed"] += 1
-            return None
+            if (connection := self._reset_by(data, address[:2], now)) is None:
+                self.counters["malformed"] += 1
+            return connection
         connection = self._accept(self._acceptor, header, data, address, now)
         return self._deliver_first(connection, data, address, now) if connection else None
 
@@ -267,11 +300,15 @@ class QuicEndpoint:
             address = address[:2]
         if connection.close_reason is not None:
             self._repeat_close(connection, len(data), address)
+        engine = connection.engine
+        before = engine.packets_received
         try:
-            connection.engine.receive_datagram(data, address, now)
+            engine.receive_datagram(data, address, now)
         except Exception as exc:  # noqa: BLE001  # boundary: aioquic's bug, one connection's end
             self._log_engine_error(connection, exc)
             connection.on_engine_error()
+        if engine.packets_received == before:
+            self._try_reset(connection, data, address[:2], now)
         connection.on_received(now)
         return connection
 
@@ -285,6 +322,36 @@ class QuicEndpoint:
         self.counters["undecryptable"] += 1
         self.remove(connection)
         return None
+
+    # stateless reset
+
+    def _reset_by(self, data: bytes, address: Address, now: float) -> QuicConnection | None:
+        """Return the connection that a datagram of no connection has reset."""
+        for connection in self._peers.candidates(address, now):
+            if self._try_reset(connection, data, address, now):
+                return connection
+        return None
+
+    def _try_reset(
+        self, connection: QuicConnection, data: bytes, address: Address, now: float
+    ) -> bool:
+        entry = self._connections.get(connection)
+        if entry is None or entry.address != address:
+            return False
+        if not ends_in_token(data, connection.engine.peer_reset_token):
+            return False
+        self.counters["stateless_reset_received"] += 1
+        connection.engine.on_stateless_reset(now)
+        return True
+
+    def _answer_unknown(self, data: bytes, address: NetworkPath, now: float) -> None:
+        if self._acceptor is None or not self._resets.deserves(data):
+            self.counters["unknown_connection_id"] += 1
+        elif (answer := self._resets.answer(data, now)) is None:
+            self.counters["stateless_reset_withheld"] += 1
+        else:
+            self.counters["stateless_reset_sent"] += 1
+            self._send(answer, address)
 
     # accepting
 
@@ -331,9 +398,10 @@ class QuicEndpoint:
                 limits=self.limits,
                 original_destination_cid=original_cid,
                 retry_source_cid=retry_cid,
+                reset_key=self._reset_key,
             )
             connection = QuicConnection(self, engine, is_dialer=False, address=address)
-            entry = self._add(connection, engine.host_cid, header.destination_cid)
+            entry = self._add(connection, address[:2], engine.host_cid, header.destination_cid)
             entry.admission = stack.pop_all()
         self._half_open += 1
         return connection
@@ -357,8 +425,9 @@ class QuicEndpoint:
         self._send(packets.encode_retry(header, address[:2], self._retry, now), address)
         raise _Answered
 
-    def _add(self, connection: QuicConnection, *cids: bytes) -> _Entry:
-        entry = self._connections[connection] = _Entry(connection)
+    def _add(self, connection: QuicConnection, address: Address, *cids: bytes) -> _Entry:
+        entry = self._connections[connection] = _Entry(connection, address)
+        self._peers.add(address, connection)
         for cid in cids:
             self.add_route(cid, connection)
         return entry
@@ -513,9 +582,10 @@ class _Answered(Exception):
 class _Entry:
     """What the endpoint keeps about one connection."""
 
-    __slots__ = ("admission", "after_close", "cids", "close_datagrams", "timer")
+    __slots__ = ("address", "admission", "after_close", "cids", "close_datagrams", "timer")
 
-    def __init__(self, connection: QuicConnection) -> None:
+    def __init__(self, connection: QuicConnection, address: Address) -> None:
+        self.address = address
         self.cids: set[bytes] = set()
         self.timer = Timer(connection)
         self.admission: ExitStack | None = None

@@ -40,6 +40,7 @@ from alknet.core.quic import seams
 from alknet.core.quic.bounds import BoundedConnection
 from alknet.core.quic.handshake import ClientPolicy, KeyContext, ServerPolicy
 from alknet.core.quic.pacing import BurstPacer
+from alknet.core.quic.reset import ResetKey
 
 __all__ = [
     "CID_LENGTH",
@@ -68,6 +69,7 @@ FRAME_CAPACITY = 17  # type and two variable-length integers of 8 bytes
 # into an Initial (with a token) and a Handshake packet that share them. aioquic raises otherwise.
 MAX_REASON_BYTES = 512
 MAX_TRANSPORT_REASON_BYTES = 256
+RESET_REASON = "stateless reset: the peer has lost its state"
 
 
 class Closing(Enum):
@@ -114,8 +116,12 @@ class Engine(BoundedConnection):
         configuration: QuicConfiguration,
         policy: ServerPolicy | ClientPolicy,
         limits: Limits,
+        *,
+        reset_key: ResetKey | None = None,
         **connection_ids: Any,
     ) -> None:
+        self._reset_key = reset_key or ResetKey()
+        self._packets_received = 0
         self._policy = policy
         self._stream_window = limits.stream_receive_window_bytes
         self._connection_window = limits.connection_receive_window_bytes
@@ -129,6 +135,9 @@ class Engine(BoundedConnection):
         self._phase_secret: bytes | None = None
         self._first_of_phase = 0
         super().__init__(configuration=configuration, **connection_ids)
+        if not self._is_client:  # clients cannot give their first connection ID one
+            first = self._host_cids[0]
+            first.stateless_reset_token = self._reset_key.token(first.cid)
         self._loss._pacer = BurstPacer(max_datagram_size=configuration.max_datagram_size)
         self._local_max_streams_bidi = _StreamLimit(
             QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", limits.streams_per_connection
@@ -236,6 +245,17 @@ class Engine(BoundedConnection):
         return self._packet_number
 
     @property
+    def packets_received(self) -> int:
+        """Packets that were decrypted and no duplicates."""
+        return self._packets_received
+
+    def _payload_received(
+        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
+    ) -> tuple[bool, bool]:
+        self._packets_received += 1
+        return super()._payload_received(context, plain, crypto_frame_required)
+
+    @property
     def is_quiet(self) -> bool:
         """Everything given to streams was acknowledged (or will never be sent)."""
         return all(
@@ -302,6 +322,33 @@ class Engine(BoundedConnection):
         self._phase_secret = next_key_phase(crypto.send).secret
         self._first_of_phase = self._packet_number
         return True
+
+    # stateless reset; aioquic makes random tokens, never sends a reset and never looks for one
+
+    def _replenish_connection_ids(self) -> None:
+        known = len(self._host_cids)
+        super()._replenish_connection_ids()
+        for connection_id in self._host_cids[known:]:
+            connection_id.stateless_reset_token = self._reset_key.token(connection_id.cid)
+
+    @property
+    def peer_reset_token(self) -> bytes | None:
+        """What the peer would reset this connection with, if it has said so.
+
+        That of the connection ID in use: tokens of others must not count (RFC 9000 sec. 10.3.1).
+        """
+        return self._peer_cid.stateless_reset_token or None
+
+    def on_stateless_reset(self, now: float) -> None:
+        """The peer has lost its state: end at once and send nothing more."""
+        if self._close_event is not None:
+            return
+        self._close_event = events.ConnectionTerminated(
+            error_code=QuicErrorCode.NO_ERROR,
+            frame_type=QuicFrameType.PADDING,
+            reason_phrase=RESET_REASON,
+        )
+        self._close_begin(is_initiator=False, now=now)
 
     # streams
 
@@ -435,12 +482,17 @@ class Engine(BoundedConnection):
 
 
 def client_engine(
-    policy: ClientPolicy, *, alpn: str, server_name: str | None, limits: Limits
+    policy: ClientPolicy,
+    *,
+    alpn: str,
+    server_name: str | None,
+    limits: Limits,
+    reset_key: ResetKey | None = None,
 ) -> Engine:
     """Make the dialling side; *server_name* is sent as SNI."""
     configuration = _configuration(limits, is_client=True, alpns=[alpn])
     configuration.server_name = server_name
-    return Engine(configuration, policy, limits)
+    return Engine(configuration, policy, limits, reset_key=reset_key)
 
 
 def server_engine(
@@ -450,6 +502,7 @@ def server_engine(
     limits: Limits,
     original_destination_cid: bytes,
     retry_source_cid: bytes | None = None,
+    reset_key: ResetKey | None = None,
 ) -> Engine:
     """Make the accepting side; the client's first packet went to *original_destination_cid*."""
     configuration = _configuration(limits, is_client=False, alpns=list(alpns))
@@ -459,6 +512,7 @@ def server_engine(
         configuration,
         policy,
         limits,
+        reset_key=reset_key,
         original_destination_connection_id=original_destination_cid,
         retry_source_connection_id=retry_source_cid,
     )

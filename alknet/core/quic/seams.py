@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aioquic import tls
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import Limit, QuicConnection
+from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionId
 from aioquic.quic.recovery import QuicPacketPacer
 from aioquic.quic.stream import QuicStream
 
@@ -25,7 +25,8 @@ CONNECTION_NAMES = (
     " _write_connection_limits _write_stream_limits _on_connection_limit_delivery"
     " _on_max_stream_data_delivery _idle_timeout _close_begin host_cid"
     " _handle_crypto_frame _loss _spaces"
-    " _payload_received _handle_stream_frame _handle_datagram_frame _handle_ack_frame"
+    " _host_cids _replenish_connection_ids _payload_received"
+    " _handle_stream_frame _handle_datagram_frame _handle_ack_frame"
     " _handle_retire_connection_id_frame _write_new_connection_id_frame"
     " _crypto_streams _close_pending"
     " _handle_data_blocked_frame _handle_max_data_frame _handle_max_streams_bidi_frame"
@@ -33,6 +34,7 @@ CONNECTION_NAMES = (
     " _handle_path_challenge_frame _handle_path_response_frame _handle_ping_frame"
     " _handle_streams_blocked_frame"
 )
+_CID_NAMES = "cid stateless_reset_token"
 _STREAM_NAMES = "max_stream_data_local max_stream_data_local_sent receiver sender"
 _SENDER_NAMES = (
     "is_finished buffer_is_empty reset_pending _buffer_start _buffer_stop _buffer_fin _acked_fin"
@@ -53,6 +55,7 @@ def missing_names() -> list[str]:
         (tls, _TLS_NAMES),
         (tls.Context(is_client=True), CONTEXT_NAMES),
         (QuicConnection(configuration=QuicConfiguration()), CONNECTION_NAMES),
+        (QuicConnectionId(b"", 0), _CID_NAMES),
         (stream, _STREAM_NAMES),
         (stream.sender, _SENDER_NAMES),
         (stream.receiver, _RECEIVER_NAMES),

@@ -15,6 +15,7 @@ from alknet.core.limits import Limits
 from alknet.core.quic.connection import QuicConnection
 from alknet.core.quic.endpoint import QuicAcceptor, QuicEndpoint
 from alknet.core.quic.policy import client_policy, server_policy
+from alknet.core.quic.reset import ResetKey
 from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.tls.trust import PinnedKey, Trust
 
@@ -52,6 +53,7 @@ async def quic_server(
     credentials: NodeCredentials | None = None,
     socket: DatagramSocket | None = None,
     admit: object = None,
+    reset_key: ResetKey | None = None,
 ) -> AsyncGenerator[Server]:
     credentials = credentials or new_credentials()
     send, receive = trio.open_memory_channel[QuicConnection](math.inf)
@@ -62,7 +64,10 @@ async def quic_server(
         admit=admit or admit_all,  # type: ignore[arg-type]
     )
     endpoint = QuicEndpoint(
-        socket or UdpSocket.bind("127.0.0.1", 0), limits=limits or Limits(), acceptor=acceptor
+        socket or UdpSocket.bind("127.0.0.1", 0),
+        limits=limits or Limits(),
+        acceptor=acceptor,
+        reset_key=reset_key,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(endpoint.run)

@@ -36,6 +36,7 @@ class World:
         return all(
             not endpoint._routes
             and not endpoint._connections
+            and not endpoint._peers
             and not endpoint._dirty
             and not endpoint._unsent
             and endpoint._half_open == 0
