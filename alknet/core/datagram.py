@@ -197,6 +197,8 @@ class UdpSocket:
         return True
 
     def send_batch(self, batch: Sequence[tuple[bytes, NetworkPath]]) -> int:
+        if len(batch) == 1:
+            return int(self.send(*batch[0]))
         taken = 0
         while taken < len(batch):
             end = run_end(batch, taken) if self.is_segmenting else taken + 1
@@ -249,12 +251,10 @@ class UdpSocket:
         return found
 
     def _path(self, address: _SystemAddress, arrival: bytes) -> NetworkPath:
-        found = self._paths.get((address, arrival))
-        if found is None:
-            host, port = _from_system(address)
-            found = (host, port, arrival_host(arrival)) if arrival else (host, port)
-            _make_room(self._paths)[address, arrival] = found
-        return found
+        host, port = _from_system(address)
+        path = (host, port, arrival_host(arrival)) if arrival else (host, port)
+        _make_room(self._paths)[address, arrival] = path
+        return path
 
     def _receive_now(self) -> list[tuple[bytes, NetworkPath]]:
         batch: list[tuple[bytes, NetworkPath]] = []
@@ -270,8 +270,8 @@ class UdpSocket:
                 self.errors += 1
                 self._report_errors()
                 break
-            size, arrival = read_ancillary(ancillary)
-            path = self._path(address, arrival)
+            size, arrival = read_ancillary(ancillary) if ancillary else (0, b"")
+            path = self._paths.get((address, arrival)) or self._path(address, arrival)
             if size and size < len(data):
                 batch.extend((part, path) for part in split(data, size))
             else:

@@ -199,6 +199,8 @@ def test_a_full_buffer_takes_the_head_and_keeps_the_order(code: int, room: int) 
     assert sock.send_batch(batch[first:]) == len(batch) - first
     assert scripted.sent == [data for data, _ in batch]
     assert sock.errors == 0
+    assert sock.is_segmenting == (code == 0)
+    assert bool(sock.segmentation_failures) == bool(code)
 
 
 def test_a_socket_without_runs_of_its_own_sends_one_by_one() -> None:

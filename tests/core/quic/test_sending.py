@@ -125,6 +125,7 @@ async def test_what_a_full_socket_leaves_goes_later_in_order(autojump_clock: Moc
         await nursery.start(endpoint.run)
         endpoint._send_batch(batch[:10])
         endpoint._send(*batch[10])
+        sock.left = 1  # what comes now must not overtake what waits
         endpoint._send_batch(batch[11:])
         assert sock.taken == [b"\0", b"\1", b"\2"]
         await trio.sleep(1)
