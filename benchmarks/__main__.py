@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,9 +53,10 @@ def heading() -> str:
     """Say what the figures depend on."""
     now = dt.datetime.now(dt.UTC)
     load = os.getloadavg()[0]
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     return (
         "# Results\n\n"
-        "Made by `make bench`, which is `python -m benchmarks`.\n\n"
+        f"Made by `{command}`; `make bench` does it with all peers installed.\n\n"
         f"Machine: {machine()}. Date: {now:%Y-%m-%d}. Load average when it began: {load:.2f}.\n"
         "Server and client run in two processes, pinned to two cores. Other work on the machine\n"
         "disturbs them: a load average well above 1 means that it did, and much. Rounds of all\n"
