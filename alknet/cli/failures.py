@@ -76,6 +76,7 @@ def report(exc: BaseException, arguments: Sequence[str]) -> int:
         arguments: Of the program: whether JSON was asked for must be known even where they
             could not be parsed.
     """
+    _give_up_unwritten_output()
     exc = _single(exc)
     if isinstance(exc, click.exceptions.Exit):
         return exc.exit_code
@@ -210,10 +211,22 @@ def _wants_json(arguments: Sequence[str]) -> bool:
 
 def _reader_left() -> int:
     """Whoever read our output has seen enough, as in ``| head``; say no more to it."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    with contextlib.suppress(OSError):
-        os.dup2(devnull, sys.stdout.fileno())
+    _discard_output()
     return 141  # 128 + SIGPIPE, as a program says that does not catch it
+
+
+def _give_up_unwritten_output() -> None:
+    """Drop what standard output does not take: Python would try again at exit, and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _discard_output()
+
+
+def _discard_output() -> None:
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(devnull, sys.stdout.fileno())
 
 
 def _name(exc: AlknetError) -> str:

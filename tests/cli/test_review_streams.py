@@ -15,11 +15,12 @@ LATIN_1 = {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
 
 
 def shell(script: str, home: Path, **env: str) -> Result:
-    """Run *script* with ``alknet`` defined in it."""
+    """Run *script* with ``alknet`` defined in it; what it prints is buffered, as it usually is."""
     program = " ".join(PROGRAM)
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         ["/bin/sh", "-c", f'alknet() {{ {program} --home "$HOME_" "$@"; }}\n{script}'],
-        env={**os.environ, "HOME_": str(home), **env},
+        env={**usual, "HOME_": str(home), **env},
         capture_output=True,
         check=False,
     )
