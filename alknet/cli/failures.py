@@ -216,7 +216,7 @@ def _reader_left() -> int:
 
 
 def _give_up_unwritten_output() -> None:
-    """Drop what standard output does not take: Python would try again at exit, and exit with 120."""
+    """Drop what standard output does not take; Python would try again at its end: status 120."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
