@@ -29,6 +29,7 @@ __all__ = [
     "CARRIER_QUIC",
     "CARRIER_TCP",
     "CARRIER_UNIX",
+    "MAX_REASON_BYTES",
     "Carrier",
     "CloseCode",
     "CloseReason",
@@ -41,6 +42,7 @@ __all__ = [
     "ProtocolHandler",
     "Stream",
     "StreamReset",
+    "cut_utf8",
 ]
 
 
@@ -62,6 +64,9 @@ class Carrier(msgspec.Struct, frozen=True):
     datagrams: bool
     close_code: bool
 
+
+# The longest close reason, on every carrier: what fits one QUIC packet with room to spare.
+MAX_REASON_BYTES = 512
 
 CARRIER_QUIC = Carrier("quic", many_streams=True, datagrams=True, close_code=True)
 CARRIER_TCP = Carrier("tcp", many_streams=False, datagrams=False, close_code=False)
@@ -103,6 +108,11 @@ class CloseReason(msgspec.Struct, frozen=True):
         name = "" if self.is_transport else f" {_code_name(self.code)}"
         reason = self.reason or "no reason given"
         return f"closed by {who} ({kind} code {self.code:#x}{name}): {reason}"
+
+
+def cut_utf8(text: str, longest: int) -> str:
+    """Cut *text* to at most *longest* bytes of UTF-8, never inside a character."""
+    return text.encode(errors="replace")[:longest].decode(errors="ignore")
 
 
 def _code_name(code: int) -> str:

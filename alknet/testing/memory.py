@@ -16,10 +16,12 @@ import trio
 
 from alknet.core.contracts import (
     CARRIER_MEMORY,
+    MAX_REASON_BYTES,
     CloseReason,
     Connection,
     ConnectionEnded,
     Stream,
+    cut_utf8,
 )
 from alknet.core.identity import NodeId
 from alknet.core.limits import Limits
@@ -32,8 +34,6 @@ T = TypeVar("T")
 
 # What a QUIC path of 1,280-byte packets leaves: tests meet the limit that real paths have.
 MAX_DATAGRAM_SIZE = 1_200
-# As on the wire (see `Connection.close`).
-MAX_REASON_BYTES = 512
 
 
 @asynccontextmanager
@@ -140,7 +140,7 @@ class MemoryConnection(Connection):
     def close(self, code: int = 0, reason: str = "") -> None:
         if self._close_reason is not None:
             return
-        reason = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+        reason = cut_utf8(reason, MAX_REASON_BYTES)
         self._end(CloseReason(code, reason, by_peer=False))
         self._peer._end(CloseReason(code, reason, by_peer=True))  # noqa: SLF001
 

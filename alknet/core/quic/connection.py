@@ -14,13 +14,15 @@ from aioquic.quic import events
 
 from alknet.core.contracts import (
     CARRIER_QUIC,
+    MAX_REASON_BYTES,
     CloseCode,
     CloseReason,
     Connection,
     ConnectionEnded,
+    cut_utf8,
 )
 from alknet.core.datagram import format_address
-from alknet.core.quic.engine import MAX_REASON_BYTES, Closing, cut_utf8
+from alknet.core.quic.engine import Closing
 from alknet.core.quic.stream import QuicStream, check_code
 from alknet.errors import LocalError
 

@@ -34,6 +34,7 @@ from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
+from alknet.core.contracts import MAX_REASON_BYTES, cut_utf8
 from alknet.core.identity import NodeId
 from alknet.core.limits import Limits
 from alknet.core.quic import seams
@@ -44,11 +45,9 @@ from alknet.core.quic.reset import ResetKey
 
 __all__ = [
     "CID_LENGTH",
-    "MAX_REASON_BYTES",
     "Closing",
     "Engine",
     "client_engine",
-    "cut_utf8",
     "server_engine",
 ]
 
@@ -65,9 +64,9 @@ DATAGRAM_OVERHEAD = 1 + 2 + 16 + 3
 # frame: 1,000 half-open handshakes would hold half a gigabyte.
 MAX_CRYPTO_BYTES = 64 * 1024
 FRAME_CAPACITY = 17  # type and two variable-length integers of 8 bytes
-# CONNECTION_CLOSE must fit: an application's goes into one packet of 1200 bytes, a transport's
-# into an Initial (with a token) and a Handshake packet that share them. aioquic raises otherwise.
-MAX_REASON_BYTES = 512
+# CONNECTION_CLOSE must fit: an application's (`MAX_REASON_BYTES`) goes into one packet of 1200
+# bytes, a transport's into an Initial (with a token) and a Handshake packet that share them.
+# aioquic raises otherwise.
 MAX_TRANSPORT_REASON_BYTES = 256
 RESET_REASON = "stateless reset: the peer has lost its state"
 
@@ -532,11 +531,6 @@ def _configuration(limits: Limits, *, is_client: bool, alpns: list[str]) -> Quic
 
 def _awaits_fin(stream: QuicStream) -> bool:
     return stream.sender._buffer_fin is not None and not stream.sender._acked_fin
-
-
-def cut_utf8(text: str, longest: int) -> str:
-    """Cut *text* to at most *longest* bytes of UTF-8, never inside a character."""
-    return text.encode(errors="replace")[:longest].decode(errors="ignore")
 
 
 seams.require()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
 
+from alknet.core.conflict import ConflictDetector
 from alknet.core.contracts import Stream, StreamReset
 from alknet.errors import LocalError
 
@@ -52,8 +52,8 @@ class QuicStream(Stream):
         self._unread = bytearray()
         self._reset_code: int | None = None
         self._is_accepted = False
-        self._is_sending = False
-        self._is_receiving = False
+        self._send_conflict = ConflictDetector("another task is sending on this stream")
+        self._receive_conflict = ConflictDetector("another task is receiving on this stream")
         self._readable = trio.lowlevel.ParkingLot()
         self._writable = trio.lowlevel.ParkingLot()
 
@@ -67,7 +67,7 @@ class QuicStream(Stream):
     # sending
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with self._exclusive("_is_sending"):
+        with self._send_conflict:
             await trio.lowlevel.checkpoint()
             self._check_sendable()
             rest = memoryview(data)
@@ -82,7 +82,7 @@ class QuicStream(Stream):
                 self._check_sendable()
 
     async def wait_send_all_might_not_block(self) -> None:
-        with self._exclusive("_is_sending"):
+        with self._send_conflict:
             await trio.lowlevel.checkpoint()
             self._check_sendable()
             while self._connection.send_room(self._id) <= 0:
@@ -90,7 +90,7 @@ class QuicStream(Stream):
                 self._check_sendable()
 
     async def send_eof(self) -> None:
-        with self._exclusive("_is_sending"):
+        with self._send_conflict:
             await trio.lowlevel.checkpoint()
             if not self._sent_eof:
                 self._check_sendable()
@@ -113,7 +113,7 @@ class QuicStream(Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
-        with self._exclusive("_is_receiving"):
+        with self._receive_conflict:
             await trio.lowlevel.checkpoint()
             while True:
                 if self._receive_closed:
@@ -234,13 +234,3 @@ class QuicStream(Stream):
         if self._send_closed:
             raise trio.ClosedResourceError("the sending side of this stream is closed")
         self._connection.check_open()
-
-    @contextmanager
-    def _exclusive(self, flag: str) -> Iterator[None]:
-        if getattr(self, flag):
-            raise trio.BusyResourceError("another task is using this side of the stream")
-        setattr(self, flag, True)
-        try:
-            yield
-        finally:
-            setattr(self, flag, False)

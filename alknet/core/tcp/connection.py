@@ -13,7 +13,14 @@ from typing import Never
 
 import trio
 
-from alknet.core.contracts import Carrier, CloseReason, Connection, Stream
+from alknet.core.contracts import (
+    MAX_REASON_BYTES,
+    Carrier,
+    CloseReason,
+    Connection,
+    Stream,
+    cut_utf8,
+)
 from alknet.core.identity import NodeId
 from alknet.core.tcp.listener import addresses_of
 from alknet.core.tcp.only_stream import ConnectionLife, OnlyStream
@@ -25,7 +32,6 @@ __all__ = ["StreamConnection"]
 # How long closing may take: close_notify out, and the peer's end in. Below the second that the
 # endpoint gives connections at its own end.
 CLOSE_S = 0.8
-MAX_REASON_BYTES = 512
 
 
 class StreamConnection(Connection):
@@ -113,7 +119,7 @@ class StreamConnection(Connection):
 
         With words to say (`Connection.farewell`), what is being sent may go on until then.
         """
-        text = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+        text = cut_utf8(reason, MAX_REASON_BYTES)
         # Words that say why come after what is being sent, or not at all.
         has_words = self.farewell is not None and code != 0
         end = CloseReason(code, text, by_peer=False)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import trio
 
+from alknet.core.conflict import ConflictDetector
 from alknet.core.contracts import CloseReason, ConnectionEnded, Stream
 from alknet.core.tcp.failures import TlsBroken
-from alknet.core.tcp.tls import ConflictDetector, TlsStream
+from alknet.core.tcp.tls import TlsStream
 
 __all__ = ["ConnectionLife", "OnlyStream"]
 

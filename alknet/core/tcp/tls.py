@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import trio
 from OpenSSL import SSL
 
+from alknet.core.conflict import ConflictDetector
 from alknet.core.tcp.contexts import (
     Handshake,
     client_connection,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from alknet.core.tls.credentials import NodeCredentials
     from alknet.core.tls.trust import Trust
 
-__all__ = ["ConflictDetector", "TlsStream"]
+__all__ = ["TlsStream"]
 
 RECORD_BYTES = 16_384
 # More ciphertext in one read of the BIO crosses malloc's mmap threshold: twice the CPU (measured).
@@ -46,24 +46,6 @@ LINGER_S = 0.5
 GOODBYE_S = 1.0
 # How long a refused handshake may take to get its alert out.
 ALERT_S = 1.0
-
-
-class ConflictDetector:
-    """A context manager that only one task may be in; the next gets `trio.BusyResourceError`."""
-
-    def __init__(self, message: str) -> None:
-        self._message = message
-        self._is_held = False
-
-    def __enter__(self) -> None:
-        if self._is_held:
-            raise trio.BusyResourceError(self._message)
-        self._is_held = True
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._is_held = False
 
 
 class TlsStream(trio.abc.HalfCloseableStream):

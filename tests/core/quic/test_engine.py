@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +13,10 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import Epoch
 
+from alknet.core.contracts import cut_utf8
 from alknet.core.limits import Limits
 from alknet.core.quic import seams
-from alknet.core.quic.engine import Closing, Engine, client_engine, cut_utf8, server_engine
+from alknet.core.quic.engine import Closing, Engine, client_engine, server_engine
 from alknet.core.quic.handshake import ClientPolicy
 from alknet.core.quic.policy import client_policy, server_policy
 from alknet.core.tls.trust import PinnedKey
@@ -416,3 +419,14 @@ def _stock_client(
     link.connect()
     assert isinstance(link.server.engine, Engine)
     return link, link.server.engine
+
+
+def test_the_guard_runs_when_the_engine_is_imported() -> None:
+    script = (
+        "from aioquic.quic.connection import QuicConnection\n"
+        "del QuicConnection._write_stream_limits\n"
+        "import alknet.core.quic.engine\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert b"ImportError: this aioquic lacks what alknet builds on" in done.stderr
+    assert b"_write_stream_limits" in done.stderr
