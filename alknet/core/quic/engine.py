@@ -38,8 +38,8 @@ from alknet.core.contracts import MAX_REASON_BYTES, cut_utf8
 from alknet.core.identity import NodeId
 from alknet.core.limits import Limits
 from alknet.core.quic import seams
-from alknet.core.quic.bounds import BoundedConnection
 from alknet.core.quic.handshake import ClientPolicy, KeyContext, ServerPolicy
+from alknet.core.quic.hotpath.send import HotSend
 from alknet.core.quic.pacing import BurstPacer
 from alknet.core.quic.reset import ResetKey
 
@@ -107,7 +107,7 @@ class _StreamLimit(Limit):
         self._released += 1
 
 
-class Engine(BoundedConnection):
+class Engine(HotSend):
     """One QUIC connection, sans-IO: time comes in as ``now``, see aioquic's `QuicConnection`."""
 
     def __init__(
