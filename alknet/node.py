@@ -37,6 +37,7 @@ from alknet.core.endpoint.tasks import task_tree
 from alknet.core.home import CONFIG_FILE, STATE_FILE
 from alknet.core.identity import NodeId, Peer
 from alknet.core.quic.endpoint import QuicEndpoint
+from alknet.core.quic.qlog import QlogDirectory
 from alknet.core.quic.reset import ResetKey
 from alknet.core.router import Router
 from alknet.core.scopes import open_background
@@ -81,6 +82,7 @@ class Node:
         operations: Iterable[Operation[..., Any]] = (),
         handlers: Iterable[ProtocolHandler] = (),
         home: Path | None = None,
+        qlog: Path | None = None,
     ) -> None:
         """Wire a node; it runs inside ``async with``.
 
@@ -91,6 +93,8 @@ class Node:
             operations: Your own, beside the built-in ones.
             handlers: Your own protocols, beside ``alknet/call``.
             home: Where the control socket and the lock are; None for neither.
+            qlog: The directory for a qlog file of each QUIC connection, which costs much of the
+                transport's speed; None for none.
 
         Raises:
             LocalError: Two handlers claim an ALPN, two operations a name, nobody serves the
@@ -105,6 +109,7 @@ class Node:
         self.listening: tuple[Listening, ...] = ()
         self._listen_override: tuple[Address, ...] | None = None
         self._home = home
+        self._qlog_path = qlog
         self._config_seen: tuple[int, int, int] | None = None
         self._config_limiter = trio.CapacityLimiter(1)
         self._addresses: tuple[Address, ...] = ()
@@ -123,11 +128,13 @@ class Node:
         listen: Sequence[Address] | None = None,
         operations: Iterable[Operation[..., Any]] = (),
         handlers: Iterable[ProtocolHandler] = (),
+        qlog: Path | None = None,
     ) -> Self:
         """Wire the node whose key, ``node.toml`` and state are in *home*. Blocks on small files.
 
         Args:
             listen: Instead of the configured addresses.
+            qlog: As for a `Node`.
 
         Raises:
             NotFound: There is no key in *home*.
@@ -149,6 +156,7 @@ class Node:
             operations=operations,
             handlers=handlers,
             home=home,
+            qlog=qlog,
         )
         node._listen_override = None if listen is None else tuple(listen)
         node._config_seen = seen
@@ -163,7 +171,8 @@ class Node:
         """Bind, start and listen.
 
         Raises:
-            LocalError: An address cannot be bound, or the home's ``reset.key`` is damaged.
+            LocalError: An address cannot be bound, the home's ``reset.key`` is damaged, or no qlog
+                files can be made.
             Conflict: A node runs on the same home.
             StoreError: A file of the home can be neither read nor written.
         """
@@ -190,20 +199,30 @@ class Node:
         with ExitStack() as held:
             if self._home is not None:
                 held.enter_context(hold_home(self._home))
+            qlog = None
+            if self._qlog_path is not None:
+                qlog = QlogDirectory(self._qlog_path)
+                held.callback(qlog.close)  # when all connections have ended
             ports = await bind_ports(self.config.listen)
             for port in ports:
                 held.callback(port.close)
             async with open_background() as nursery:
-                await self._start(nursery, ports)
+                if qlog is not None:
+                    nursery.start_soon(qlog.run, name="qlog writer")
+                await self._start(nursery, ports, qlog)
                 yield
                 await self.endpoint.drain()
 
-    async def _start(self, nursery: trio.Nursery, ports: Sequence[Port]) -> None:
+    async def _start(
+        self, nursery: trio.Nursery, ports: Sequence[Port], qlog: QlogDirectory | None
+    ) -> None:
         if isinstance(self.identities, FileIdentityStore):
             await nursery.start(self.identities.follow)
         await nursery.start(self.endpoint.serve)
         reset_key = ResetKey(None if self._home is None else load_reset_key(self._home))
-        self._quic = await nursery.start(listen, self.endpoint, ports, self.credentials, reset_key)
+        self._quic = await nursery.start(
+            listen, self.endpoint, ports, self.credentials, reset_key, qlog
+        )
         if self._home is not None:
             await nursery.start(serve_control, self._home, self.endpoint)
         self._bound = tuple(port.address for port in ports)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 import click
@@ -15,8 +17,6 @@ from alknet.cli.options import Command, is_json, the_home, usage_errors
 from alknet.cli.output import note, paint
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import trio
 
     from alknet.core.address import Address
@@ -31,6 +31,7 @@ __all__ = ["up"]
         "alknet up",
         "alknet up --listen 0.0.0.0:4433 --listen [::1]:4433",
         "alknet up --listen 127.0.0.1:0 --json      any free port; the first line says which",
+        "alknet up --qlog /tmp/qlog      files to be looked at with qvis",
     ],
 )
 @click.option(
@@ -39,7 +40,16 @@ __all__ = ["up"]
     multiple=True,
     help="Listen here instead of where node.toml says; port 0 is any free one. Repeatable.",
 )
-def up(listen: Sequence[str]) -> None:
+@click.option(
+    "--qlog",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="ALKNET_QLOG",
+    show_envvar=True,
+    help="Write a qlog file of each QUIC connection into DIR, for qvis. For finding faults: "
+    "connections take the slow way through the transport meanwhile.",
+)
+def up(listen: Sequence[str], qlog: Path | None) -> None:
     """Run the node until it is told to stop.
 
     Prints its ticket and what listens with which ALPNs, then a line for each event of its life.
@@ -52,12 +62,13 @@ def up(listen: Sequence[str]) -> None:
     import trio
 
     from alknet.cli.home import need_key
+    from alknet.node import Node
 
     addresses = _addresses(listen)
     home = the_home()
     need_key()  # says what to do if there is none
     with LineWriter(sys.stdout) as out:
-        trio.run(_run, home, addresses, out, is_json())
+        trio.run(_run, partial(Node.from_home, home, listen=addresses, qlog=qlog), out, is_json())
 
 
 def _addresses(listen: Sequence[str]) -> list[Address] | None:
@@ -68,16 +79,15 @@ def _addresses(listen: Sequence[str]) -> list[Address] | None:
     return parsed or None
 
 
-async def _run(home: Path, addresses: list[Address] | None, out: LineWriter, as_json: bool) -> None:
+async def _run(make_node: Callable[[], Node], out: LineWriter, as_json: bool) -> None:
     """Start and serve. A signal before the node is ready ends it at once."""
     import trio
 
     from alknet.cli.notify import feed_watchdog, notify
     from alknet.cli.running import ENDING
     from alknet.core.log import configure
-    from alknet.node import Node
 
-    node = Node.from_home(home, listen=addresses)
+    node = make_node()
     style = "json" if as_json else _style(node.config.log.format)
     # Until the first line is out, standard output belongs to it.
     configure(node.config.log.level, style, sys.stderr)

@@ -17,6 +17,7 @@ from alknet.core.datagram import UdpSocket
 from alknet.core.endpoint.endpoint import Endpoint
 from alknet.core.quic.endpoint import QuicAcceptor, QuicEndpoint
 from alknet.core.quic.policy import server_policy
+from alknet.core.quic.qlog import QlogDirectory
 from alknet.core.quic.reset import ResetKey
 from alknet.core.tcp.listener import addresses_of, listen_tcp, serve
 from alknet.core.tls.credentials import NodeCredentials
@@ -92,6 +93,7 @@ async def listen(
     ports: Sequence[Port],
     credentials: NodeCredentials,
     reset_key: ResetKey,
+    qlog: QlogDirectory | None = None,
     *,
     task_status: trio.TaskStatus[list[QuicEndpoint]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -100,7 +102,9 @@ async def listen(
     The sockets belong to it; they are closed when it returns. Starts with the QUIC endpoints.
     """
     async with trio.open_nursery() as nursery:
-        quic = [_quic_endpoint(endpoint, port, credentials, reset_key, nursery) for port in ports]
+        quic = [
+            _quic_endpoint(endpoint, port, credentials, reset_key, qlog, nursery) for port in ports
+        ]
         for quic_endpoint in quic:
             await nursery.start(quic_endpoint.run)
         nursery.start_soon(_accept_tcp, endpoint, ports)
@@ -117,6 +121,7 @@ def _quic_endpoint(
     port: Port,
     credentials: NodeCredentials,
     reset_key: ResetKey,
+    qlog: QlogDirectory | None,
     nursery: trio.Nursery,
 ) -> QuicEndpoint:
     acceptor = QuicAcceptor(
@@ -132,6 +137,7 @@ def _quic_endpoint(
         limits=endpoint.limits,
         acceptor=acceptor,
         reset_key=reset_key.at(port.udp.local_address),
+        qlog=qlog,
     )
 
 

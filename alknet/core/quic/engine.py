@@ -41,6 +41,7 @@ from alknet.core.quic import seams
 from alknet.core.quic.handshake import ClientPolicy, KeyContext, ServerPolicy
 from alknet.core.quic.hotpath.send import HotSend
 from alknet.core.quic.pacing import BurstPacer
+from alknet.core.quic.qlog import QlogDirectory
 from alknet.core.quic.reset import ResetKey
 
 __all__ = [
@@ -202,6 +203,13 @@ class Engine(HotSend):
     def _close_begin(self, is_initiator: bool, now: float) -> None:
         self._is_closed_by_peer = not is_initiator
         super()._close_begin(is_initiator, now)
+
+    def end_log(self) -> None:
+        """Nothing more will happen: complete the qlog file, if one is written."""
+        trace, directory = self._quic_logger, self._configuration.quic_logger
+        if trace is not None and directory is not None:
+            self._quic_logger = self._loss._quic_logger = None
+            directory.end_trace(trace)
 
     @property
     def close_event(self) -> events.ConnectionTerminated | None:
@@ -487,9 +495,11 @@ def client_engine(
     server_name: str | None,
     limits: Limits,
     reset_key: ResetKey | None = None,
+    qlog: QlogDirectory | None = None,
 ) -> Engine:
     """Make the dialling side; *server_name* is sent as SNI."""
     configuration = _configuration(limits, is_client=True, alpns=[alpn])
+    configuration.quic_logger = qlog
     configuration.server_name = server_name
     return Engine(configuration, policy, limits, reset_key=reset_key)
 
@@ -502,9 +512,11 @@ def server_engine(
     original_destination_cid: bytes,
     retry_source_cid: bytes | None = None,
     reset_key: ResetKey | None = None,
+    qlog: QlogDirectory | None = None,
 ) -> Engine:
     """Make the accepting side; the client's first packet went to *original_destination_cid*."""
     configuration = _configuration(limits, is_client=False, alpns=list(alpns))
+    configuration.quic_logger = qlog
     # The constructor wants both; `ServerPolicy.choose` sets the real ones per ClientHello.
     configuration.certificate = configuration.private_key = object()
     return Engine(

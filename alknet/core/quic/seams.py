@@ -28,7 +28,7 @@ CONNECTION_NAMES = (
     " _host_cids _replenish_connection_ids _payload_received"
     " _handle_stream_frame _handle_datagram_frame _handle_ack_frame"
     " _handle_retire_connection_id_frame _write_new_connection_id_frame"
-    " _crypto_streams _close_pending"
+    " _crypto_streams _close_pending _quic_logger _configuration"
     " _handle_data_blocked_frame _handle_max_data_frame _handle_max_streams_bidi_frame"
     " _handle_max_streams_uni_frame _handle_new_connection_id_frame"
     " _handle_path_challenge_frame _handle_path_response_frame _handle_ping_frame"
@@ -60,7 +60,7 @@ def missing_names() -> list[str]:
         (stream.sender, _SENDER_NAMES),
         (stream.receiver, _RECEIVER_NAMES),
         (Limit(0, "", 0), _LIMIT_NAMES),
-        (QuicConnection(configuration=QuicConfiguration())._loss, "_pacer"),
+        (QuicConnection(configuration=QuicConfiguration())._loss, "_pacer _quic_logger"),
         (QuicPacketPacer(max_datagram_size=1200), _PACER_NAMES),
     ]
     return [name for owner, names in wanted for name in lacking(owner, names)]
