@@ -265,9 +265,8 @@ async def run(seed: int) -> Counter[str]:
                 assert len(endpoint.connections) <= 1
                 assert endpoint.counters["engine_error"] == 0
         for endpoint in (pair.endpoints.client, pair.endpoints.server):
-            assert not endpoint._routes
-            assert not endpoint._connections
-            assert not endpoint._unsent
+            assert endpoint._table.is_empty
+            assert not endpoint._outbox
     except BaseException as exc:
         exc.add_note(f"ALKNET_SEED={seed}; the end of the trace:\n{here.network.format_trace()}")
         raise

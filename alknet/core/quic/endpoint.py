@@ -28,6 +28,7 @@ from alknet.core.quic.connection import QuicConnection
 from alknet.core.quic.engine import client_engine
 from alknet.core.quic.handshake import ClientPolicy
 from alknet.core.quic.outbox import Outbox
+from alknet.core.quic.qlog import QlogDirectory
 from alknet.core.quic.receiving import Receiving, log_engine_error
 from alknet.core.quic.reset import ResetKey
 from alknet.core.quic.table import ConnectionTable, Entry
@@ -66,6 +67,7 @@ class QuicEndpoint:
         self.limits = limits
         self.counters: Counter[str] = Counter()
         self._socket = socket
+        self.qlog = qlog
         self._reset_key = reset_key or ResetKey()
         self._is_closed = False
         self._timers: Deadlines[QuicConnection] = Deadlines()
@@ -73,7 +75,7 @@ class QuicEndpoint:
         self._dirty: dict[QuicConnection, None] = {}
         self._flush_wanted = trio.Event()
         self._table = ConnectionTable()
-        self._outbox = Outbox(socket, self.counters, lambda: self._flush_wanted.set())
+        self._outbox = Outbox(socket, self.counters, self._want_flush)
         self._accepting = (
             None
             if acceptor is None
@@ -140,7 +142,7 @@ class QuicEndpoint:
             server_name=server_name,
             limits=self.limits,
             reset_key=self._reset_key,
-            qlog=self._qlog,
+            qlog=self.qlog,
         )
         connection = QuicConnection(self, engine, is_dialer=True, address=address)
         self._table.add(connection, address, engine.host_cid)
@@ -185,6 +187,7 @@ class QuicEndpoint:
         if entry is not None:
             self._end_handshake(entry)
             self._timers.forget(entry.timer)
+            connection.engine.end_log()
         self._dirty.pop(connection, None)
 
     def on_established(self, connection: QuicConnection) -> None:
@@ -229,6 +232,9 @@ class QuicEndpoint:
             dirty, self._dirty = self._dirty, {}
             for connection in dirty:
                 self._serve(connection, now)
+
+    def _want_flush(self) -> None:
+        self._flush_wanted.set()
 
     def _serve(self, connection: QuicConnection, now: float) -> None:
         """After any change: tell those who wait, send what can be sent, set the timer."""

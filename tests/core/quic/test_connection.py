@@ -179,7 +179,7 @@ async def test_cancelled_endpoint_tells_its_peers(autojump_clock: MockClock) -> 
         assert (await acceptor.wait_closed()).code == CloseCode.SHUTDOWN
         with pytest.raises(trio.ClosedResourceError):
             await acceptor.accept_stream()
-        assert not server.endpoint._routes
+        assert not server.endpoint._table.routes
 
 
 async def test_aclose_waits_until_sent_bytes_arrived(autojump_clock: MockClock) -> None:

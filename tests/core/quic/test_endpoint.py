@@ -27,7 +27,7 @@ from alknet.testing.network import FakeUdpSocket
 from tests.core.quic.fakenet import FakeNet
 from tests.core.quic.pairs import ALPN, Server, quic_client, quic_server
 from tests.core.quic.sansio import Forger
-from tests.core.quic.worlds import exchange, world
+from tests.core.quic.worlds import exchange, half_open, world
 
 
 def first_flight(server: Server, *, bytes_of_hello: int | None = None) -> bytes:
@@ -95,7 +95,7 @@ async def test_random_datagrams_never_raise(seed: int, autojump_clock: MockClock
     async with world() as here:
         dialer, acceptor = await here.connect()
         stranger = here.net.host("198.51.100.1")
-        cids = [*here.server.endpoint._routes]
+        cids = [*here.server.endpoint._table.routes]
         for _ in range(200):
             data = bytearray(rng.randbytes(rng.choice((1, 6, 20, 50, 1200, 1300))))
             if len(data) > 8 and rng.random() < 0.5:
@@ -212,7 +212,7 @@ async def test_retry_above_the_half_open_limit(autojump_clock: MockClock) -> Non
         stranger = here.net.host("198.51.100.1")
         stranger.send(first_flight(here.server), here.server.address)
         await trio.sleep(0.02)
-        assert here.server.endpoint._half_open == 1
+        assert half_open(here.server.endpoint) == 1
         dialer, acceptor = await here.connect()
         assert here.server.endpoint.counters["retry"] == 1
         assert acceptor.peer_key == here.key.node_id
@@ -220,7 +220,7 @@ async def test_retry_above_the_half_open_limit(autojump_clock: MockClock) -> Non
         forged = first_flight(here.server)
         stranger.send(forged, here.server.address)
         await trio.sleep(0.1)
-        assert here.server.endpoint._half_open == 1  # a Retry leaves no state
+        assert half_open(here.server.endpoint) == 1  # a Retry leaves no state
         assert len([1 for data, _ in await stranger.receive() if data[0] & 0xF0 == 0xF0]) == 1
 
 
@@ -275,9 +275,9 @@ async def test_silent_handshake_frees_its_slot(
         stranger = here.net.host("198.51.100.1")
         stranger.send(first_flight(here.server, bytes_of_hello=bytes_of_hello), here.server.address)
         await trio.sleep(4.9)
-        assert (here.server.endpoint._half_open, admitted) == (1, 1)
+        assert (half_open(here.server.endpoint), admitted) == (1, 1)
         await trio.sleep(0.2)
-        assert (here.server.endpoint._half_open, admitted) == (0, 0)
+        assert (half_open(here.server.endpoint), admitted) == (0, 0)
         await trio.sleep(5)
         assert here.is_empty()
 

@@ -16,7 +16,7 @@ from alknet.core.quic.policy import client_policy
 from tests.core.quic.fakenet import FakeNet
 from tests.core.quic.hostile import ROUND_TRIP, Scene, attack, varint
 from tests.core.quic.pairs import ALPN
-from tests.core.quic.worlds import World, exchange, world
+from tests.core.quic.worlds import World, exchange, half_open, world
 
 PING = b"\x01"
 FEW = Limits(streams_per_connection=16, datagrams_queued=32)
@@ -188,14 +188,14 @@ async def test_retiring_what_was_never_given_closes(autojump_clock: MockClock) -
 async def test_retiring_on_and_on_keeps_eight_routes(autojump_clock: MockClock) -> None:
     async with attack() as scene:
         endpoint = scene.here.server.endpoint
-        before = len(endpoint._routes)
+        before = len(endpoint._table.routes)
         scene.attacker.engine._local_active_connection_id_limit = 1_000
         for number in range(1, 200):
             scene.attacker.say(varint(QuicFrameType.RETIRE_CONNECTION_ID, number))
             await trio.sleep(ROUND_TRIP)
             scene.attacker.answer()
         assert scene.attacker.end is None
-        assert len(endpoint._routes) <= before
+        assert len(endpoint._table.routes) <= before
         assert len(scene.far.engine._host_cids) == 8
 
 
@@ -393,13 +393,13 @@ async def test_an_initial_replayed_makes_one_connection(autojump_clock: MockCloc
             here.net.carry(data, (VICTIM[0], 5_000 + number % 10), here.server.address)
         await trio.sleep(0.5)
         assert len(here.server.endpoint.connections) == 2
-        assert here.server.endpoint._half_open == 1
+        assert half_open(here.server.endpoint) == 1
         # The first address alone is answered.
         assert {p.target for p in here.net.trace if p.target[0] == VICTIM[0]} == {VICTIM}
         assert sent_to(here, VICTIM[0]) < 10 * len(data)
         await exchange(*honest, b"unharmed")
         await trio.sleep(10)
-        assert here.server.endpoint._half_open == 0
+        assert half_open(here.server.endpoint) == 0
 
 
 async def test_an_initial_replayed_after_the_handshake_does_nothing(

@@ -243,7 +243,7 @@ async def test_full_socket_buffer_delays_but_loses_nothing(autojump_clock: MockC
             for number in range(5):
                 dialer.send_datagram(bytes([number]))
                 await trio.sleep(0.05)
-            assert client._unsent
+            assert client._outbox
         got = [await acceptor.receive_datagram() for _ in range(5)]
         assert got == [bytes([number]) for number in range(5)]
-        assert not client._unsent
+        assert not client._outbox

@@ -123,28 +123,28 @@ async def test_what_a_full_socket_leaves_goes_later_in_order(autojump_clock: Moc
     batch = [(bytes([n]), THERE) for n in range(100)]
     async with trio.open_nursery() as nursery:
         await nursery.start(endpoint.run)
-        endpoint._send_batch(batch[:10])
-        endpoint._send(*batch[10])
+        endpoint._outbox.send_batch(batch[:10])
+        endpoint._outbox.send(*batch[10])
         sock.left = 1  # what comes now must not overtake what waits
-        endpoint._send_batch(batch[11:])
+        endpoint._outbox.send_batch(batch[11:])
         assert sock.taken == [b"\0", b"\1", b"\2"]
         await trio.sleep(1)
         assert sock.taken == [data for data, _ in batch]
-        assert not endpoint._unsent
+        assert not endpoint._outbox
         nursery.cancel_scope.cancel()
 
 
 async def test_what_does_not_fit_behind_a_full_socket_is_lost_and_counted(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr("alknet.core.quic.endpoint.MAX_UNSENT", 20)
+    monkeypatch.setattr("alknet.core.quic.outbox.MAX_UNSENT", 20)
     sock = narrow(FakeNet())
     endpoint = QuicEndpoint(sock, limits=Limits())
     batch = [(bytes([n]), THERE) for n in range(100)]
-    endpoint._send_batch(batch[:10])
-    endpoint._send_batch(batch[10:30])
-    endpoint._send_batch(batch[30:])
-    assert len(endpoint._unsent) == 20
+    endpoint._outbox.send_batch(batch[:10])
+    endpoint._outbox.send_batch(batch[10:30])
+    endpoint._outbox.send_batch(batch[30:])
+    assert len(endpoint._outbox) == 20
     assert endpoint.counters["send_buffer_full"] == 100 - 3 - 20
     async with trio.open_nursery() as nursery:
         await nursery.start(endpoint.run)

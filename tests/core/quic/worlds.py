@@ -34,12 +34,10 @@ class World:
     def is_empty(self) -> bool:
         """Nothing is left of any connection on either side."""
         return all(
-            not endpoint._routes
-            and not endpoint._connections
-            and not endpoint._peers
+            endpoint._table.is_empty
             and not endpoint._dirty
-            and not endpoint._unsent
-            and endpoint._half_open == 0
+            and not endpoint._outbox
+            and half_open(endpoint) == 0
             for endpoint in (self.server.endpoint, self.client)
         )
 
@@ -54,6 +52,10 @@ async def world(
         quic_client(limits=limits, socket=net.host()) as client,
     ):
         yield World(net, server, client)
+
+
+def half_open(endpoint: QuicEndpoint) -> int:
+    return 0 if endpoint._accepting is None else endpoint._accepting.half_open
 
 
 async def exchange(sender: QuicConnection, receiver: QuicConnection, data: bytes) -> None:

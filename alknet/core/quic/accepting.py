@@ -1,0 +1,157 @@
+"""Taking connections: admission, address validation, refusal (RFC 9000 sec. 8.1 and 5.2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from aioquic.quic.retry import QuicRetryTokenHandler
+
+from alknet.core.datagram import format_address
+from alknet.core.quic import packets
+from alknet.core.quic.connection import QuicConnection
+from alknet.core.quic.engine import server_engine
+from alknet.errors import Denied, Unavailable
+
+if TYPE_CHECKING:
+    from aioquic.quic.packet import QuicHeader
+
+    from alknet.core.datagram import NetworkPath
+    from alknet.core.quic.endpoint import QuicEndpoint
+    from alknet.core.quic.handshake import ServerPolicy
+    from alknet.core.quic.outbox import Outbox
+    from alknet.core.quic.reset import ResetKey
+    from alknet.core.quic.table import ConnectionTable, Entry
+
+__all__ = ["Accepting", "QuicAcceptor"]
+
+
+class QuicAcceptor(NamedTuple):
+    """What an endpoint needs to take connections.
+
+    Attributes:
+        policy: What to show to whom.
+        alpns: In the order of preference; read for each new connection.
+        on_connection: Called when a handshake is complete; must not block.
+        admit: Called with ``ip:port`` before any work is done for a new connection; the context
+            is left when the handshake has ended. Raises Denied or Unavailable to refuse.
+    """
+
+    policy: ServerPolicy
+    alpns: Callable[[], Sequence[str]]
+    on_connection: Callable[[QuicConnection], None]
+    admit: Callable[[str], AbstractContextManager[None]]
+
+
+class Accepting:
+    """Decides what the first packet of a connection begins, and counts handshakes.
+
+    Attributes:
+        half_open: Handshakes in progress.
+        is_open: New connections are taken; they are refused otherwise.
+    """
+
+    def __init__(
+        self,
+        endpoint: QuicEndpoint,
+        acceptor: QuicAcceptor,
+        table: ConnectionTable,
+        outbox: Outbox,
+        reset_key: ResetKey,
+    ) -> None:
+        self.half_open = 0
+        self.is_open = True
+        self._endpoint = endpoint
+        self._acceptor = acceptor
+        self._table = table
+        self._outbox = outbox
+        self._reset_key = reset_key
+        self._retry = QuicRetryTokenHandler()
+
+    def begin(
+        self, header: QuicHeader, size: int, address: NetworkPath, now: float
+    ) -> Entry | None:
+        """Make the connection that a first packet of *size* bytes asks for.
+
+        None if there is none to make: the packet was answered without one, or not at all.
+        """
+        if not packets.is_acceptable_initial(header, size):
+            self._endpoint.counters["stray"] += 1
+            return None
+        if not self.is_open:
+            self._refuse(header, address)
+            return None
+        try:
+            original_cid, retry_cid = self._validate_address(header, address, now)
+            return self._begin(header, address, original_cid, retry_cid)
+        except _Answered:
+            return None
+        except (Denied, Unavailable):
+            self._refuse(header, address)
+            return None
+
+    def hand_over(self, connection: QuicConnection) -> bool:
+        """Give a connection whose handshake is complete to its handler; False if we stop."""
+        if self.is_open:
+            self._acceptor.on_connection(connection)
+        return self.is_open
+
+    def end_handshake(self, entry: Entry) -> None:
+        """The handshake is over, one way or the other: it counts no more. Idempotent."""
+        if entry.admission is not None:
+            self.half_open -= 1
+            entry.admission.close()
+            entry.admission = None
+
+    def _validate_address(
+        self, header: QuicHeader, address: NetworkPath, now: float
+    ) -> tuple[bytes, bytes | None]:
+        """Ask for a Retry (RFC 9000 sec. 8.1.2) while many handshakes are half open."""
+        if header.token:
+            with suppress(ValueError):
+                original = self._retry.validate_token(
+                    address=address,
+                    destination_cid=header.destination_cid,
+                    token=header.token,
+                    now=now,
+                )
+                return original, header.destination_cid
+        if self.half_open < self._endpoint.limits.half_open_before_retry:
+            return header.destination_cid, None
+        self._endpoint.counters["retry"] += 1
+        self._outbox.send(packets.encode_retry(header, address[:2], self._retry, now), address)
+        raise _Answered
+
+    def _begin(
+        self,
+        header: QuicHeader,
+        address: NetworkPath,
+        original_cid: bytes,
+        retry_cid: bytes | None,
+    ) -> Entry:
+        with ExitStack() as stack:
+            stack.enter_context(self._acceptor.admit(format_address(address)))
+            engine = server_engine(
+                self._acceptor.policy,
+                alpns=self._acceptor.alpns(),
+                limits=self._endpoint.limits,
+                original_destination_cid=original_cid,
+                retry_source_cid=retry_cid,
+                reset_key=self._reset_key,
+                qlog=self._endpoint.qlog,
+            )
+            connection = QuicConnection(self._endpoint, engine, is_dialer=False, address=address)
+            cids = engine.host_cid, header.destination_cid
+            entry = self._table.add(connection, address[:2], *cids)
+            entry.admission = stack.pop_all()
+        self.half_open += 1
+        return entry
+
+    def _refuse(self, header: QuicHeader, address: NetworkPath) -> None:
+        self._endpoint.counters["refused"] += 1
+        self._outbox.send(packets.encode_refusal(header), address)
+
+
+class _Answered(Exception):
+    """A stateless answer was sent; there is nothing to begin."""
