@@ -163,6 +163,8 @@ class QlogTrace(QuicLoggerTrace):
             self._encode()
             if len(self._buffer) >= CHUNK_BYTES:
                 self._hand_over()
+                if self._is_full:
+                    return
         self._append(f"{category}:{event}", _as_in_draft_02(event, data))
 
     def flush(self) -> None:
