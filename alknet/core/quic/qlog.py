@@ -155,16 +155,14 @@ class QlogTrace(QuicLoggerTrace):
 
     def log_event(self, *, category: str, event: str, data: dict[str, Any]) -> None:
         """Take one event; called by aioquic."""
-        if self._is_full or category not in CATEGORIES or self._directory.is_stopped:
-            return
-        if event == "packet_received":
-            self._has_begun = True
         if event in FIRST_OF_PACKET:
             self._encode()
             if len(self._buffer) >= CHUNK_BYTES:
                 self._hand_over()
-                if self._is_full:
-                    return
+        if self._is_full or category not in CATEGORIES or self._directory.is_stopped:
+            return
+        if event == "packet_received":
+            self._has_begun = True
         self._append(f"{category}:{event}", _as_in_draft_02(event, data))
 
     def flush(self) -> None:
@@ -187,6 +185,8 @@ class QlogTrace(QuicLoggerTrace):
 
     def _note_dropped(self, count: int) -> None:
         self._dropped += count
+        if not self._written:  # the header must be first all the same
+            self._buffer += _record(self._header())
         message = f"{self._dropped} bytes of records are missing: the disk was too slow"
         self._append("generic:info", {"message": message})
 

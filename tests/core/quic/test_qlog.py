@@ -177,6 +177,22 @@ async def test_a_slow_disk_costs_records_and_the_file_says_how_many(
     assert any("too slow" in message for message in messages)
 
 
+async def test_a_file_begins_with_its_header_whatever_was_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = QlogDirectory(tmp_path)
+    trace = trace_in(directory, b"12345678")
+    a_packet(trace)
+    with monkeypatch.context() as patch:
+        patch.setattr(qlog, "MAX_UNWRITTEN_BYTES", 10)
+        trace.flush()
+    a_packet(trace)
+    directory.close()
+    header, events = read(only_file(tmp_path))
+    assert header["qlog_format"] == "JSON-SEQ"
+    assert [event["name"] for event in events] == ["generic:info", "transport:packet_sent"]
+
+
 async def test_a_failing_disk_ends_the_logging_and_not_the_connections(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
