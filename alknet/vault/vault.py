@@ -1,0 +1,429 @@
+"""The vault: secrets in one file, opened by any of its slots, and keys derived from its entropy.
+
+Everything here blocks (on the disk, on Argon2id, on the child that derives keys) and belongs into
+one thread at a time. Values come and go as `LockedBuffer` or `memoryview`; locking wipes them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from alknet.errors import Conflict, LocalError, NotFound, Unavailable
+from alknet.vault.container import (
+    Header,
+    Index,
+    Secret,
+    SecretVersion,
+)
+from alknet.vault.envelope import (
+    FIRST_KEK,
+    Damaged,
+    Sealed,
+    context_of,
+    open_sealed,
+    rewrap,
+    seal,
+    sealed_from_text_untrusted,
+    sealed_to_text,
+)
+from alknet.vault.keys import VaultKeys
+from alknet.vault.locked import LockedBuffer
+from alknet.vault.slots import Slot
+from alknet.vault.vaultfile import VaultFile
+
+__all__ = ["MAX_VERSIONS", "SecretInfo", "Vault", "create_vault"]
+
+# What a mistaken `put` can be undone with; older values are forgotten.
+MAX_VERSIONS = 10
+# Paths are typed by people and named in logs.
+_PATH = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(/[a-z0-9][a-z0-9._-]{0,62}){0,7}")
+# What is sealed for others to keep never meets a secret of the same name.
+_OUTSIDE = "outside:"
+
+
+class SecretInfo(msgspec.Struct, frozen=True):
+    """What may be shown of a secret.
+
+    Attributes:
+        versions: Numbers that can still be read, the newest last.
+        kek_version: The key that the newest value is under.
+    """
+
+    path: str
+    versions: tuple[int, ...]
+    created_at: float
+    expires_at: float | None
+    kek_version: int | None
+
+
+def create_vault(
+    file: VaultFile,
+    entropy: LockedBuffer,
+    make_slots: Callable[[bytes, memoryview], Sequence[Slot]],
+    *,
+    now: float,
+) -> Vault:
+    """Write a new vault and return it unlocked; *entropy* is its own from now on.
+
+    Args:
+        make_slots: Called with the vault's id and the entropy.
+
+    Raises:
+        Conflict: There is one already; a vault is never replaced.
+        StoreError: It cannot be written.
+    """
+    vault_id = os.urandom(16)
+    header = Header(
+        vault_id=vault_id,
+        generation=1,
+        kek_version=FIRST_KEK,
+        min_kek_version=FIRST_KEK,
+        created_at=now,
+        slots=tuple(make_slots(vault_id, entropy.view)),
+    )
+    data, _ = VaultKeys(entropy).encrypt_file(header, Index(secrets={}))
+    with file.writing():
+        if file.exists():
+            raise Conflict(f"{file.path} exists: a vault is never replaced")
+        file.write(data, header)
+    vault = Vault(file)
+    vault.unlock(entropy)
+    return vault
+
+
+class Vault:
+    """A vault file, locked at first."""
+
+    def __init__(self, file: VaultFile) -> None:
+        """Read the header of *file*; raises like `VaultFile.read`."""
+        self._file = file
+        self._signature = file.signature()
+        self._container = file.read()
+        self._keys: VaultKeys | None = None
+        self._index = Index(secrets={})
+
+    @property
+    def header(self) -> Header:
+        """What anyone may read of the vault, as last read or written."""
+        return self._container.header
+
+    @property
+    def is_unlocked(self) -> bool:
+        """Secrets and keys can be had."""
+        return self._keys is not None
+
+    def __repr__(self) -> str:
+        return f"<Vault {'unlocked' if self.is_unlocked else 'locked'}>"
+
+    # Locking.
+
+    def unlock(self, entropy: LockedBuffer, *, accepts_older: bool = False) -> None:
+        """Open the vault with what a slot, the words or shares have given.
+
+        *entropy* is the vault's from now on, and is wiped if it is not the right one.
+
+        Args:
+            accepts_older: Go on with a file that is older than one that was here before.
+
+        Raises:
+            Damaged: It belongs to another vault, or the file was altered.
+            RolledBack: The file is an old one.
+        """
+        self.lock()
+        self._keys = VaultKeys(entropy)
+        try:
+            self._load()
+            if not accepts_older:
+                self._file.check_generation(self.header)
+            self._file.remember(self.header)
+        except BaseException:
+            self.lock()
+            raise
+
+    def lock(self) -> None:
+        """Wipe entropy and all keys, and forget the index. Idempotent."""
+        if self._keys is not None:
+            self._keys.close()
+        self._keys = None
+        self._index = Index(secrets={})
+
+    def derive(self, paths: Sequence[str]) -> list[LockedBuffer]:
+        """Return the private keys at *paths*; the caller closes them.
+
+        Raises:
+            Unavailable: The vault is locked.
+            LocalError: A path is wrong.
+        """
+        return self._open_keys().derive(paths)
+
+    # Slots.
+
+    def add_slot(self, make_slot: Callable[[bytes, memoryview], Slot]) -> Slot:
+        """Add a way to unlock; *make_slot* is called with the vault's id and the entropy."""
+        slot = make_slot(self.header.vault_id, self._open_keys().entropy.view)
+        with self._changing():
+            self._write(slots=(*self.header.slots, slot))
+        return slot
+
+    def remove_slot(self, slot_id: str) -> None:
+        """Remove a way to unlock.
+
+        Raises:
+            NotFound: There is no such slot.
+            Conflict: It is the last one; the words alone would be left.
+        """
+        with self._changing():
+            left = tuple(slot for slot in self.header.slots if slot.id != slot_id)
+            if len(left) == len(self.header.slots):
+                raise NotFound(f"no slot {slot_id}: 'alknet vault slots list' shows them")
+            if not left:
+                raise Conflict("this is the last slot: add another one first")
+            self._write(slots=left)
+
+    # Secrets.
+
+    def put(
+        self,
+        path: str,
+        value: bytes | memoryview,
+        *,
+        now: float,
+        expect: int | None = None,
+        expires_at: float | None = None,
+    ) -> int:
+        """Store a new version of a secret and return its number.
+
+        Args:
+            expect: The version that must be the newest now, 0 for none.
+
+        Raises:
+            Conflict: Another version is the newest.
+            LocalError: The path is not of its form, or the value is too long.
+            Unavailable: The vault is locked.
+        """
+        _check_path(path)
+        with self._changing():
+            known = self._index.secrets.get(path)
+            newest = known.versions[-1].version if known else 0
+            if expect is not None and expect != newest:
+                raise Conflict(f"{path} is at version {newest}, not {expect}")
+            version = SecretVersion(
+                version=newest + 1, created_at=now, sealed=self._seal(path, newest + 1, value)
+            )
+            kept = (*(known.versions if known else ()), version)[-MAX_VERSIONS:]
+            self._set(path, Secret(versions=kept, expires_at=expires_at))
+        return newest + 1
+
+    def get(self, path: str, *, now: float, version: int | None = None) -> LockedBuffer:
+        """Return a secret's newest value, or the one of *version*; the caller closes it.
+
+        Raises:
+            NotFound: There is none, it was destroyed, or it has expired.
+            Unavailable: The vault is locked.
+            Damaged: The record was altered.
+        """
+        self._refresh()
+        secret = self._secret(path)
+        if secret.expires_at is not None and secret.expires_at <= now:
+            raise NotFound(f"{path} has expired")
+        for entry in secret.versions:
+            if entry.version == (version or secret.versions[-1].version) and entry.sealed:
+                return self._unseal(path, entry.version, entry.sealed)
+        raise NotFound(f"{path} has no version {version}")
+
+    def secrets(self, prefix: str = "") -> Iterator[SecretInfo]:
+        """Yield what may be shown of the secrets whose path begins with *prefix*."""
+        self._refresh()
+        for path in sorted(self._index.secrets):
+            if path.startswith(prefix):
+                yield _info(path, self._index.secrets[path])
+
+    def remove(self, path: str, *, version: int | None = None) -> None:
+        """Forget a secret, or destroy the value of one version.
+
+        The generation before still holds it until the next write.
+
+        Raises:
+            NotFound: There is none.
+        """
+        with self._changing():
+            secret = self._secret(path)
+            if version is None:
+                self._write(secrets={p: s for p, s in self._index.secrets.items() if p != path})
+            else:
+                self._set(path, _without(path, secret, version))
+
+    # Sealing for others.
+
+    def encrypt(self, name: str, value: bytes | memoryview) -> str:
+        """Seal *value* for a store outside: ``alkv1:…``; *name* is needed again to open it."""
+        self._refresh()
+        return sealed_to_text(self._seal(_OUTSIDE + name, 0, value))
+
+    def decrypt(self, name: str, text: str) -> LockedBuffer:
+        """Open what `encrypt` returned.
+
+        Raises:
+            Malformed: It is something else.
+            Damaged: It was altered, or sealed under another name or by another vault.
+            NotFound: Its key version is not in use any more.
+        """
+        self._refresh()
+        return self._unseal(_OUTSIDE + name, 0, sealed_from_text_untrusted(text))
+
+    def rewrap_text(self, name: str, text: str) -> str:
+        """Put what `encrypt` returned under the newest key; raises like `decrypt`."""
+        self._refresh()
+        sealed = sealed_from_text_untrusted(text)
+        return sealed_to_text(self._rewrap(_OUTSIDE + name, 0, sealed))
+
+    # Rotation.
+
+    def rotate(self) -> int:
+        """Begin a new key version for all that is written from now on, and return it."""
+        with self._changing():
+            self._write(kek_version=self.header.kek_version + 1)
+        return self.header.kek_version
+
+    def rewrap(self, *, retire: bool = False) -> int:
+        """Put every secret under the newest key and return how many were not.
+
+        Args:
+            retire: Refuse older key versions from now on; what others keep sealed under them
+                cannot be opened any more.
+        """
+        with self._changing():
+            secrets, count = {}, 0
+            for path, secret in self._index.secrets.items():
+                secrets[path], moved = self._rewrap_secret(path, secret)
+                count += moved
+            oldest = self.header.kek_version if retire else self.header.min_kek_version
+            self._write(secrets=secrets, min_kek_version=oldest)
+        return count
+
+    def verify(self) -> list[str]:
+        """Open every value of every secret; return the paths (``path@version``) that fail."""
+        self._refresh()
+        return [
+            f"{path}@{entry.version}"
+            for path, secret in self._index.secrets.items()
+            for entry in secret.versions
+            if entry.sealed and not self._opens(path, entry.version, entry.sealed)
+        ]
+
+    # Inside.
+
+    def _opens(self, path: str, version: int, sealed: Sealed) -> bool:
+        try:
+            self._unseal(path, version, sealed).close()
+        except (Damaged, NotFound):
+            return False
+        return True
+
+    def _seal(self, path: str, version: int, value: bytes | memoryview) -> Sealed:
+        newest = self.header.kek_version
+        return seal(self._open_keys().kek(newest), newest, self._context(path, version), value)
+
+    def _unseal(self, path: str, version: int, sealed: Sealed) -> LockedBuffer:
+        kek = self._open_keys().kek(sealed.kek_version)
+        return open_sealed(kek, self._context(path, version), sealed)
+
+    def _rewrap(self, path: str, version: int, sealed: Sealed) -> Sealed:
+        newest = self.header.kek_version
+        old, new = self._open_keys().kek(sealed.kek_version), self._open_keys().kek(newest)
+        return rewrap(old, new, newest, self._context(path, version), sealed)
+
+    def _rewrap_secret(self, path: str, secret: Secret) -> tuple[Secret, int]:
+        versions, count = [], 0
+        for entry in secret.versions:
+            if entry.sealed and entry.sealed.kek_version != self.header.kek_version:
+                sealed = self._rewrap(path, entry.version, entry.sealed)
+                entry = msgspec.structs.replace(entry, sealed=sealed)  # noqa: PLW2901
+                count += 1
+            versions.append(entry)
+        return msgspec.structs.replace(secret, versions=tuple(versions)), count
+
+    def _context(self, path: str, version: int) -> bytes:
+        return context_of(self.header.vault_id, path, version)
+
+    def _secret(self, path: str) -> Secret:
+        secret = self._index.secrets.get(path)
+        if secret is None:
+            raise NotFound(f"no secret {path!r}: 'alknet vault list' shows them")
+        return secret
+
+    def _open_keys(self) -> VaultKeys:
+        if self._keys is None:
+            raise Unavailable("the vault is locked: 'alknet vault unlock' opens it")
+        return self._keys
+
+    def _refresh(self) -> None:
+        """Take over what another process has written."""
+        self._open_keys()
+        if self._file.signature() != self._signature:
+            self._load()
+
+    def _load(self) -> None:
+        signature, container = self._file.signature(), self._file.read()
+        try:
+            self._index = self._open_keys().decrypt_index(container)
+        except Damaged:
+            raise Damaged(
+                f"{self._file.path} does not open with this: it is the key of another vault, "
+                "or the file was altered"
+            ) from None
+        self._container, self._signature = container, signature
+
+    def _set(self, path: str, secret: Secret) -> None:
+        self._write(secrets={**self._index.secrets, path: secret})
+
+    def _write(self, *, secrets: dict[str, Secret] | None = None, **changes: object) -> None:
+        header = msgspec.structs.replace(
+            self.header, generation=self.header.generation + 1, **changes
+        )
+        index = self._index if secrets is None else Index(secrets=secrets)
+        data, container = self._open_keys().encrypt_file(header, index)
+        self._file.write(data, header)
+        self._container, self._index = container, index
+        self._signature = self._file.signature()
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the file against other writers, on its newest generation."""
+        with self._file.writing():
+            self._refresh()
+            yield
+
+
+def _check_path(path: str) -> None:
+    if not _PATH.fullmatch(path):
+        raise LocalError(
+            f"{path[:80]!r} is no path of a secret: up to 8 names of a-z, 0-9, '.', '_', '-' "
+            "with '/' between them"
+        )
+
+
+def _info(path: str, secret: Secret) -> SecretInfo:
+    newest = secret.versions[-1]
+    return SecretInfo(
+        path=path,
+        versions=tuple(entry.version for entry in secret.versions if entry.sealed),
+        created_at=newest.created_at,
+        expires_at=secret.expires_at,
+        kek_version=newest.sealed.kek_version if newest.sealed else None,
+    )
+
+
+def _without(path: str, secret: Secret, version: int) -> Secret:
+    if not any(entry.version == version and entry.sealed for entry in secret.versions):
+        raise NotFound(f"{path} has no version {version}")
+    versions = tuple(
+        msgspec.structs.replace(entry, sealed=None) if entry.version == version else entry
+        for entry in secret.versions
+    )
+    return msgspec.structs.replace(secret, versions=versions)

@@ -1,0 +1,158 @@
+"""The vault on disk: whole generations, one writer at a time, the one before kept.
+
+``vault.alk`` is replaced in one step; ``vault.alk.prev`` is the generation before, ``vault.lock``
+is held by whoever writes, ``vault.seen`` remembers the newest generation that was met here, so
+that an older file in its place is noticed. All are for their user alone (mode 0600).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from alknet.errors import LocalError, Malformed, NotFound
+from alknet.vault.container import (
+    MAX_VAULT_BYTES,
+    Container,
+    Header,
+    decode_container_untrusted,
+)
+from alknet.vault.durable import replace_file, store_errors, sync_directory
+from alknet.vault.keyfile import check_private
+
+__all__ = ["VAULT_FILE", "RolledBack", "VaultFile"]
+
+VAULT_FILE = "vault.alk"
+
+
+class RolledBack(LocalError):
+    """The file is older than one that was here before."""
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    vault_id: bytes
+    generation: int
+
+
+class VaultFile:
+    """The files of the vault in one directory; blocks on the disk."""
+
+    def __init__(self, home: Path) -> None:
+        self.path = home / VAULT_FILE
+        self._previous = home / f"{VAULT_FILE}.prev"
+        self._lock = home / "vault.lock"
+        self._seen = home / "vault.seen"
+
+    def exists(self) -> bool:
+        """Return whether there is a vault."""
+        return self.path.exists()
+
+    def read(self) -> Container:
+        """Read the newest generation.
+
+        Raises:
+            NotFound: There is no vault.
+            LocalError: It is damaged or no vault; the message says where an intact one may be.
+            StoreError: The system refuses.
+        """
+        with store_errors(f"cannot read {self.path}"):
+            try:
+                with self.path.open("rb") as file:
+                    check_private(self.path, os.fstat(file.fileno()))
+                    data = file.read(MAX_VAULT_BYTES + 1)
+            except FileNotFoundError:
+                raise NotFound(
+                    f"no vault in {self.path.parent}: 'alknet vault init' makes one"
+                ) from None
+        if len(data) > MAX_VAULT_BYTES:
+            raise LocalError(f"{self.path} is longer than {MAX_VAULT_BYTES} bytes")
+        try:
+            return decode_container_untrusted(data)
+        except Malformed as exc:
+            raise LocalError(f"{self.path}: {exc}{self._hint()}") from exc
+
+    def write(self, data: bytes, header: Header) -> None:
+        """Put a new generation in place; call it within `writing`.
+
+        After a crash at any point, the old or the new generation is there, whole.
+
+        Raises:
+            StoreError: The system refuses; the old generation stays.
+        """
+        with store_errors(f"cannot write {self.path}"):
+            self._keep_previous()
+            replace_file(self.path, data)
+        self.remember(header)
+
+    def remember(self, header: Header) -> None:
+        """Note that this generation was met."""
+        with store_errors(f"cannot write {self._seen}"):
+            seen = _Seen(header.vault_id, header.generation)
+            if self._read_seen() != seen:
+                replace_file(self._seen, msgspec.json.encode(seen))
+
+    def check_generation(self, header: Header) -> None:
+        """Compare with the newest generation that was met here.
+
+        Raises:
+            RolledBack: This one is older.
+        """
+        seen = self._read_seen()
+        if seen is None or seen.vault_id != header.vault_id:
+            return
+        if header.generation < seen.generation:
+            raise RolledBack(
+                f"{self.path} is generation {header.generation}, but generation "
+                f"{seen.generation} was in use here: an old copy has taken its place, and what "
+                "was changed since is missing; 'alknet vault verify --accept-older' goes on with it"
+            )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only one that writes; waits for another process, which takes milliseconds."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        with store_errors(f"cannot lock {self._lock}"):
+            descriptor = os.open(self._lock, flags, 0o600)
+        try:
+            with store_errors(f"cannot lock {self._lock}"):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def signature(self) -> tuple[int, int, int] | None:
+        """Return what changes when the file does; None while there is none."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
+    def _keep_previous(self) -> None:
+        if not self.path.exists():
+            return
+        temporary = self._previous.with_name(f".{self._previous.name}.new")
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.hardlink_to(self.path)
+        except OSError:  # a file system without links
+            replace_file(self._previous, self.path.read_bytes())
+            return
+        temporary.replace(self._previous)
+        sync_directory(self.path.parent)
+
+    def _read_seen(self) -> _Seen | None:
+        try:
+            return msgspec.json.decode(self._seen.read_bytes(), type=_Seen)
+        except (OSError, msgspec.DecodeError):
+            return None  # a lost note must not lock anybody out
+
+    def _hint(self) -> str:
+        if not self._previous.exists():
+            return "; restore it from a backup ('alknet restore') or from the words"
+        return f"; the generation before is in {self._previous}"

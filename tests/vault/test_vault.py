@@ -1,0 +1,190 @@
+"""The vault: put, get, rotate, rewrap, lock, and what must be refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from alknet.errors import Conflict, LocalError, NotFound, Unavailable
+from alknet.vault.envelope import Damaged
+from alknet.vault.locked import LockedBuffer
+from alknet.vault.slots import key_file_slot, open_slot
+from alknet.vault.vault import MAX_VERSIONS, Vault, create_vault
+from alknet.vault.vaultfile import RolledBack, VaultFile
+
+
+class Keeper:
+    """A new vault in a directory, and the key file that opens it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.key = LockedBuffer.random(32)
+        self.vault = create_vault(
+            VaultFile(home),
+            LockedBuffer.random(32),
+            lambda vault_id, entropy: [key_file_slot(vault_id, entropy, self.key.view)],
+            now=1.0,
+        )
+
+    def open_again(self, *, accepts_older: bool = False) -> Vault:
+        vault = Vault(VaultFile(self.home))
+        entropy = open_slot(vault.header.vault_id, vault.header.slots[0], self.key.view)
+        vault.unlock(entropy, accepts_older=accepts_older)
+        return vault
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Keeper:
+    return Keeper(tmp_path)
+
+
+def value(vault: Vault, path: str, version: int | None = None) -> bytes:
+    with vault.get(path, now=5.0, version=version) as buffer:
+        return bytes(buffer.view)
+
+
+def test_another_process_reads_what_was_put(keeper: Keeper) -> None:
+    assert keeper.vault.put("mail/smtp", b"one", now=2.0) == 1
+    assert keeper.vault.put("mail/smtp", b"two", now=3.0, expect=1) == 2
+    other = keeper.open_again()
+    assert value(other, "mail/smtp") == b"two"
+    assert value(other, "mail/smtp", 1) == b"one"
+
+
+def test_two_open_vaults_see_each_other_s_writes(keeper: Keeper) -> None:
+    other = keeper.open_again()
+    keeper.vault.put("a", b"1", now=2.0)
+    other.put("b", b"2", now=2.0)
+    assert [info.path for info in keeper.vault.secrets()] == ["a", "b"]
+
+
+def test_an_unexpected_version_is_a_conflict(keeper: Keeper) -> None:
+    keeper.vault.put("a", b"1", now=2.0)
+    with pytest.raises(Conflict, match="version 1, not 0"):
+        keeper.vault.put("a", b"2", now=2.0, expect=0)
+    assert value(keeper.vault, "a") == b"1"
+
+
+def test_old_versions_are_forgotten(keeper: Keeper) -> None:
+    for number in range(MAX_VERSIONS + 2):
+        keeper.vault.put("a", b"%d" % number, now=2.0)
+    (info,) = keeper.vault.secrets()
+    assert info.versions == tuple(range(3, MAX_VERSIONS + 3))
+
+
+def test_a_destroyed_version_is_gone(keeper: Keeper) -> None:
+    keeper.vault.put("a", b"1", now=2.0)
+    keeper.vault.put("a", b"2", now=2.0)
+    keeper.vault.remove("a", version=1)
+    with pytest.raises(NotFound):
+        value(keeper.vault, "a", 1)
+    assert value(keeper.vault, "a") == b"2"
+
+
+def test_an_expired_secret_is_not_handed_out(keeper: Keeper) -> None:
+    keeper.vault.put("a", b"1", now=2.0, expires_at=5.0)
+    with pytest.raises(NotFound, match="expired"):
+        value(keeper.vault, "a")
+
+
+def test_locked_it_says_how_to_unlock(keeper: Keeper) -> None:
+    keeper.vault.put("a", b"1", now=2.0)
+    keeper.vault.lock()
+    with pytest.raises(Unavailable, match="alknet vault unlock"):
+        value(keeper.vault, "a")
+    assert not keeper.vault.is_unlocked
+
+
+def test_another_vault_s_entropy_does_not_open_it(keeper: Keeper) -> None:
+    vault = Vault(VaultFile(keeper.home))
+    with pytest.raises(Damaged, match="key of another vault"):
+        vault.unlock(LockedBuffer.random(32))
+    assert not vault.is_unlocked
+
+
+def test_what_is_sealed_for_others_is_bound_to_its_name(keeper: Keeper) -> None:
+    text = keeper.vault.encrypt("smtp", b"hunter2")
+    with keeper.vault.decrypt("smtp", text) as buffer:
+        assert bytes(buffer.view) == b"hunter2"
+    with pytest.raises(Damaged):
+        keeper.vault.decrypt("imap", text)
+
+
+def test_after_rotation_old_values_open_and_new_ones_are_under_the_new_key(keeper: Keeper) -> None:
+    keeper.vault.put("a", b"1", now=2.0)
+    text = keeper.vault.encrypt("smtp", b"hunter2")
+    assert keeper.vault.rotate() == 3
+    keeper.vault.put("b", b"2", now=2.0)
+    assert [info.kek_version for info in keeper.vault.secrets()] == [2, 3]
+    assert keeper.vault.rewrap() == 1
+    assert [info.kek_version for info in keeper.vault.secrets()] == [3, 3]
+    assert value(keeper.open_again(), "a") == b"1"
+    keeper.vault.decrypt("smtp", text).close()
+
+
+def test_a_retired_key_version_opens_nothing_any_more(keeper: Keeper) -> None:
+    text = keeper.vault.encrypt("smtp", b"hunter2")
+    keeper.vault.rotate()
+    moved = keeper.vault.rewrap_text("smtp", text)
+    keeper.vault.rewrap(retire=True)
+    with pytest.raises(NotFound, match="key version 2"):
+        keeper.vault.decrypt("smtp", text)
+    keeper.vault.decrypt("smtp", moved).close()
+
+
+def test_an_old_copy_in_the_file_s_place_is_noticed(keeper: Keeper) -> None:
+    keeper.vault.put("a", b"1", now=2.0)
+    keeper.vault.put("a", b"2", now=2.0)
+    shutil.copy(keeper.home / "vault.alk.prev", keeper.home / "vault.alk")
+    with pytest.raises(RolledBack, match="generation 2, but generation 3"):
+        keeper.open_again()
+    assert value(keeper.open_again(accepts_older=True), "a") == b"1"
+
+
+def test_a_truncated_file_names_the_generation_before(keeper: Keeper) -> None:
+    keeper.vault.put("a", b"1", now=2.0)
+    path = keeper.home / "vault.alk"
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(LocalError, match=r"cut short.*vault\.alk\.prev"):
+        Vault(VaultFile(keeper.home))
+
+
+@pytest.mark.parametrize("position", [30, 200, -1])
+def test_every_altered_byte_is_noticed(keeper: Keeper, position: int) -> None:
+    path = keeper.home / "vault.alk"
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(LocalError):
+        keeper.open_again()
+
+
+def test_a_vault_is_never_replaced(keeper: Keeper) -> None:
+    with pytest.raises(Conflict, match="never replaced"):
+        Keeper(keeper.home)
+
+
+def test_its_files_are_private(keeper: Keeper) -> None:
+    keeper.vault.put("a", b"1", now=2.0)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in keeper.home.iterdir()}
+    assert set(modes) == {"vault.alk", "vault.alk.prev", "vault.lock", "vault.seen"}
+    assert set(modes.values()) == {0o600}
+
+
+def test_the_last_slot_stays(keeper: Keeper) -> None:
+    (slot,) = keeper.vault.header.slots
+    with pytest.raises(Conflict, match="last slot"):
+        keeper.vault.remove_slot(slot.id)
+
+
+def test_no_path_can_be_a_traversal_or_a_flag(keeper: Keeper) -> None:
+    for path in ("", "/a", "a/", "../a", "-a", "A", "a//b", "a" * 80):
+        with pytest.raises(LocalError):
+            keeper.vault.put(path, b"", now=2.0)
+
+
+def test_an_empty_value_is_a_value(keeper: Keeper) -> None:
+    keeper.vault.put("a", b"", now=2.0)
+    assert value(keeper.vault, "a") == b""
