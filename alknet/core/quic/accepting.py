@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from aioquic.quic.packet import QuicHeader
 
     from alknet.core.datagram import NetworkPath
+    from alknet.core.quic.cids import ConnectionIds
     from alknet.core.quic.endpoint import QuicEndpoint
     from alknet.core.quic.handshake import ServerPolicy
     from alknet.core.quic.outbox import Outbox
-    from alknet.core.quic.reset import ResetKey
     from alknet.core.quic.table import ConnectionTable, Entry
 
 __all__ = ["Accepting", "QuicAcceptor"]
@@ -58,7 +58,7 @@ class Accepting:
         acceptor: QuicAcceptor,
         table: ConnectionTable,
         outbox: Outbox,
-        reset_key: ResetKey,
+        cids: ConnectionIds,
     ) -> None:
         self.half_open = 0
         self.is_open = True
@@ -66,7 +66,7 @@ class Accepting:
         self._acceptor = acceptor
         self._table = table
         self._outbox = outbox
-        self._reset_key = reset_key
+        self._cids = cids
         self._retry = QuicRetryTokenHandler()
 
     def begin(
@@ -120,7 +120,8 @@ class Accepting:
         if self.half_open < self._endpoint.limits.half_open_before_retry:
             return header.destination_cid, None
         self._endpoint.counters["retry"] += 1
-        self._outbox.send(packets.encode_retry(header, address[:2], self._retry, now), address)
+        cid = self._cids.new()
+        self._outbox.send(packets.encode_retry(header, address[:2], self._retry, cid, now), address)
         raise _Answered
 
     def _begin(
@@ -138,7 +139,7 @@ class Accepting:
                 limits=self._endpoint.limits,
                 original_destination_cid=original_cid,
                 retry_source_cid=retry_cid,
-                reset_key=self._reset_key,
+                cids=self._cids,
                 qlog=self._endpoint.qlog,
             )
             connection = QuicConnection(self._endpoint, engine, is_dialer=False, address=address)

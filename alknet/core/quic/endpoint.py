@@ -24,6 +24,7 @@ from alknet.core.contracts import CloseCode
 from alknet.core.datagram import Address, DatagramSocket, canonical_address
 from alknet.core.limits import Limits
 from alknet.core.quic.accepting import Accepting, QuicAcceptor
+from alknet.core.quic.cids import ConnectionIds
 from alknet.core.quic.connection import QuicConnection
 from alknet.core.quic.engine import client_engine
 from alknet.core.quic.handshake import ClientPolicy
@@ -56,6 +57,7 @@ class QuicEndpoint:
         acceptor: QuicAcceptor | None = None,
         reset_key: ResetKey | None = None,
         qlog: QlogDirectory | None = None,
+        shard: int = 0,
     ) -> None:
         """Take over *socket*.
 
@@ -63,12 +65,13 @@ class QuicEndpoint:
             reset_key: Of the endpoint that was here before, so that its connections can be reset;
                 a fresh one if None.
             qlog: Where connections are logged; its `QlogDirectory.run` is the caller's affair.
+            shard: Which of the processes that share the address this is: in each connection ID.
         """
         self.limits = limits
         self.counters: Counter[str] = Counter()
         self._socket = socket
         self.qlog = qlog
-        self._reset_key = reset_key or ResetKey()
+        self._cids = ConnectionIds(reset_key, shard=shard)
         self._is_closed = False
         self._timers: Deadlines[QuicConnection] = Deadlines()
         self._timer_changed = trio.Event()
@@ -79,11 +82,9 @@ class QuicEndpoint:
         self._accepting = (
             None
             if acceptor is None
-            else Accepting(self, acceptor, self._table, self._outbox, self._reset_key)
+            else Accepting(self, acceptor, self._table, self._outbox, self._cids)
         )
-        self._receiving = Receiving(
-            self, self._table, self._outbox, self._reset_key, self._accepting
-        )
+        self._receiving = Receiving(self, self._table, self._outbox, self._cids, self._accepting)
 
     @property
     def local_address(self) -> Address:
@@ -141,7 +142,7 @@ class QuicEndpoint:
             alpn=alpn,
             server_name=server_name,
             limits=self.limits,
-            reset_key=self._reset_key,
+            cids=self._cids,
             qlog=self.qlog,
         )
         connection = QuicConnection(self, engine, is_dialer=True, address=address)

@@ -38,14 +38,13 @@ from alknet.core.contracts import MAX_REASON_BYTES, cut_utf8
 from alknet.core.identity import NodeId
 from alknet.core.limits import Limits
 from alknet.core.quic import seams
+from alknet.core.quic.cids import CID_LENGTH, ConnectionIds
 from alknet.core.quic.handshake import ClientPolicy, KeyContext, ServerPolicy
 from alknet.core.quic.hotpath.send import HotSend
 from alknet.core.quic.pacing import BurstPacer
 from alknet.core.quic.qlog import QlogDirectory
-from alknet.core.quic.reset import ResetKey
 
 __all__ = [
-    "CID_LENGTH",
     "Closing",
     "Engine",
     "client_engine",
@@ -55,8 +54,6 @@ __all__ = [
 # aioquic warns about every peer that misbehaves; the close reason says the same, where it belongs.
 logging.getLogger("quic").addHandler(logging.NullHandler())
 
-# Long enough that a shard number and routing bits fit beside 56 random bits.
-CID_LENGTH = 8
 # The DATAGRAM frame size that we take from peers (RFC 9221 sec. 3: 65535 = any).
 MAX_DATAGRAM_FRAME_SIZE = 65_535
 # 1-RTT header byte, packet number, AEAD tag, and the DATAGRAM frame's type and length.
@@ -117,10 +114,10 @@ class Engine(HotSend):
         policy: ServerPolicy | ClientPolicy,
         limits: Limits,
         *,
-        reset_key: ResetKey | None = None,
+        cids: ConnectionIds | None = None,
         **connection_ids: Any,
     ) -> None:
-        self._reset_key = reset_key or ResetKey()
+        self._cids = cids or ConnectionIds()
         self._packets_received = 0
         self._policy = policy
         self._stream_window = limits.stream_receive_window_bytes
@@ -135,9 +132,11 @@ class Engine(HotSend):
         self._phase_secret: bytes | None = None
         self._first_of_phase = 0
         super().__init__(configuration=configuration, **connection_ids)
-        if not self._is_client:  # clients cannot give their first connection ID one
-            first = self._host_cids[0]
-            first.stateless_reset_token = self._reset_key.token(first.cid)
+        first = self._host_cids[0]
+        first.cid = self._cids.new()
+        self.host_cid = self._local_initial_source_connection_id = first.cid
+        if not self._is_client:  # clients cannot give their first connection ID a token
+            first.stateless_reset_token = self._cids.token(first.cid)
         self._loss._pacer = BurstPacer(max_datagram_size=configuration.max_datagram_size)
         self._local_max_streams_bidi = _StreamLimit(
             QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", limits.streams_per_connection
@@ -330,13 +329,16 @@ class Engine(HotSend):
         self._first_of_phase = self._packet_number
         return True
 
-    # stateless reset; aioquic makes random tokens, never sends a reset and never looks for one
+    # connection IDs
 
     def _replenish_connection_ids(self) -> None:
         known = len(self._host_cids)
         super()._replenish_connection_ids()
         for connection_id in self._host_cids[known:]:
-            connection_id.stateless_reset_token = self._reset_key.token(connection_id.cid)
+            connection_id.cid = self._cids.new()  # nobody has seen aioquic's
+            connection_id.stateless_reset_token = self._cids.token(connection_id.cid)
+
+    # stateless reset; aioquic makes random tokens, never sends a reset and never looks for one
 
     @property
     def peer_reset_token(self) -> bytes | None:
@@ -494,14 +496,14 @@ def client_engine(
     alpn: str,
     server_name: str | None,
     limits: Limits,
-    reset_key: ResetKey | None = None,
+    cids: ConnectionIds | None = None,
     qlog: QlogDirectory | None = None,
 ) -> Engine:
     """Make the dialling side; *server_name* is sent as SNI."""
     configuration = _configuration(limits, is_client=True, alpns=[alpn])
     configuration.quic_logger = qlog
     configuration.server_name = server_name
-    return Engine(configuration, policy, limits, reset_key=reset_key)
+    return Engine(configuration, policy, limits, cids=cids)
 
 
 def server_engine(
@@ -511,7 +513,7 @@ def server_engine(
     limits: Limits,
     original_destination_cid: bytes,
     retry_source_cid: bytes | None = None,
-    reset_key: ResetKey | None = None,
+    cids: ConnectionIds | None = None,
     qlog: QlogDirectory | None = None,
 ) -> Engine:
     """Make the accepting side; the client's first packet went to *original_destination_cid*."""
@@ -523,7 +525,7 @@ def server_engine(
         configuration,
         policy,
         limits,
-        reset_key=reset_key,
+        cids=cids,
         original_destination_connection_id=original_destination_cid,
         retry_source_connection_id=retry_source_cid,
     )

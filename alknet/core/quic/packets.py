@@ -6,7 +6,6 @@ none get None: they are counted, never raised.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from aioquic._buffer import Buffer
@@ -27,7 +26,7 @@ from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.retry import QuicRetryTokenHandler
 
 from alknet.core.datagram import Address
-from alknet.core.quic.engine import CID_LENGTH
+from alknet.core.quic.cids import CID_LENGTH
 from alknet.errors import Malformed
 
 __all__ = [
@@ -133,11 +132,18 @@ def encode_refusal(header: QuicHeader, code: int = QuicErrorCode.CONNECTION_REFU
 
 
 def encode_retry(
-    header: QuicHeader, address: Address, tokens: QuicRetryTokenHandler, now: float
+    header: QuicHeader,
+    address: Address,
+    tokens: QuicRetryTokenHandler,
+    source_cid: bytes,
+    now: float,
 ) -> bytes:
-    """Make the Retry that has a client prove its address (RFC 9000 sec. 8.1.2)."""
+    """Make the Retry that has a client prove its address (RFC 9000 sec. 8.1.2).
+
+    Args:
+        source_cid: A new one of ours: the client's next packets go there.
+    """
     assert header.version is not None
-    source_cid = os.urandom(CID_LENGTH)
     token = tokens.create_token(
         address=address,
         original_destination_connection_id=header.destination_cid,

@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from alknet.core.quic import packets
-from alknet.core.quic.engine import CID_LENGTH
+from alknet.core.quic.cids import CID_LENGTH
 from alknet.core.quic.reset import ResetSender, ends_in_token
 from alknet.errors import Malformed
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from alknet.core.datagram import Address, NetworkPath
     from alknet.core.quic.accepting import Accepting
+    from alknet.core.quic.cids import ConnectionIds
     from alknet.core.quic.connection import QuicConnection
     from alknet.core.quic.endpoint import QuicEndpoint
     from alknet.core.quic.outbox import Outbox
-    from alknet.core.quic.reset import ResetKey
     from alknet.core.quic.table import ConnectionTable, Entry
 
 __all__ = ["Receiving", "log_engine_error"]
@@ -42,7 +42,7 @@ class Receiving:
         endpoint: QuicEndpoint,
         table: ConnectionTable,
         outbox: Outbox,
-        reset_key: ResetKey,
+        cids: ConnectionIds,
         accepting: Accepting | None,
     ) -> None:
         self._endpoint = endpoint
@@ -50,7 +50,7 @@ class Receiving:
         self._table = table
         self._outbox = outbox
         self._accepting = accepting
-        self._resets = ResetSender(reset_key, CID_LENGTH)
+        self._resets = ResetSender(cids.token, CID_LENGTH)
 
     def feed(self, data: bytes, address: NetworkPath, now: float) -> Entry | None:
         """Take a datagram; return the connection that is to be served for it."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 from alknet.core.datagram import Address, format_address
@@ -95,10 +95,11 @@ class Budget:
 class ResetSender:
     """Answers packets of unknown connections, so many a second."""
 
-    __slots__ = ("_budget", "_cid_length", "_key")
+    __slots__ = ("_budget", "_cid_length", "_token")
 
-    def __init__(self, key: ResetKey, cid_length: int) -> None:
-        self._key = key
+    def __init__(self, token: Callable[[bytes], bytes], cid_length: int) -> None:
+        """Answer with what *token* says of the connection ID of *cid_length* bytes."""
+        self._token = token
         self._cid_length = cid_length
         self._budget = Budget(RESETS_PER_S)
 
@@ -119,7 +120,7 @@ class ResetSender:
             size -= secrets.randbelow(longest - USUAL_RESET_BYTES + 2)
         noise = bytearray(os.urandom(size - TOKEN_BYTES))
         noise[0] = FIXED_BIT | noise[0] & ~FORM_AND_FIXED_BITS
-        return bytes(noise) + self._key.token(datagram[1 : 1 + self._cid_length])
+        return bytes(noise) + self._token(datagram[1 : 1 + self._cid_length])
 
 
 class PeersByAddress(Generic[K]):

@@ -25,7 +25,7 @@ CONNECTION_NAMES = (
     " _write_connection_limits _write_stream_limits _on_connection_limit_delivery"
     " _on_max_stream_data_delivery _idle_timeout _close_begin host_cid"
     " _handle_crypto_frame _loss _spaces"
-    " _host_cids _replenish_connection_ids _payload_received"
+    " _host_cids _local_initial_source_connection_id _replenish_connection_ids _payload_received"
     " _handle_stream_frame _handle_datagram_frame _handle_ack_frame"
     " _handle_retire_connection_id_frame _write_new_connection_id_frame"
     " _crypto_streams _close_pending _quic_logger _configuration"

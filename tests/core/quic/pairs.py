@@ -54,6 +54,7 @@ async def quic_server(
     socket: DatagramSocket | None = None,
     admit: object = None,
     reset_key: ResetKey | None = None,
+    shard: int = 0,
 ) -> AsyncGenerator[Server]:
     credentials = credentials or new_credentials()
     send, receive = trio.open_memory_channel[QuicConnection](math.inf)
@@ -68,6 +69,7 @@ async def quic_server(
         limits=limits or Limits(),
         acceptor=acceptor,
         reset_key=reset_key,
+        shard=shard,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(endpoint.run)

@@ -17,8 +17,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from alknet.core.contracts import CloseReason, ConnectionEnded
 from alknet.core.datagram import Address
+from alknet.core.quic.cids import CID_LENGTH
 from alknet.core.quic.connection import QuicConnection
-from alknet.core.quic.engine import CID_LENGTH
 from alknet.core.quic.policy import client_policy
 from alknet.core.quic.reset import (
     COMPARISONS_PER_S,
@@ -61,12 +61,12 @@ def test_a_token_is_a_function_of_key_place_and_connection_id() -> None:
 def test_every_connection_id_is_issued_with_its_token() -> None:
     pair = connected()
     dialer, acceptor = pair.dialer, pair.acceptor
-    assert dialer.peer_reset_token == acceptor._reset_key.token(dialer._peer_cid.cid)
+    assert dialer.peer_reset_token == acceptor._cids.token(dialer._peer_cid.cid)
     assert acceptor.peer_reset_token is None  # a client's first connection ID has none
     for engine, peer in ((dialer, acceptor), (acceptor, dialer)):
         assert len(engine._peer_cid_available) == 7
         for issued in engine._peer_cid_available:
-            assert issued.stateless_reset_token == peer._reset_key.token(issued.cid)
+            assert issued.stateless_reset_token == peer._cids.token(issued.cid)
 
 
 def test_only_the_token_of_the_connection_id_in_use_counts() -> None:
@@ -77,7 +77,7 @@ def test_only_the_token_of_the_connection_id_in_use_counts() -> None:
         dialer.change_connection_id()
         pair.run()
         seen.append(dialer.peer_reset_token)
-        assert seen[-1] == pair.acceptor._reset_key.token(dialer._peer_cid.cid)
+        assert seen[-1] == pair.acceptor._cids.token(dialer._peer_cid.cid)
     assert len(set(seen)) == len(seen)
 
 
@@ -90,7 +90,7 @@ def trigger(size: int, cid: bytes = b"12345678") -> bytes:
 
 @pytest.mark.parametrize("size", [22, 23, 42, 43, 44, 45, 64, 65, 66, 1200, 65_000])
 def test_a_reset_is_shorter_than_its_cause_and_looks_like_a_packet(size: int) -> None:
-    sender = ResetSender(KEY, CID_LENGTH)
+    sender = ResetSender(KEY.token, CID_LENGTH)
     datagram = trigger(size)
     assert sender.deserves(datagram)
     answers = [sender.answer(datagram, 0.0) for _ in range(50)]
@@ -111,11 +111,11 @@ def test_a_reset_is_shorter_than_its_cause_and_looks_like_a_packet(size: int) ->
     ids=["nothing", "a byte", "21 bytes", "long header", "no fixed bit", "long, no fixed bit"],
 )
 def test_what_cannot_be_answered_by_less_gets_no_answer(datagram: bytes) -> None:
-    assert not ResetSender(KEY, CID_LENGTH).deserves(datagram)
+    assert not ResetSender(KEY.token, CID_LENGTH).deserves(datagram)
 
 
 def test_two_nodes_that_know_nothing_fall_silent() -> None:
-    ours, theirs = ResetSender(KEY, CID_LENGTH), ResetSender(ResetKey(), CID_LENGTH)
+    ours, theirs = ResetSender(KEY.token, CID_LENGTH), ResetSender(ResetKey().token, CID_LENGTH)
     datagram, answers = trigger(1200), 0
     while ours.deserves(datagram):
         answer = ours.answer(datagram, 0.0)
@@ -148,7 +148,7 @@ def test_a_budget_is_a_seconds_worth_and_comes_back() -> None:
 
 
 def test_resets_are_so_many_a_second() -> None:
-    sender = ResetSender(KEY, CID_LENGTH)
+    sender = ResetSender(KEY.token, CID_LENGTH)
     sent = [sender.answer(trigger(1200), 7.0 + at / 10_000) for at in range(10_000)]
     assert RESETS_PER_S <= sum(answer is not None for answer in sent) <= 2 * RESETS_PER_S
 

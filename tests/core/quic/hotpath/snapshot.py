@@ -24,7 +24,7 @@ NOT_COMPARED = frozenset(
     {
         "_configuration",
         "_policy",
-        "_reset_key",
+        "_cids",
         "tls",
         "_logger",
         "_quic_logger",
@@ -89,7 +89,7 @@ def clone(engine: Engine) -> Engine:
     def share(value: object) -> None:
         memo[id(value)] = value
 
-    for name in ("_configuration", "_policy", "_reset_key", "_logger"):
+    for name in ("_configuration", "_policy", "_cids", "_logger"):
         share(getattr(engine, name))
     for crypto in [*engine._cryptos.values(), *engine._cryptos_initial.values()]:
         for context in (crypto.recv, crypto.send):
