@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import bench_bulk, bench_call, bench_connect, bench_mix
+from benchmarks import bench_bulk, bench_call, bench_connect, bench_mix, bench_session
 from benchmarks.table import RESULTS, Table, as_json, machine
 
 BENCHES: dict[str, Callable[[bool], Table]] = {
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[[bool], Table]] = {
     "bulk": bench_bulk.run,
     "connect": bench_connect.run,
     "mix": bench_mix.run,
+    "session": bench_session.run,
 }
 
 
