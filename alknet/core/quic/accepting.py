@@ -141,6 +141,7 @@ class Accepting:
                 retry_source_cid=retry_cid,
                 cids=self._cids,
                 qlog=self._endpoint.qlog,
+                budget=self._endpoint.budget,
             )
             connection = QuicConnection(self._endpoint, engine, is_dialer=False, address=address)
             cids = engine.host_cid, header.destination_cid

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 from aioquic.quic import events
 
+from alknet.core.budget import Account
 from alknet.core.contracts import (
     CARRIER_QUIC,
     MAX_REASON_BYTES,
@@ -22,6 +23,7 @@ from alknet.core.contracts import (
     cut_utf8,
 )
 from alknet.core.datagram import format_address
+from alknet.core.identity import ANONYMOUS
 from alknet.core.quic.engine import Closing
 from alknet.core.quic.stream import QuicStream, check_code
 from alknet.errors import LocalError
@@ -43,6 +45,8 @@ FLUSH_TIMEOUT_S = 3.0
 USUAL_DATAGRAM_BYTES = 1_500
 # RFC 9001 sec. 6.6 allows 2^23 packets with one AES-GCM key; update long before.
 PACKETS_PER_KEY = 2**22
+# Streams that hold less to be acknowledged are not charged for it: counting costs more than it.
+CHARGED_BYTES = 16 * 1024
 
 
 class QuicConnection(Connection):
@@ -67,6 +71,8 @@ class QuicConnection(Connection):
         self._arrivals: dict[bool, deque[QuicStream]] = {False: deque(), True: deque()}
         self._datagrams: deque[bytes] = deque()
         self._datagram_bytes = 0
+        self.account = Account(endpoint.budget)
+        engine.is_proven = is_dialer  # whom we have dialled
         self._reason: CloseReason | None = None
         self._told = trio.Event()
         self._arrived = {False: trio.lowlevel.ParkingLot(), True: trio.lowlevel.ParkingLot()}
@@ -182,12 +188,21 @@ class QuicConnection(Connection):
         """Have the endpoint send what the engine has, in this tick's one pass."""
         self._endpoint.schedule(self)
 
+    def on_accepted_to_send(self, stream_id: int) -> None:
+        """The engine has taken bytes of a stream: charge for those that fill more than a packet."""
+        held = self.engine.unacknowledged(stream_id)
+        if held >= CHARGED_BYTES:
+            self.account.set_sending(stream_id, held)
+
+    def on_unread(self, change: int) -> None:
+        """*change* more bytes wait for a reader; fewer, if it is negative."""
+        if self._reason is None:
+            self.account.add_unread(change)
+
     def send_room(self, stream_id: int, *, is_wake_up: bool = False) -> int:
         """Bytes that the stream's send buffer still takes, and the connection's as a whole."""
-        limit, cap = (
-            self._limits.stream_send_buffer_bytes,
-            self._limits.buffered_bytes_per_connection,
-        )
+        limit = self.engine.send_buffer_bytes
+        cap = self._limits.buffered_bytes_per_connection
         room = (limit // 2 if is_wake_up else limit) - self.engine.unacknowledged(stream_id)
         # Only with very many streams can all of them together hold too much.
         if room > 0 and self.engine.stream_count * limit > cap:
@@ -198,6 +213,7 @@ class QuicConnection(Connection):
         """Let the peer send *count* more bytes; see `Engine.credit`."""
         if not count or self._reason is not None:
             return
+        self.engine.is_proven = self.is_dialer or self.identity is not ANONYMOUS
         if self.engine.credit(stream_id, count, is_wanted=is_wanted):
             self.schedule()
 
@@ -296,6 +312,8 @@ class QuicConnection(Connection):
             self._address = address
             self.remote_address = format_address(address)
             self._endpoint.on_moved(self, address[:2])
+        for stream_id in self.account.sending:
+            self.account.set_sending(stream_id, self.engine.unacknowledged(stream_id))
         for stream in list(self.waiting_senders):
             stream.on_room()
         self._progress.unpark_all()
@@ -411,6 +429,7 @@ class QuicConnection(Connection):
 
     def _end(self, reason: CloseReason) -> None:
         self._reason = reason
+        self.account.clear()
         if reason.by_peer:
             self._told.set()
         for stream in list(self._streams.values()):

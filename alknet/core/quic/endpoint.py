@@ -20,6 +20,7 @@ from contextlib import contextmanager
 
 import trio
 
+from alknet.core.budget import MemoryBudget
 from alknet.core.contracts import CloseCode
 from alknet.core.datagram import Address, DatagramSocket, canonical_address
 from alknet.core.limits import Limits
@@ -57,6 +58,7 @@ class QuicEndpoint:
         acceptor: QuicAcceptor | None = None,
         reset_key: ResetKey | None = None,
         qlog: QlogDirectory | None = None,
+        budget: MemoryBudget | None = None,
         shard: int = 0,
     ) -> None:
         """Take over *socket*.
@@ -65,9 +67,11 @@ class QuicEndpoint:
             reset_key: Of the endpoint that was here before, so that its connections can be reset;
                 a fresh one if None.
             qlog: Where connections are logged; its `QlogDirectory.run` is the caller's affair.
+            budget: For what all connections hold, if shared with other endpoints.
             shard: Which of the processes that share the address this is: in each connection ID.
         """
         self.limits = limits
+        self.budget = budget or MemoryBudget(limits.buffered_bytes_total)
         self.counters: Counter[str] = Counter()
         self._socket = socket
         self.qlog = qlog
@@ -144,6 +148,7 @@ class QuicEndpoint:
             limits=self.limits,
             cids=self._cids,
             qlog=self.qlog,
+            budget=self.budget,
         )
         connection = QuicConnection(self, engine, is_dialer=True, address=address)
         self._table.add(connection, address, engine.host_cid)

@@ -1,8 +1,8 @@
 """aioquic's `QuicConnection` with what it lacks, and the only place that knows its private names.
 
 Added: raw public keys (`handshake`), flow control that follows the reader instead of the
-sender (aioquic doubles its windows as data *arrives*), stream limits that follow what the
-application has closed, and plain questions about buffers, limits and closing.
+sender (`flow`), bounds against hostile peers (`bounds`), and plain questions about buffers, limits
+and closing.
 
 `alknet.core.quic.seams` fails the import when an aioquic release has lost one of the names, and
 tests/core/quic/test_engine.py is the contract that each release must pass.
@@ -15,14 +15,12 @@ import sys
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, cast
-from weakref import WeakSet
 
 from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
-    Limit,
     NetworkAddress,
     QuicConnectionError,
     QuicConnectionState,
@@ -30,19 +28,19 @@ from aioquic.quic.connection import (
 )
 from aioquic.quic.crypto import next_key_phase
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
-from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
+from alknet.core.budget import MemoryBudget
 from alknet.core.contracts import MAX_REASON_BYTES, cut_utf8
 from alknet.core.identity import NodeId
 from alknet.core.limits import Limits
 from alknet.core.quic import seams
 from alknet.core.quic.cids import CID_LENGTH, ConnectionIds
+from alknet.core.quic.flow import FlowControlled
 from alknet.core.quic.handshake import ClientPolicy, KeyContext, ServerPolicy
-from alknet.core.quic.hotpath.send import HotSend
 from alknet.core.quic.pacing import BurstPacer
 from alknet.core.quic.qlog import QlogDirectory
+from alknet.core.quic.windows import first_windows
 
 __all__ = [
     "Closing",
@@ -61,7 +59,6 @@ DATAGRAM_OVERHEAD = 1 + 2 + 16 + 3
 # Room for a long chain of certificates. aioquic keeps 512 KiB, allocated by the offset in one
 # frame: 1,000 half-open handshakes would hold half a gigabyte.
 MAX_CRYPTO_BYTES = 64 * 1024
-FRAME_CAPACITY = 17  # type and two variable-length integers of 8 bytes
 # CONNECTION_CLOSE must fit: an application's (`MAX_REASON_BYTES`) goes into one packet of 1200
 # bytes, a transport's into an Initial (with a token) and a Handshake packet that share them.
 # aioquic raises otherwise.
@@ -77,35 +74,7 @@ class Closing(Enum):
     BY_PEER = 2
 
 
-class _StreamLimit(Limit):
-    """MAX_STREAMS that grows as streams are done, both on the wire and for the application.
-
-    aioquic raises it when a stream has ended *on the wire*, so a peer could fill memory with
-    short streams that nobody has read yet; the application alone would let it fill memory with
-    answers that it never acknowledges. The smaller of the two counts bounds both.
-    """
-
-    def __init__(self, frame_type: int, name: str, value: int) -> None:
-        self._initial = value
-        self._ended = 0
-        self._released = 0
-        super().__init__(frame_type, name, value)
-        self._ended = 0
-
-    @property
-    def value(self) -> int:
-        return self._initial + min(self._ended, self._released)
-
-    @value.setter
-    def value(self, _: int) -> None:
-        """Count one more stream that has ended on the wire: aioquic adds one for each."""
-        self._ended += 1
-
-    def release(self) -> None:
-        self._released += 1
-
-
-class Engine(HotSend):
+class Engine(FlowControlled):
     """One QUIC connection, sans-IO: time comes in as ``now``, see aioquic's `QuicConnection`."""
 
     def __init__(
@@ -115,35 +84,25 @@ class Engine(HotSend):
         limits: Limits,
         *,
         cids: ConnectionIds | None = None,
+        budget: MemoryBudget | None = None,
         **connection_ids: Any,
     ) -> None:
         self._cids = cids or ConnectionIds()
         self._packets_received = 0
         self._policy = policy
-        self._stream_window = limits.stream_receive_window_bytes
-        self._connection_window = limits.connection_receive_window_bytes
-        self._consumed = 0
-        self._stream_consumed: dict[int, int] = {}
-        # Until aioquic has forgotten them too; events of theirs concern nobody.
-        self._released: WeakSet[QuicStream] = WeakSet()
         self._datagram_limit = sys.maxsize
         self._is_closed_by_peer = False
         # The key phase that we know of: its secret, and a packet that was sent in it.
         self._phase_secret: bytes | None = None
         self._first_of_phase = 0
-        super().__init__(configuration=configuration, **connection_ids)
+        budget = budget or MemoryBudget(limits.buffered_bytes_total)
+        super().__init__(limits, budget, configuration=configuration, **connection_ids)
         first = self._host_cids[0]
         first.cid = self._cids.new()
         self.host_cid = self._local_initial_source_connection_id = first.cid
         if not self._is_client:  # clients cannot give their first connection ID a token
             first.stateless_reset_token = self._cids.token(first.cid)
         self._loss._pacer = BurstPacer(max_datagram_size=configuration.max_datagram_size)
-        self._local_max_streams_bidi = _StreamLimit(
-            QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", limits.streams_per_connection
-        )
-        self._local_max_streams_uni = _StreamLimit(
-            QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", limits.streams_per_connection
-        )
 
     # TLS: aioquic assigns a new context in `_initialize`, again after Retry and version change.
 
@@ -294,6 +253,7 @@ class Engine(HotSend):
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         """Build what can be sent now, as in aioquic."""
+        self.on_pass(now)
         if self._datagrams_pending:
             self._drop_oversized_datagrams()
         return super().datagrams_to_send(now)
@@ -389,105 +349,11 @@ class Engine(HotSend):
         """`unacknowledged`, of all streams together."""
         return sum(self.unacknowledged(stream_id) for stream_id in self._streams)
 
-    def is_released(self, stream_id: int) -> bool:
-        """Return whether the application is done with the stream, see `release`."""
-        stream = self._streams.get(stream_id)
-        return stream is None or stream in self._released
-
     def stop_receiving(self, stream_id: int, code: int) -> None:
         """Send STOP_SENDING unless all of the stream has arrived."""
         stream = self._streams.get(stream_id)
         if stream is not None and not stream.receiver.is_finished:
             stream.receiver.stop(code)
-
-    def credit(self, stream_id: int, count: int, *, is_wanted: bool = True) -> bool:
-        """Say that *count* received bytes were consumed, so that the peer may send as many more.
-
-        Args:
-            is_wanted: More of this stream is wanted. If not, only the connection's window grows:
-                a peer that ignores STOP_SENDING runs into the stream's.
-
-        Returns:
-            Whether a window was raised, so that a send pass is worth its while.
-        """
-        consumed = self._stream_consumed.get(stream_id, 0) + count
-        self._stream_consumed[stream_id] = consumed
-        raised = self._credit_connection(count)
-        stream = self._streams.get(stream_id)
-        if stream is None or stream.receiver.is_finished or not is_wanted:
-            return raised
-        target = consumed + self._stream_window
-        if target - stream.max_stream_data_local >= self._stream_window // 4:
-            stream.max_stream_data_local = target
-            return True
-        return raised
-
-    def credit_abandoned(self, stream_id: int) -> bool:
-        """The peer reset the stream: give back its credit, bytes that never came included.
-
-        To be called before the next send pass, in which aioquic may forget the stream.
-        """
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            return False
-        left = stream.receiver.highest_offset - self._stream_consumed.get(stream_id, 0)
-        return self.credit(stream_id, left) if left > 0 else False
-
-    def release(self, stream_id: int) -> None:
-        """The application is done with a stream: forget it and let the peer open another."""
-        self._stream_consumed.pop(stream_id, None)
-        stream = self._streams.get(stream_id)
-        if stream is not None:
-            self._released.add(stream)
-        if (stream_id & 1 == 0) == self._is_client:
-            return  # ours: the peer's limit applies
-        limit = self._local_max_streams_uni if stream_id & 2 else self._local_max_streams_bidi
-        cast(_StreamLimit, limit).release()
-
-    def _credit_connection(self, count: int) -> bool:
-        self._consumed += count
-        target = self._consumed + self._connection_window
-        if target - self._local_max_data.value >= self._connection_window // 4:
-            self._local_max_data.value = target
-            return True
-        return False
-
-    # The two writers of windows, without aioquic's doubling.
-
-    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        for limit in (
-            self._local_max_data,
-            self._local_max_streams_bidi,
-            self._local_max_streams_uni,
-        ):
-            if limit is not self._local_max_data and (
-                limit.sent - limit.used >= limit.value - limit.sent
-            ):
-                continue  # batch MAX_STREAMS, as aioquic does
-            if limit.value != limit.sent:
-                buf = builder.start_frame(
-                    limit.frame_type,
-                    capacity=FRAME_CAPACITY,
-                    handler=self._on_connection_limit_delivery,
-                    handler_args=(limit,),
-                )
-                buf.push_uint_var(limit.value)
-                limit.sent = limit.value
-
-    def _write_stream_limits(
-        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
-    ) -> None:
-        if stream.max_stream_data_local_sent == stream.max_stream_data_local:
-            return
-        buf = builder.start_frame(
-            QuicFrameType.MAX_STREAM_DATA,
-            capacity=FRAME_CAPACITY,
-            handler=self._on_max_stream_data_delivery,
-            handler_args=(stream,),
-        )
-        buf.push_uint_var(cast(int, stream.stream_id))
-        buf.push_uint_var(stream.max_stream_data_local)
-        stream.max_stream_data_local_sent = stream.max_stream_data_local
 
 
 def client_engine(
@@ -498,15 +364,17 @@ def client_engine(
     limits: Limits,
     cids: ConnectionIds | None = None,
     qlog: QlogDirectory | None = None,
+    budget: MemoryBudget | None = None,
 ) -> Engine:
     """Make the dialling side; *server_name* is sent as SNI."""
-    configuration = _configuration(limits, is_client=True, alpns=[alpn])
+    budget = budget or MemoryBudget(limits.buffered_bytes_total)
+    configuration = _configuration(limits, budget, is_client=True, alpns=[alpn])
     configuration.quic_logger = qlog
     configuration.server_name = server_name
-    return Engine(configuration, policy, limits, cids=cids)
+    return Engine(configuration, policy, limits, cids=cids, budget=budget)
 
 
-def server_engine(
+def server_engine(  # noqa: PLR0913  what an endpoint's engines share, all named
     policy: ServerPolicy,
     *,
     alpns: Sequence[str],
@@ -515,9 +383,11 @@ def server_engine(
     retry_source_cid: bytes | None = None,
     cids: ConnectionIds | None = None,
     qlog: QlogDirectory | None = None,
+    budget: MemoryBudget | None = None,
 ) -> Engine:
     """Make the accepting side; the client's first packet went to *original_destination_cid*."""
-    configuration = _configuration(limits, is_client=False, alpns=list(alpns))
+    budget = budget or MemoryBudget(limits.buffered_bytes_total)
+    configuration = _configuration(limits, budget, is_client=False, alpns=list(alpns))
     configuration.quic_logger = qlog
     # The constructor wants both; `ServerPolicy.choose` sets the real ones per ClientHello.
     configuration.certificate = configuration.private_key = object()
@@ -526,19 +396,23 @@ def server_engine(
         policy,
         limits,
         cids=cids,
+        budget=budget,
         original_destination_connection_id=original_destination_cid,
         retry_source_connection_id=retry_source_cid,
     )
 
 
-def _configuration(limits: Limits, *, is_client: bool, alpns: list[str]) -> QuicConfiguration:
+def _configuration(
+    limits: Limits, budget: MemoryBudget, *, is_client: bool, alpns: list[str]
+) -> QuicConfiguration:
+    stream_window, connection_window = first_windows(limits, budget)
     return QuicConfiguration(
         alpn_protocols=alpns,
         connection_id_length=CID_LENGTH,
         idle_timeout=limits.idle_timeout_s,
         is_client=is_client,
-        max_data=limits.connection_receive_window_bytes,
-        max_stream_data=limits.stream_receive_window_bytes,
+        max_data=connection_window,
+        max_stream_data=stream_window,
         max_datagram_frame_size=MAX_DATAGRAM_FRAME_SIZE,
     )
 

@@ -77,6 +77,7 @@ class QuicStream(Stream):
                     await self._wait_room()
                 else:
                     self._engine.send_stream_data(self._id, bytes(rest[:room]))
+                    self._connection.on_accepted_to_send(self._id)
                     self._connection.schedule()
                     rest = rest[room:]
                 self._check_sendable()
@@ -159,6 +160,7 @@ class QuicStream(Stream):
             self._connection.credit(self._id, len(data), is_wanted=False)
         else:
             self._unread += data
+            self._connection.on_unread(len(data))
         self._readable.unpark_all()
         self._forget_if_over()
 
@@ -166,6 +168,7 @@ class QuicStream(Stream):
         """RESET_STREAM: unread bytes are gone, as RFC 9000 sec. 3.2 allows."""
         self._arrived_all = True
         self._reset_code = code
+        self._connection.on_unread(-len(self._unread))
         self._unread.clear()
         self._connection.credit_abandoned(self._id)
         self._readable.unpark_all()
@@ -201,6 +204,7 @@ class QuicStream(Stream):
     def _take(self, max_bytes: int) -> bytes:
         data = bytes(self._unread[:max_bytes])
         del self._unread[:max_bytes]
+        self._connection.on_unread(-len(data))
         self._connection.credit(self._id, len(data))
         self._forget_if_over()
         return data
@@ -218,6 +222,7 @@ class QuicStream(Stream):
 
     def _close_receiving(self) -> None:
         self._receive_closed = True
+        self._connection.on_unread(-len(self._unread))
         self._connection.credit(self._id, len(self._unread), is_wanted=False)
         self._unread.clear()
         self._readable.unpark_all()
