@@ -46,7 +46,7 @@ from alknet.core.tcp.handshake import accept_tls
 from alknet.core.ticket import Ticket
 from alknet.core.tls.credentials import NodeCredentials, WebCertificate
 from alknet.errors import AlknetError, LocalError
-from alknet.http import NotFoundHandler
+from alknet.http import NotFoundHandler, NotFoundOverQuic
 from alknet.stores.file import FileIdentityStore
 from alknet.stores.homelock import hold_home
 from alknet.stores.memory import MemoryIdentityStore, MemoryOwnership
@@ -357,8 +357,9 @@ class Node:
             on_failed_authentication=self._count_failed_authentication,
         )
         own = [self._calls, *handlers]
-        if not any("http/1.1" in handler.alpns for handler in own):
-            own.append(NotFoundHandler())
+        for placeholder in (NotFoundHandler(), NotFoundOverQuic()):
+            if not any(placeholder.alpns[0] in handler.alpns for handler in own):
+                own.append(placeholder)
         self.endpoint = Endpoint(Router(own), self.identities, limits, accept_tls=self._accept_tls)
 
     def _count_failed_authentication(self, connection: Connection) -> bool:

@@ -28,6 +28,7 @@ from alknet.core.tls.trust import PinnedKey
 from alknet.core.tls.x509 import certificate_untrusted, node_id_of_certificate
 from alknet.core.tokens import token_prefix_untrusted
 from alknet.errors import Malformed
+from alknet.http.h3 import proto
 
 __all__ = ["TARGETS", "Target"]
 
@@ -108,6 +109,23 @@ def packet_header(data: bytes) -> None:
             parse(data)
 
 
+def http3(data: bytes) -> None:
+    """What a client may send: frames of either kind of stream, and what is in them."""
+    for allowed in (proto.REQUEST, proto.CONTROL):
+        with refused_with(Malformed):
+            proto.FrameReader(allowed).receive_untrusted(data)
+    checks: list[Callable[[bytes], object]] = [
+        proto.check_settings_untrusted,
+        proto.check_qpack_encoder_untrusted,
+        proto.check_qpack_decoder_untrusted,
+        proto.method_untrusted,
+    ]
+    for check in checks:
+        with refused_with(Malformed):
+            check(data)
+    proto.pull_varint_untrusted(data, 0)
+
+
 def handshake(data: bytes) -> None:
     """A client whose TLS messages are changed before they are sealed, so that they are parsed.
 
@@ -183,6 +201,7 @@ TARGETS: dict[str, Target] = {
     "certificate": certificate,
     "raw_public_key": raw_public_key,
     "packet_header": packet_header,
+    "http3": http3,
     "handshake": handshake,
     "datagrams": datagrams,
 }
