@@ -12,6 +12,7 @@ from alknet.core.datagram import format_address
 from alknet.core.quic import packets
 from alknet.core.quic.connection import QuicConnection
 from alknet.core.quic.engine import server_engine
+from alknet.core.quic.reset import Budget
 from alknet.errors import Denied, Unavailable
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from alknet.core.quic.table import ConnectionTable, Entry
 
 __all__ = ["Accepting", "QuicAcceptor"]
+
+# Handshakes that addresses which are not proven may begin per second, and at once: each takes 1 ms
+# of key exchange and signing, for which every other packet in the socket waits. Above it clients
+# must prove theirs first, as above the limit of half-open ones: a Retry takes a twentieth of that.
+UNPROVEN_PER_S = 300.0
+UNPROVEN_AT_ONCE = 50.0
 
 
 class QuicAcceptor(NamedTuple):
@@ -68,6 +75,7 @@ class Accepting:
         self._outbox = outbox
         self._cids = cids
         self._retry = QuicRetryTokenHandler()
+        self._unproven = Budget(UNPROVEN_PER_S, UNPROVEN_AT_ONCE)
 
     def begin(
         self, header: QuicHeader, size: int, address: NetworkPath, now: float
@@ -107,7 +115,7 @@ class Accepting:
     def _validate_address(
         self, header: QuicHeader, address: NetworkPath, now: float
     ) -> tuple[bytes, bytes | None]:
-        """Ask for a Retry (RFC 9000 sec. 8.1.2) while many handshakes are half open."""
+        """Ask for a Retry (RFC 9000 sec. 8.1.2) while many handshakes are half open, or begin."""
         if header.token:
             with suppress(ValueError):
                 original = self._retry.validate_token(
@@ -117,7 +125,8 @@ class Accepting:
                     now=now,
                 )
                 return original, header.destination_cid
-        if self.half_open < self._endpoint.limits.half_open_before_retry:
+        is_calm = self.half_open < self._endpoint.limits.half_open_before_retry
+        if is_calm and self._unproven.take(now):
             return header.destination_cid, None
         self._endpoint.counters["retry"] += 1
         cid = self._cids.new()

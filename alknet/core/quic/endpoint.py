@@ -22,7 +22,7 @@ import trio
 
 from alknet.core.budget import MemoryBudget
 from alknet.core.contracts import CloseCode
-from alknet.core.datagram import Address, DatagramSocket, canonical_address
+from alknet.core.datagram import Address, DatagramSocket, NetworkPath, canonical_address
 from alknet.core.limits import Limits
 from alknet.core.quic.accepting import Accepting, QuicAcceptor
 from alknet.core.quic.cids import ConnectionIds
@@ -217,15 +217,18 @@ class QuicEndpoint:
 
     async def _read(self) -> None:
         while True:
-            batch = await self._socket.receive()
-            now = trio.current_time()
-            touched: dict[QuicConnection, None] = {}
-            for data, address in batch:
-                entry = self._receiving.feed(data, address, now)
-                if entry is not None:
-                    touched[entry.connection] = None
-            for connection in touched:
-                self._serve(connection, now)
+            self._receive(await self._socket.receive())
+
+    def _receive(self, batch: Sequence[tuple[bytes, NetworkPath]]) -> None:
+        # Apart from the loop, whose variables would keep the last connections while it waits.
+        now = trio.current_time()
+        touched: dict[QuicConnection, None] = {}
+        for data, address in batch:
+            entry = self._receiving.feed(data, address, now)
+            if entry is not None:
+                touched[entry.connection] = None
+        for connection in touched:
+            self._serve(connection, now)
 
     # sending
 
@@ -234,10 +237,13 @@ class QuicEndpoint:
             await self._flush_wanted.wait()
             self._flush_wanted = trio.Event()
             await self._outbox.drain()
-            now = trio.current_time()
-            dirty, self._dirty = self._dirty, {}
-            for connection in dirty:
-                self._serve(connection, now)
+            self._serve_dirty()
+
+    def _serve_dirty(self) -> None:
+        now = trio.current_time()
+        dirty, self._dirty = self._dirty, {}
+        for connection in dirty:
+            self._serve(connection, now)
 
     def _want_flush(self) -> None:
         self._flush_wanted.set()
@@ -287,14 +293,17 @@ class QuicEndpoint:
 
     async def _watch_timers(self) -> None:
         while True:
-            now = trio.current_time()
-            for connection in self._timers.due(now):
-                self._fire(connection, now)
+            self._fire_due()
             deadline = self._timers.next_at
             with trio.move_on_at(math.inf if deadline is None else deadline):
                 await self._timer_changed.wait()
             self._timer_changed = trio.Event()
             await trio.lowlevel.checkpoint()
+
+    def _fire_due(self) -> None:
+        now = trio.current_time()
+        for connection in self._timers.due(now):
+            self._fire(connection, now)
 
     def _fire(self, connection: QuicConnection, now: float) -> None:
         try:

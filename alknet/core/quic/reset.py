@@ -73,18 +73,19 @@ class ResetKey:
 
 
 class Budget:
-    """So much work per second, and at once after a quiet second."""
+    """So much work per second, and so much at once after a quiet time: by default as much."""
 
-    __slots__ = ("_at", "_left", "_per_s")
+    __slots__ = ("_at", "_at_once", "_left", "_per_s")
 
-    def __init__(self, per_s: float) -> None:
-        self._per_s = self._left = per_s
+    def __init__(self, per_s: float, at_once: float | None = None) -> None:
+        self._per_s = per_s
+        self._at_once = self._left = per_s if at_once is None else at_once
         self._at = float("-inf")
 
     def take(self, now: float, amount: float = 1.0) -> bool:
-        """Take *amount*, which must not exceed a second's, if it is there; else nothing."""
+        """Take *amount*, no more than there may be at once, if it is there; else nothing."""
         if now > self._at:
-            self._left = min(self._per_s, self._left + (now - self._at) * self._per_s)
+            self._left = min(self._at_once, self._left + (now - self._at) * self._per_s)
             self._at = now
         if self._left < amount:
             return False

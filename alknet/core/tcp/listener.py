@@ -140,6 +140,7 @@ async def _accept_all(
                 await _after_failed_accept(exc)
                 continue
             nursery.start_soon(_run, stream, on_stream, limits)
+            del stream  # else the last one lives until the next
 
 
 async def _after_failed_accept(exc: OSError) -> None:

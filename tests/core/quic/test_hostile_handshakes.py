@@ -1,0 +1,59 @@
+"""Floods of first packets: how much of a second they may take from everybody else."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import trio
+from trio.testing import MockClock
+
+from alknet.core.quic.accepting import UNPROVEN_AT_ONCE, UNPROVEN_PER_S
+from benchmarks.attacks import initials
+from tests.core.quic.pairs import ALPN
+from tests.core.quic.worlds import exchange, world
+
+
+async def test_handshakes_of_unproven_addresses_are_so_many_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    """Far below the limit of half-open ones: each takes as long as fifty packets of friends."""
+    async with world() as here:
+        honest = await here.connect()
+        await trio.sleep(1)
+        for number, data in enumerate(initials(200, ALPN)):
+            here.net.carry(data, (f"203.0.113.{number}", 5_000), here.server.address)
+        await trio.sleep(0.1)
+        begun = len(here.server.endpoint.connections) - 1
+        assert UNPROVEN_AT_ONCE - 1 <= begun <= UNPROVEN_AT_ONCE + 0.1 * UNPROVEN_PER_S
+        assert begun + here.server.endpoint.counters["retry"] == 200
+        await exchange(*honest, b"unharmed")
+        await exchange(*await here.connect(), b"let in, after a Retry or not")
+
+
+async def test_handshakes_of_unproven_addresses_are_so_many_a_second(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as here:
+        for number, data in enumerate(initials(1_000, ALPN)):
+            address = (f"203.0.113.{number % 250}", 5_000 + number)
+            here.net.carry(data, address, here.server.address)
+            await trio.sleep(0.001)
+        await trio.sleep(0.1)
+        begun = len(here.server.endpoint.connections)
+        assert begun <= UNPROVEN_AT_ONCE + 1.1 * UNPROVEN_PER_S
+        assert begun + here.server.endpoint.counters["retry"] == 1_000
+
+
+async def test_the_loops_of_an_endpoint_hold_nobody_who_has_gone(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as here:
+        dialer, acceptor = await here.connect()
+        await exchange(dialer, acceptor, b"something")
+        dialer.close(0, "bye")
+        await trio.sleep(60)
+        gone = [weakref.ref(dialer), weakref.ref(acceptor)]
+        del dialer, acceptor
+        gc.collect()
+        assert [ref() for ref in gone] == [None, None]
