@@ -130,6 +130,7 @@ class FlowControlled(HotSend):
         target = consumed + size
         if target - stream.max_stream_data_local >= size // 4:
             stream.max_stream_data_local = target
+            self.announce_window(stream)
             return True
         return raised
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
+from aioquic.quic import connection
 from aioquic.quic.stream import QuicStream
+
+
+class InOrder(dict[Any, None]):
+    """What stands for a set: its items come in the order in which they were added."""
+
+    def __init__(self, items: Iterable[Any] = ()) -> None:
+        super().__init__(dict.fromkeys(items))
+
+    def add(self, item: object) -> None:
+        self[item] = None
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -13,4 +25,5 @@ def _streams_in_one_order() -> Iterator[None]:
     """aioquic keeps its streams in a set while it sends, in the order of their addresses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(QuicStream, "__hash__", lambda self: hash(self.stream_id))
+        patch.setattr(connection, "set", InOrder, raising=False)
         yield

@@ -1,0 +1,98 @@
+"""The frames of plain packets as bytes (RFC 9000 sec. 16 and 19)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aioquic.quic.packet_builder import QuicPacketBuilderStop
+from aioquic.quic.rangeset import RangeSet
+
+from alknet.core.quic.hotpath.records import Frames, Handlers
+
+__all__ = [
+    "LONGEST_TWO_BYTES",
+    "SHORTEST_STREAM_FRAME",
+    "FrameWriter",
+    "ack_frame",
+    "stream_length",
+    "varint",
+]
+
+ACK = b"\x02"
+# Type, stream id, length: an end without data on one of the first streams.
+SHORTEST_STREAM_FRAME = 4
+LONGEST_TWO_BYTES = 0x3FFF
+
+
+def varint(value: int) -> bytes:
+    """Encode a variable-length integer below 2^62."""
+    if value < 0x40:
+        return value.to_bytes(1)
+    if value < 0x4000:
+        return (value | 0x4000).to_bytes(2)
+    if value < 0x4000_0000:
+        return (value | 0x8000_0000).to_bytes(4)
+    return (value | 0xC000_0000_0000_0000).to_bytes(8)
+
+
+def stream_length(count: int) -> bytes:
+    """Encode a STREAM frame's length: in 2 bytes as aioquic does, in 4 where it would overflow."""
+    if count <= LONGEST_TWO_BYTES:
+        return (count | 0x4000).to_bytes(2)
+    return (count | 0x8000_0000).to_bytes(4)
+
+
+def ack_frame(received: RangeSet, delay: int) -> bytes:
+    """Acknowledge all of *received*, 64 ranges at most; *delay* is scaled by the exponent."""
+    newest = received[-1]
+    start = newest.start
+    parts = [
+        ACK,
+        varint(newest.stop - 1),
+        varint(delay),
+        varint(len(received) - 1),
+        varint(newest.stop - 1 - start),
+    ]
+    for place in range(len(received) - 2, -1, -1):
+        older = received[place]
+        parts.append(varint(start - older.stop - 1))
+        parts.append(varint(older.stop - older.start - 1))
+        start = older.start
+    return b"".join(parts)
+
+
+class FrameWriter:
+    """What aioquic's frame writers need of a packet builder, for a plain packet.
+
+    Attributes:
+        used: Bytes of frames so far.
+    """
+
+    __slots__ = ("_frames", "_handlers", "_room", "used")
+
+    def __init__(self, frames: Frames, handlers: Handlers, room: int) -> None:
+        self._frames = frames
+        self._handlers = handlers
+        self.used = 0
+        self._room = room
+
+    def start_frame(
+        self,
+        frame_type: int,
+        capacity: int = 1,
+        handler: Callable[..., None] | None = None,
+        handler_args: Sequence[Any] = (),
+    ) -> FrameWriter:
+        """Begin a frame, or raise QuicPacketBuilderStop if *capacity* bytes do not fit."""
+        if self._room - self.used < capacity:
+            raise QuicPacketBuilderStop
+        if handler is not None:
+            self._handlers.append((handler, handler_args))
+        self.push_uint_var(frame_type)
+        return self
+
+    def push_uint_var(self, value: int) -> None:
+        encoded = varint(value)
+        self._frames.append(encoded)
+        self.used += len(encoded)
