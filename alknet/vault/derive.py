@@ -1,15 +1,16 @@
-"""Which key comes from where: the paths below the words that alknet uses."""
+"""The node's identity, straight from the words."""
 
 from __future__ import annotations
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from alknet.vault.roles import KeyRole, path_of
 from alknet.vault.slip10 import derive
 from alknet.vault.words import seed_from_words
 
 __all__ = ["IDENTITY_PATH", "identity_key"]
 
-IDENTITY_PATH = "m/74'/0'/0'/0'"
+IDENTITY_PATH = path_of(KeyRole.IDENTITY)
 
 
 def identity_key(words: str, passphrase: str = "") -> Ed25519PrivateKey:

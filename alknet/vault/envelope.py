@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from alknet.errors import LocalError, Malformed
 from alknet.vault.locked import LockedBuffer
+from alknet.vault.roles import KeyRole, path_of
 
 __all__ = [
     "FIRST_KEK",
@@ -70,7 +71,7 @@ def kek_path(version: int) -> str:
     """Return the derivation path of the child key that KEK *version* comes from."""
     if not FIRST_KEK <= version <= MAX_KEK:
         raise LocalError(f"there is no key version {version}: the first is {FIRST_KEK}")
-    return f"m/74'/2'/0'/{version - FIRST_KEK}'"
+    return path_of(KeyRole.ENCRYPTION, version - FIRST_KEK)
 
 
 def derive_kek(child: memoryview, vault_id: bytes, info: str) -> LockedBuffer:
