@@ -38,8 +38,8 @@ FRAME = b'{"type":"call.requested","id":"d12345","payload":{"operationId":"/math
 NOTES = [
     "CPU is of both sides together: halve it for one side.",
     (
-        "steps are runs of a task until it waits, passes are rounds of the scheduler (one epoll_wait "
-        "each), tasks are those started: all per call, counted in a round of their own."
+        "steps are runs of a task until it waits, passes are rounds of the scheduler (an epoll_wait"
+        " each), tasks are those started: all per call, counted in a round of their own."
     ),
     f"`{REFERENCE}`: the request's bytes there and back by the same streams, one reader a side.",
 ]

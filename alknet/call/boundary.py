@@ -44,10 +44,16 @@ class HandlerBoundary:
         """
         try:
             yield
-        except BaseExceptionGroup as group:
-            raise self._judge_group(group) from None
-        except Exception as exc:  # noqa: BLE001  # boundary: a crash ends its call, no more
-            raise self._judge(exc) from None
+        except BaseException as exc:  # boundary: a crash ends its call, no more
+            if (error := self.judge(exc)) is None:
+                raise
+            raise error from None
+
+    def judge(self, exc: BaseException) -> BaseException | None:
+        """Return what to raise instead of *exc*, or None to let it pass."""
+        if isinstance(exc, BaseExceptionGroup):
+            return self._judge_group(exc)
+        return self._judge(exc) if isinstance(exc, Exception) else None
 
     def log_fields(self) -> dict[str, object]:
         """Return what each log record about the call says."""

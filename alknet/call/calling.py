@@ -13,6 +13,7 @@ import trio
 
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.credit import ReceiveWindow
+from alknet.call.deadlines import Deadlines
 from alknet.call.pending import Pending, PendingCall, PendingItems, aborted, lost
 from alknet.call.proto import (
     MAX_CREDIT,
@@ -128,6 +129,7 @@ class Calling:
 
     Attributes:
         pending: Those without a terminal event, by id.
+        deadlines: When those of queries and mutations give up; `expire` is to be called then.
     """
 
     def __init__(self, session: CallSession) -> None:
@@ -138,6 +140,7 @@ class Calling:
         # Ids that we gave up and told the callee so: their late items are no news.
         self._disowned: deque[str] = deque(maxlen=64)
         self.pending: dict[str, Pending] = {}
+        self.deadlines = Deadlines(self.pending.__len__)
 
     async def call(
         self,
@@ -148,15 +151,14 @@ class Calling:
         """Run a query or mutation of the peer; see `CallSession.call`."""
         deadline = self._deadline(options, self._limits.call_timeout_max_s)
         request = _request(operation, input, options)
-        with trio.CancelScope(deadline=deadline) as scope:
-            pending = await self._send(request, options, deadline, is_subscription=False)
-            assert isinstance(pending, PendingCall)
-            try:
-                return await pending.wait()
-            finally:
-                self._leave(pending)
-        assert scope.cancelled_caught
-        raise _too_slow()
+        pending = await self._send(request, options, deadline, is_subscription=False)
+        assert isinstance(pending, PendingCall)
+        self.deadlines.add(deadline, pending)
+        try:
+            return await pending.wait()
+        finally:
+            if not pending.is_over:
+                self._leave(pending, CallError(ErrorCode.ABORTED, "we left before the end"))
 
     @asynccontextmanager
     async def subscribe(
@@ -168,15 +170,13 @@ class Calling:
         """Run a subscription of the peer; see `CallSession.subscribe`."""
         deadline = self._deadline(options, math.inf)
         request = _request(operation, input, options)
-        with trio.move_on_at(deadline) as scope:
-            pending = await self._send(request, options, deadline, is_subscription=True)
-        if scope.cancelled_caught:
-            raise _too_slow()
+        pending = await self._send(request, options, deadline, is_subscription=True)
         assert isinstance(pending, PendingItems)
         try:
             yield Subscription(self, pending, deadline)
         finally:
-            self._leave(pending)
+            if not pending.is_over:
+                self._leave(pending, CallError(ErrorCode.ABORTED, "we left before the end"))
             pending.drop()
 
     def item_taken(self, pending: PendingItems) -> None:
@@ -185,6 +185,11 @@ class Calling:
             granted = pending.window.consume()
             if granted:
                 pending.stream.send(Credit(pending.id, granted))
+
+    def expire(self) -> None:
+        """End the calls whose deadline has passed, and tell the callee."""
+        for pending in self.deadlines.expired(trio.current_time()):
+            self._leave(pending, _too_slow())
 
     def fail_all(self, error: CallError) -> None:
         """End every call with *error*: no answer can come any more."""
@@ -263,7 +268,14 @@ class Calling:
         self._session.check_live()
         size = len(request.input)
         is_bulk = size > SHARED_REQUEST_BYTES - ENVELOPE_BYTES or options.get("large_output", False)
-        stream = await self._session.lanes.for_request(own=is_subscription or is_bulk)
+        lanes = self._session.lanes
+        stream = None if is_subscription or is_bulk else lanes.shared_now()
+        if stream is None:
+            with trio.CancelScope(deadline=deadline) as scope:
+                stream = await lanes.for_request(own=is_subscription or is_bulk)
+            if stream is None:
+                assert scope.cancelled_caught
+                raise _too_slow()
         # From here to the end nothing waits: a cancel leaves no entry without a request.
         return self._put(stream, request, options, deadline, is_subscription=is_subscription)
 
@@ -299,9 +311,7 @@ class Calling:
         # this is a subscription: the callee refuses one for anything else.
         return self._limits.subscription_window if stream.is_only else MAX_CREDIT
 
-    def _leave(self, pending: Pending) -> None:
-        if pending.is_over:
-            return
+    def _leave(self, pending: Pending, why: CallError) -> None:
         self._disowned.append(pending.id)
         pending.stream.send(Aborted(pending.id))
         if pending.stream.outbox.queued_bytes > SHARED_REQUEST_BYTES and (
@@ -309,7 +319,7 @@ class Calling:
         ):
             pending.stream.break_off()  # the request itself is still on its way
         self._settled(pending)
-        pending.fail(CallError(ErrorCode.ABORTED, "we left before the end"))
+        pending.fail(why)
 
     def _settled(self, pending: Pending) -> None:
         self.pending.pop(pending.id, None)

@@ -30,7 +30,7 @@ from alknet.call.operations import Operation
 from alknet.call.registry import Registry
 from alknet.call.schema import Mismatch, Shape
 from alknet.call.spec import OpType
-from alknet.call.visibility import check_scopes, no_such_operation, operation_name
+from alknet.call.visibility import ScopeVerdicts, no_such_operation, operation_name
 from alknet.core.access import MissingResourceId, check_access
 from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider
 from alknet.core.identity import Identity
@@ -72,6 +72,7 @@ class OperationDispatcher:
         self.identities = identities
         self.ownership = ownership
         self.limits = limits
+        self._scopes = ScopeVerdicts()
 
     def admit(self, request: Requested, *, connection: Connection, session: object) -> Admitted:
         """Decide whether *request* may run, and return what runs it.
@@ -80,14 +81,17 @@ class OperationDispatcher:
             CallError: It may not. `CallError.is_failed_authentication` says that its token was
                 refused.
         """
-        name = operation_name(request.operation)
-        identity = self._identity(request, connection)
+        name = request.operation
         entry = self.registry.lookup(name)
+        if entry is None:  # what is registered needs no look at its name
+            name = operation_name(name)
+            entry = self.registry.lookup(name)
+        identity = self._identity(request, connection)
         if entry is None or entry.operation.spec.internal or request.peer:
             # Routes to other peers come with federation: here every peer is out of reach.
             raise no_such_operation(name)
         operation = entry.operation
-        check_scopes(operation, identity)
+        self._scopes.check(operation, identity)
         value = _decode_input_untrusted(operation, request.input)
         self._check_resource(operation, identity, value)
         info = CallInfo(
@@ -157,6 +161,8 @@ class Admitted:
         used_token: The request's token was accepted.
     """
 
+    __slots__ = ("_operation", "_value", "context", "timeout_s", "used_token")
+
     def __init__(
         self,
         operation: Operation[..., Any],
@@ -171,7 +177,6 @@ class Admitted:
         self.used_token = used_token
         self._operation = operation
         self._value = value
-        self._boundary = HandlerBoundary(operation, context)
 
     def __repr__(self) -> str:
         return f"<Admitted {self.context!r}>"
@@ -199,9 +204,14 @@ class Admitted:
         Raises:
             CallError: The handler failed, or returned what it had not declared.
         """
-        with self._boundary.guard():
-            output = await self._operation.run(self.context, self._value)
-            return self._operation.output.encode(output)
+        operation = self._operation
+        try:
+            output = await operation.start(self.context, self._value)
+            return operation.output.encode(output)
+        except BaseException as exc:  # boundary: a crash ends its call, no more
+            if (error := self._boundary().judge(exc)) is None:
+                raise
+            raise error from None
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -212,13 +222,17 @@ class Admitted:
         """
         items = self._operation.iterate(self.context, self._value)
         try:
-            yield _Items(items, self._operation.output, self._boundary)
+            yield _Items(items, self._operation.output, self._boundary())
         finally:
             await self._close(items)
 
+    def _boundary(self) -> HandlerBoundary:
+        return HandlerBoundary(self._operation, self.context)
+
     async def _close(self, items: AsyncGenerator[object, None]) -> None:
+        boundary = self._boundary()
         try:
-            with self._boundary.guard():
+            with boundary.guard():
                 await items.aclose()
         except BaseExceptionGroup as group:
             # A nursery around a yield wraps the GeneratorExit that closing is made of.
@@ -227,9 +241,7 @@ class Admitted:
                 raise rest from None
         except CallError as exc:
             # The caller has its last event or is gone: this is for the log alone.
-            log.warning(
-                "call.close_failed", extra={**self._boundary.log_fields(), "code": exc.code}
-            )
+            log.warning("call.close_failed", extra={**boundary.log_fields(), "code": exc.code})
 
 
 class _Items:

@@ -98,6 +98,11 @@ class Lanes:
         self._shared = self._start(raw, is_ours=True)
         self._only_is_known.set()
 
+    def shared_now(self) -> CallStream | None:
+        """Return the shared stream if a request can be put there at once, or None."""
+        stream = self._shared
+        return stream if stream is not None and stream.outbox.has_room else None
+
     async def for_request(self, *, own: bool) -> CallStream:
         """Return the stream for a request, with room in its outbox.
 

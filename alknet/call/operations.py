@@ -119,18 +119,23 @@ class Operation(Generic[P, R]):
 
     async def run(self, ctx: Context, value: object) -> object:
         """Run a query or mutation on a decoded input. Cancelled, it ends as its function does."""
-        return await cast("Coroutine[Any, Any, object]", self._start(ctx, value))
+        return await self.start(ctx, value)
 
     def iterate(self, ctx: Context, value: object) -> AsyncGenerator[object, None]:
         """Return the items of a subscription; the caller closes them (`contextlib.aclosing`)."""
-        return cast("AsyncGenerator[object, None]", self._start(ctx, value))
+        return cast("AsyncGenerator[object, None]", self._call(ctx, value))
 
-    def _start(self, ctx: Context, value: object) -> object:
+    def start(self, ctx: Context, value: object) -> Coroutine[Any, Any, object]:
+        """Return what `run` awaits, for who counts frames."""
+        return cast("Coroutine[Any, Any, object]", self._call(ctx, value))
+
+    def _call(self, ctx: Context, value: object) -> object:
+        signature = self._signature
         arguments: dict[str, object] = {}
-        if self._signature.context_name is not None:
-            arguments[self._signature.context_name] = ctx
-        if self._signature.input_name is not None:
-            arguments[self._signature.input_name] = value
+        if signature.context_name is not None:
+            arguments[signature.context_name] = ctx
+        if signature.input_name is not None:
+            arguments[signature.input_name] = value
         return cast("Callable[..., object]", self._function)(**arguments)
 
 

@@ -101,6 +101,11 @@ class Outbox:
         self._work.unpark_all()
         self._room.unpark_all()
 
+    @property
+    def has_room(self) -> bool:
+        """`wait_room` would not wait."""
+        return self.queued_bytes <= self._high_water
+
     async def wait_room(self) -> None:
         """Wait until little enough is queued that more makes sense. Cancelled, nothing happens.
 

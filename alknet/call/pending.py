@@ -33,7 +33,7 @@ class PendingCall:
         self.id = call_id
         self.stream = stream
         self.is_over = False
-        self._output = msgspec.Raw()
+        self._output = _NO_OUTPUT
         self._error: CallError | None = None
         self._waiter: trio.lowlevel.Task | None = None
 
@@ -58,7 +58,8 @@ class PendingCall:
             await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
         if self._error is not None:
             raise self._error
-        return self._output
+        output, self._output = self._output, _NO_OUTPUT  # the call may be remembered, not this
+        return output
 
     def _wake(self) -> None:
         self.is_over = True
@@ -188,3 +189,4 @@ def aborted(reason: str | None) -> CallError:
 
 
 _REFUSALS = frozenset({CloseCode.REVOKED, CloseCode.AUTH_REQUIRED})
+_NO_OUTPUT = msgspec.Raw()

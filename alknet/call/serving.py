@@ -27,6 +27,7 @@ from alknet.call.proto import (
     encode_frame,
     is_too_deep,
 )
+from alknet.call.workers import Workers
 from alknet.core.identity import Identity
 from alknet.errors import Violation
 
@@ -87,10 +88,10 @@ class InboundCall:
         self.admitted = admitted
         self.stream = stream
         self.credit = None if request.window is None else SendCredit(request.window)
-        self.scope = trio.CancelScope()
+        is_sooner = expires_at <= deadline
+        self.scope = trio.CancelScope(deadline=expires_at if is_sooner else deadline)
         self._deadline = deadline
-        self._verdict: Event | None = None
-        self.expire_at(expires_at)
+        self._verdict: Event | None = Aborted(self.id, REVOKED) if is_sooner else None
 
     def __repr__(self) -> str:
         return f"<InboundCall {self.id} {self.operation} as {self.identity.id}>"
@@ -130,6 +131,7 @@ class Serving:
         self._input_bytes = 0
         self.calls: dict[str, InboundCall] = {}
         self.is_draining = False
+        self._workers = Workers[InboundCall](session.spawn, self._run)
 
     def requested(self, stream: CallStream, event: Requested, arrived_at: float) -> None:
         """Run a request, or refuse it.
@@ -146,7 +148,7 @@ class Serving:
         self.calls[call.id] = call
         stream.serving.add(call)
         self._input_bytes += call.input_bytes
-        self._session.spawn(self._run, call, name=f"call {call.operation} {call.id}")
+        self._workers.give(call)
 
     def faulty_request(self, stream: CallStream, call_id: str, error: CallError) -> None:
         """Refuse a request whose payload is bad. Raises like `requested`."""
@@ -231,6 +233,7 @@ class Serving:
     # --- running
 
     async def _run(self, call: InboundCall) -> None:
+        trio.lowlevel.current_task().name = f"call {call.operation} {call.id}"
         event: Event | None = None
         try:
             with call.scope:

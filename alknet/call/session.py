@@ -1,9 +1,10 @@
 """A session: both sides' calls on one connection of any carrier.
 
 Tasks: one that accepts streams and one that watches for those of the wrong kind, one that waits for
-the end of the connection and one for draining; per stream a reader and a writer; per request of the
-peer one, in which the operation runs. Our own calls run in the tasks that make them. All of them
-end before `CallSession.run` returns.
+the end of the connection and one for draining; per stream a reader and a writer; for each request
+of the peer that has to wait one, in which the operation runs (`alknet.call.workers`). Our own calls
+run in the tasks that make them; `CallSession.run` ends those that time out. All of them end before
+it returns.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class CallSession:
                 self._nursery = nursery
                 self._start_tasks()
                 task_status.started()
-                await self._ended.wait()
+                await self._until_ended()
                 await self._farewell()
                 # Before the streams go, so that the peer learns why they do.
                 reason = self._close_reason
@@ -249,9 +250,10 @@ class CallSession:
 
     def is_others_id(self, call_id: str) -> bool:
         """Return whether *call_id*, of the peer's, is of the form of ours or in use by us."""
-        if not self.connection.is_dialer and _ACCEPTORS_IDS.fullmatch(call_id):
+        if call_id in self.calling.pending:
             return True
-        return call_id in self.calling.pending
+        is_like_ours = call_id[0] == "a" and _ACCEPTORS_IDS.fullmatch(call_id) is not None
+        return is_like_ours and not self.connection.is_dialer
 
     def call_ended(self) -> None:
         """Note that one call less is running; a drain waits for the last."""
@@ -289,6 +291,12 @@ class CallSession:
             self.spawn(self.lanes.run_only, name="call stream")
         self.spawn(self._watch_connection, name="call connection")
         self.spawn(self._drain, name="call drain")
+
+    async def _until_ended(self) -> None:
+        while not self._ended.is_set():
+            with self.calling.deadlines.until_next():
+                await self._ended.wait()
+            self.calling.expire()
 
     async def _watch_connection(self) -> None:
         reason = await self.connection.wait_closed()

@@ -105,6 +105,7 @@ class CallStream:
         self.pending: dict[str, Pending] = {}
         self.has_ended = False
         self._decoder = FrameDecoder(limits.frame_bytes_unproven)
+        self._frame_bytes = limits.frame_bytes
         self._budget = budget
         self._counted = 0
         self._code = CloseCode.OK
@@ -173,10 +174,12 @@ class CallStream:
         arrived_at = trio.current_time()
         decoder = self._decoder
         decoder.limit = owner.frame_limit
+        is_limit_final = decoder.limit == self._frame_bytes
         decoder.receive_data_untrusted(data)
         while (message := decoder.next_frame()) is not None:
             owner.receive(self, decode_envelope_untrusted(message), arrived_at)
-            decoder.limit = owner.frame_limit  # the message may have brought a good token
+            if not is_limit_final:  # the message may have brought a good token
+                decoder.limit = owner.frame_limit
         self._count(decoder.buffered_bytes)
 
     async def _wait_space(self) -> None:

@@ -16,7 +16,18 @@ from alknet.core.access import MissingResourceId, check_access
 from alknet.core.identity import Identity
 from alknet.errors import Denied
 
-__all__ = ["check_scopes", "may_call", "no_such_operation", "operation_name"]
+__all__ = [
+    "MOST_CALLERS",
+    "ScopeVerdicts",
+    "check_scopes",
+    "may_call",
+    "no_such_operation",
+    "operation_name",
+]
+
+
+MOST_CALLERS = 1024
+"""Identities that verdicts are kept for: those of all live peers of a usual node."""
 
 
 def operation_name(operation_id: str) -> str:
@@ -54,6 +65,38 @@ def check_scopes(operation: Operation[..., Any], identity: Identity) -> None:
         return  # the scopes were enough to be asked for the resource
     except Denied as exc:
         raise CallError(ErrorCode.FORBIDDEN, exc.reason) from None
+
+
+class ScopeVerdicts:
+    """`check_scopes`, where the same callers come again and again.
+
+    A verdict rests on nothing but the identity and the operation's rules, both values that never
+    change: a revoked or altered identity is another one. So only *who it was* can go out of date,
+    and that is asked anew for each call. Refusals are not remembered, nor are the identities of
+    more callers than `MOST_CALLERS` at a time.
+    """
+
+    __slots__ = ("_passed",)
+
+    def __init__(self) -> None:
+        # By id(): the values, compared by content, would cost more than the check. Each entry
+        # holds its identity, so that the id stays its own.
+        self._passed: dict[int, tuple[Identity, set[Operation[..., Any]]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._passed)
+
+    def check(self, operation: Operation[..., Any], identity: Identity) -> None:
+        """Do as `check_scopes`, which see."""
+        found = self._passed.get(id(identity))
+        if found is not None and operation in found[1]:
+            return
+        check_scopes(operation, identity)
+        if found is None:
+            if len(self._passed) >= MOST_CALLERS:
+                self._passed.clear()
+            found = self._passed[id(identity)] = (identity, set())
+        found[1].add(operation)
 
 
 def may_call(operation: Operation[..., Any], identity: Identity) -> bool:

@@ -60,7 +60,7 @@ async def test_a_subscriber_that_does_not_read_holds_the_operation_back(carrier:
 
     operations = Operations()
     operations.subscriptions["test/counts"] = counts
-    limits = Limits(subscription_window=8)
+    limits = Limits(subscription_window=8, stream_receive_window_bytes=1024**2)
     async with session_pair(carrier, operations, limits=limits) as (client, server):
         async with client.subscribe("test/counts") as items:
             await trio.testing.wait_all_tasks_blocked()

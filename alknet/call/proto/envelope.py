@@ -63,11 +63,19 @@ def decode_envelope_untrusted(data: bytes) -> Event:
 
 def encode_event(event: Event) -> bytes:
     """Return the JSON of *event*, without a frame around it."""
-    if type(event) is Responded:  # the hot one, and its output is JSON already
+    # The two of every call; what they hold is JSON already.
+    if type(event) is Responded:
         return b'{"type":"call.responded","id":%b,"payload":{"output":%b%b}}' % (
             _encode(event.id),
             bytes(event.output),
             b',"more":true' if event.more else b"",
+        )
+    if type(event) is Requested and _is_plain(event):
+        return b'{"type":"call.requested","id":%b,"payload":{"operationId":%b,"input":%b%b}}' % (
+            _encode(event.id),
+            _encode("/" + event.operation),
+            bytes(event.input),
+            b"" if event.timeout_ms is None else b',"timeout_ms":%d' % event.timeout_ms,
         )
     name, payload = _TO_WIRE[type(event)](event)
     call_id = getattr(event, "id", _CLOSE_ID)
@@ -81,11 +89,16 @@ def _decode_usual(data: bytes) -> Event | None:
     # Keys in our order, no escapes in type and id, and the payload last: if what lies between the
     # match and the last brace is one JSON value, then nothing else is there, no duplicate either.
     match = _USUAL.match(data)
-    if match is None or not data.endswith(b"}"):
+    if match is None or data[-1] != _CLOSING_BRACE:
         return None
+    name, call_id = match.groups()
+    build = _FROM_WIRE.get(name)
     try:
         payload = memoryview(data)[match.end() : -1]
-        return _event(match[1].decode(), match[2].decode(), payload)
+        if build is None:
+            _ANYTHING.decode(payload)
+            return Unknown(name.decode(), call_id.decode())
+        return build(call_id.decode(), payload)
     except (msgspec.DecodeError, RecursionError):
         return None
 
@@ -108,8 +121,8 @@ def _decode_any_untrusted(data: bytes) -> Event:
         return Faulty(envelope.type, envelope.id, error)
 
 
-def _event(name: str, call_id: str, payload: bytes | memoryview) -> Event:
-    build = _FROM_WIRE.get(name)
+def _event(name: str, call_id: str, payload: bytes) -> Event:
+    build = _FROM_WIRE.get(name.encode())
     if build is None:
         _ANYTHING.decode(payload)
         return Unknown(name, call_id)
@@ -176,6 +189,19 @@ def _connection_close(_call_id: str, payload: bytes | memoryview) -> Event:
 
 
 # --- encoding
+
+
+def _is_plain(event: Requested) -> bool:
+    """Whether it has nothing but an operation, an input and a time-out."""
+    return (
+        event.window is None
+        and event.auth_token is None
+        and event.forwarded_for is None
+        and event.traceparent is None
+        and event.idempotency_key is None
+        and event.peer is None
+        and not event.path
+    )
 
 
 def _wire_requested(event: Requested) -> _Requested:
@@ -272,6 +298,7 @@ class _Close(msgspec.Struct):
 
 
 _CLOSE_ID = "connection"
+_CLOSING_BRACE = 0x7D
 _MAX_REASON = 512
 _MAX_FORWARDED = 4096
 _MAX_OPERATION = 256
@@ -306,16 +333,16 @@ def _input_end(call_id: str, payload: bytes | memoryview) -> Event:
     return InputEnd(call_id)
 
 
-_FROM_WIRE: Mapping[str, Callable[[str, bytes | memoryview], Event]] = {
-    "call.requested": _requested,
-    "call.responded": _responded,
-    "call.completed": _completed,
-    "call.aborted": lambda call_id, data: Aborted(call_id, _ABORTED.decode(data).reason),
-    "call.error": _failed,
-    "call.input": lambda call_id, data: InputItem(call_id, _ITEM.decode(data).item),
-    "call.input_end": _input_end,
-    "call.credit": lambda call_id, data: Credit(call_id, _CREDIT.decode(data).n),
-    "connection.close": _connection_close,
+_FROM_WIRE: Mapping[bytes, Callable[[str, bytes | memoryview], Event]] = {
+    b"call.requested": _requested,
+    b"call.responded": _responded,
+    b"call.completed": _completed,
+    b"call.aborted": lambda call_id, data: Aborted(call_id, _ABORTED.decode(data).reason),
+    b"call.error": _failed,
+    b"call.input": lambda call_id, data: InputItem(call_id, _ITEM.decode(data).item),
+    b"call.input_end": _input_end,
+    b"call.credit": lambda call_id, data: Credit(call_id, _CREDIT.decode(data).n),
+    b"connection.close": _connection_close,
 }
 
 _TO_WIRE: Mapping[type, Callable[[Any], tuple[str, object]]] = {

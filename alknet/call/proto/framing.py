@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from alknet.errors import Malformed
 
 __all__ = ["HEADER_BYTES", "FrameDecoder", "encode_frame"]
@@ -25,7 +27,8 @@ class FrameDecoder:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._buffer = bytearray()
+        # A chunk as it came while frames end with chunks; a bytearray once one was cut in two.
+        self._buffer: bytes | bytearray = b""
         self._start = 0
 
     @property
@@ -40,10 +43,15 @@ class FrameDecoder:
             Malformed: The frame at hand is empty or longer than `limit`. Nothing was taken.
         """
         self._check_length()
-        if self._start:
+        rest = len(self._buffer) - self._start
+        if not rest:
+            self._buffer = bytes(data)
+        elif isinstance(self._buffer, bytes):
+            self._buffer = bytearray(self._buffer[self._start :]) + data
+        else:
             del self._buffer[: self._start]
-            self._start = 0
-        self._buffer += data
+            self._buffer += data
+        self._start = 0
 
     def next_frame(self) -> bytes | None:
         """Return the next whole frame without its header, or None until more data comes.
@@ -58,16 +66,20 @@ class FrameDecoder:
         end = begin + length
         if end > len(self._buffer):
             return None
-        with memoryview(self._buffer) as view:
-            frame = bytes(view[begin:end])
+        if isinstance(self._buffer, bytes):
+            frame = self._buffer[begin:end]
+        else:
+            with memoryview(self._buffer) as view:
+                frame = bytes(view[begin:end])
         self._start = end
+        if end == len(self._buffer):
+            self._buffer, self._start = b"", 0
         return frame
 
     def _check_length(self) -> int | None:
-        header = self._buffer[self._start : self._start + HEADER_BYTES]
-        if len(header) < HEADER_BYTES:
+        if len(self._buffer) - self._start < HEADER_BYTES:
             return None
-        length = int.from_bytes(header, "big")
+        length: int = _read_header(self._buffer, self._start)[0]
         if length == 0:
             raise Malformed("a frame of no bytes")
         if length > self.limit:
@@ -78,3 +90,6 @@ class FrameDecoder:
 def encode_frame(body: bytes) -> bytes:
     """Return *body* with its length in front. *body* has 1 … 2^32-1 bytes."""
     return len(body).to_bytes(HEADER_BYTES, "big") + body
+
+
+_read_header = struct.Struct(">I").unpack_from
