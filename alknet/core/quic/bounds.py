@@ -162,7 +162,8 @@ class BoundedConnection(QuicConnection):
 
     def _forget_packets(self, space: QuicPacketSpace) -> None:
         """Forget packets that only acknowledge: whether they arrived does not matter any more."""
-        for packet in [p for p in space.sent_packets.values() if not p.in_flight]:
+        packets = space.sent_packets.values()
+        for packet in [p for p in packets if not (p.in_flight or p.is_ack_eliciting)]:
             del space.sent_packets[packet.packet_number]
         # Not again before as many more have come: what is in flight has no bound here.
         self._forget_at = max(MAX_TRACKED_PACKETS, 2 * len(space.sent_packets))

@@ -20,6 +20,7 @@ from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.congestion.base import K_GRANULARITY
 from aioquic.quic.connection import (
     NetworkAddress,
     QuicConnectionError,
@@ -34,10 +35,11 @@ from alknet.core.budget import MemoryBudget
 from alknet.core.contracts import MAX_REASON_BYTES, cut_utf8
 from alknet.core.identity import NodeId
 from alknet.core.limits import Limits
-from alknet.core.quic import seams
+from alknet.core.quic import congestion, seams
+from alknet.core.quic.acks import ACK_DELAY_S, AckPolicy
 from alknet.core.quic.cids import CID_LENGTH, ConnectionIds
-from alknet.core.quic.flow import FlowControlled
 from alknet.core.quic.handshake import ClientPolicy, KeyContext, ServerPolicy
+from alknet.core.quic.mtu import DiscoversMtu
 from alknet.core.quic.pacing import BurstPacer
 from alknet.core.quic.qlog import QlogDirectory
 from alknet.core.quic.windows import first_windows
@@ -74,7 +76,7 @@ class Closing(Enum):
     BY_PEER = 2
 
 
-class Engine(FlowControlled):
+class Engine(DiscoversMtu):
     """One QUIC connection, sans-IO: time comes in as ``now``, see aioquic's `QuicConnection`."""
 
     def __init__(
@@ -89,6 +91,7 @@ class Engine(FlowControlled):
     ) -> None:
         self._cids = cids or ConnectionIds()
         self._packets_received = 0
+        self._acks = AckPolicy()
         self._policy = policy
         self._datagram_limit = sys.maxsize
         self._is_closed_by_peer = False
@@ -256,7 +259,19 @@ class Engine(FlowControlled):
         self.on_pass(now)
         if self._datagrams_pending:
             self._drop_oversized_datagrams()
-        return super().datagrams_to_send(now)
+        if not self._handshake_confirmed:
+            return super().datagrams_to_send(now)
+        space, received = self._spaces[tls.Epoch.ONE_RTT], self._local_max_data.used
+        if space.ack_at is not None and self._acks.is_due(space, received):
+            space.ack_at = min(space.ack_at, now - K_GRANULARITY)
+        datagrams = super().datagrams_to_send(now)
+        if space.ack_at is None:
+            self._acks.on_acknowledged(space, received)
+        return datagrams
+
+    def _confirm_handshake(self) -> None:
+        super()._confirm_handshake()
+        self._ack_delay = ACK_DELAY_S
 
     def _drop_oversized_datagrams(self) -> None:
         # The peer may have switched us to a longer connection ID since they were accepted.
@@ -353,7 +368,7 @@ class Engine(FlowControlled):
         """Send STOP_SENDING unless all of the stream has arrived."""
         stream = self._streams.get(stream_id)
         if stream is not None and not stream.receiver.is_finished:
-            stream.receiver.stop(code)
+            self.stop_stream(stream_id, code)
 
 
 def client_engine(
@@ -409,6 +424,7 @@ def _configuration(
     return QuicConfiguration(
         alpn_protocols=alpns,
         connection_id_length=CID_LENGTH,
+        congestion_control_algorithm=congestion.NAME,
         idle_timeout=limits.idle_timeout_s,
         is_client=is_client,
         max_data=connection_window,
