@@ -90,7 +90,6 @@ class Engine(DiscoversMtu):
         **connection_ids: Any,
     ) -> None:
         self._cids = cids or ConnectionIds()
-        self._packets_received = 0
         self._acks = AckPolicy()
         self._policy = policy
         self._datagram_limit = sys.maxsize
@@ -211,17 +210,6 @@ class Engine(DiscoversMtu):
     def packets_sent(self) -> int:
         """Packets that were built so far."""
         return self._packet_number
-
-    @property
-    def packets_received(self) -> int:
-        """Packets that were decrypted and no duplicates."""
-        return self._packets_received
-
-    def _payload_received(
-        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
-    ) -> tuple[bool, bool]:
-        self._packets_received += 1
-        return super()._payload_received(context, plain, crypto_frame_required)
 
     @property
     def is_quiet(self) -> bool:

@@ -72,6 +72,11 @@ class HotReceive(BoundedConnection):
         self._hot_ended: list[QuicStream] = []
         super().__init__(*args, **kwargs)
 
+    @property
+    def packets_received(self) -> int:
+        """Packets that were decrypted and no duplicates."""
+        return self._packets_received
+
     def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         """Handle an incoming datagram, as in aioquic."""
         inbound = self._hot_inbound
@@ -176,6 +181,12 @@ class HotReceive(BoundedConnection):
         return _Inbound(
             path, cid, self._cryptos[Epoch.ONE_RTT].recv, self._spaces[Epoch.ONE_RTT], agreed_s
         )
+
+    def _payload_received(
+        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
+    ) -> tuple[bool, bool]:
+        self._packets_received += 1
+        return super()._payload_received(context, plain, crypto_frame_required)
 
     # frames
 
