@@ -1,0 +1,156 @@
+"""Group commit: what several tasks write at once goes to the engine as one batch.
+
+One task commits; while it waits for the disk, the next batch gathers. Alone a write is not held
+up; among 256 writers it shares the cost of a flush with all of them. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from alknet.core.storage import OutcomeUnknown
+from alknet.errors import AlknetError, StoreError
+from alknet.stores.steps import Steps
+
+__all__ = ["Answer", "GroupCommit"]
+
+# Writes committed together: more gain nothing (measured), and each waits for all.
+BATCH_WRITES = 512
+# JSON committed together, if the first write alone is not longer: a tenth of a second of a disk.
+BATCH_BYTES = 16 * 1024 * 1024
+# Writes that wait; who comes then waits for room, and can be cancelled there.
+QUEUED_WRITES = 4_096
+# Time without a write after which there is leisure for upkeep.
+IDLE_S = 1.0
+
+Answer = tuple[int, ...] | AlknetError
+"""The versions that a write gave, or why it alone was refused."""
+
+
+class _Job:
+    """A write that waits."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+        self.size = sum(len(step.data or b"") for step in steps)
+        self.done = trio.Event()
+        self.answer: Answer | None = None
+
+    def finish(self, answer: Answer) -> None:
+        self.answer = answer
+        self.done.set()
+
+
+class GroupCommit:
+    """The queue of writes, and the task that commits them.
+
+    Args:
+        commit: Commits a batch and returns an answer for each write. An `AlknetError` fails all of
+            them. It runs shielded, and is never called twice at once.
+        upkeep: Called when nobody has written for a second, once until somebody has again.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[Sequence[Steps]], Awaitable[Sequence[Answer]]],
+        upkeep: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._commit = commit
+        self._upkeep = upkeep
+        self._queue: deque[_Job] = deque()
+        self._room = trio.Semaphore(QUEUED_WRITES)
+        self._work = trio.Event()
+        self._is_closing = False
+        self._ended = trio.Event()
+
+    async def write(self, steps: Steps) -> tuple[int, ...]:
+        """Have *steps* committed; see `Store.write` for errors and cancellation."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._room.acquire_nowait()  # saves a turn of the scheduler
+        except trio.WouldBlock:
+            await self._room.acquire()
+        try:
+            return await self._queued(steps)
+        finally:
+            self._room.release()
+
+    async def run(self) -> None:
+        """Commit what is written, until `close` and the queue is empty. A cancel does not end it.
+
+        Those who wait in `write` are shielded: whatever happens, they are answered.
+        """
+        batch: list[_Job] = []
+        try:
+            with trio.CancelScope(shield=True):
+                while await self._has_work():
+                    batch = self._next_batch()
+                    await self._finish(batch)
+        finally:
+            self._is_closing = True
+            for job in batch:
+                if not job.done.is_set():
+                    job.finish(OutcomeUnknown("the store failed while it wrote"))
+            for job in self._queue:
+                job.finish(StoreError("the store failed before it wrote"))
+            self._ended.set()
+
+    async def aclose(self) -> None:
+        """Refuse new writes, and wait until those that wait are answered. Never cancelled."""
+        self._is_closing = True
+        self._work.set()
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()
+
+    async def _queued(self, steps: Steps) -> tuple[int, ...]:
+        if self._is_closing:
+            raise trio.ClosedResourceError("this store was closed")
+        job = _Job(steps)
+        self._queue.append(job)
+        self._work.set()
+        with trio.CancelScope(shield=True):
+            await job.done.wait()
+        if isinstance(job.answer, AlknetError):
+            raise job.answer
+        assert job.answer is not None
+        return job.answer
+
+    async def _has_work(self) -> bool:
+        is_idle = False
+        while not self._queue and not self._is_closing:
+            self._work = trio.Event()
+            with trio.move_on_after(float("inf") if is_idle else IDLE_S) as scope:
+                await self._work.wait()
+            if scope.cancelled_caught:
+                await self._upkeep()
+                is_idle = True
+        return bool(self._queue)
+
+    def _next_batch(self) -> list[_Job]:
+        batch = [self._queue.popleft()]
+        room = BATCH_BYTES - batch[0].size
+        while self._queue and len(batch) < BATCH_WRITES and self._queue[0].size <= room:
+            room -= self._queue[0].size
+            batch.append(self._queue.popleft())
+        return batch
+
+    async def _finish(self, batch: Sequence[_Job]) -> None:
+        try:
+            answers = await self._commit([job.steps for job in batch])
+        except AlknetError as exc:
+            for job in batch:
+                # Each waiter raises its own: tracebacks would grow together otherwise.
+                job.finish(_copy(exc))
+            return
+        for job, answer in zip(batch, answers, strict=True):
+            job.finish(answer)
+
+
+def _copy(exc: AlknetError) -> AlknetError:
+    copied = copy.copy(exc)
+    copied.__cause__ = exc.__cause__
+    return copied

@@ -1,0 +1,145 @@
+"""How a handle learns what others wrote, and knows for how long it has not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import apsw
+import msgspec
+import trio
+
+from alknet.errors import AlknetError
+from alknet.stores.resident import Delta, Snapshot
+from alknet.stores.sqlite.bell import Bell
+from alknet.stores.sqlite.failures import explained
+from alknet.stores.sqlite.place import Place
+from alknet.stores.sqlite.reading import (
+    Tables,
+    check_layout,
+    in_one_view,
+    read_since,
+    snapshot,
+)
+from alknet.stores.sqlite.worker import Worker
+
+__all__ = ["Follower"]
+
+log = logging.getLogger(__name__)
+
+# The look without a bell: finds what a process wrote that died before it rang, or that does not
+# ring. One costs some 0.1 ms.
+LOOK_INTERVAL_S = 1.0
+
+
+class _Found(msgspec.Struct, frozen=True):
+    data_version: int
+    news: Delta | Snapshot | None
+
+
+class Follower:
+    """Looks into the database whenever the bell rings, and once a second.
+
+    Args:
+        deliver: Takes what changed since the version that `cursor` gives.
+
+    Attributes:
+        fresh_at: When memory was last known to be current, on Trio's clock.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        tables: Tables,
+        reader: Worker,
+        bell: Bell,
+        layout: int,
+        deliver: Callable[[Delta | Snapshot], None],
+        cursor: Callable[[], int],
+    ) -> None:
+        self._place = place
+        self._tables = tables
+        self._reader = reader
+        self._bell = bell
+        self._layout = layout
+        self._deliver = deliver
+        self._cursor = cursor
+        self._data_version = 0
+        self._has_failed = False
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        self.fresh_at = trio.current_time()
+
+    async def load(self) -> None:
+        """Read all that is resident.
+
+        Raises:
+            StoreError: It cannot be read, or a row is damaged.
+        """
+        started = trio.current_time()
+
+        def work(connection: apsw.Connection) -> Snapshot:
+            return in_one_view(
+                connection, lambda: snapshot(connection, self._tables, is_strict=True)
+            )
+
+        with explained("read", self._place.path):
+            self._deliver(await self._reader.run(work))
+        self.note_fresh(started)
+
+    async def run(self) -> None:
+        """Follow, until `aclose` or a cancel. What is known stays."""
+        try:
+            with self._scope:
+                while True:
+                    with trio.move_on_after(LOOK_INTERVAL_S) as silence:
+                        await self._bell.wait()
+                    # Our own rings, and those whose news a batch of ours brought, tell nothing.
+                    if silence.cancelled_caught or self._bell.has_news(self._cursor()):
+                        await self.look()
+        finally:
+            self._ended.set()
+
+    async def look(self) -> None:
+        """Take over what changed. A failure is logged and leaves memory as stale as it is."""
+        started = trio.current_time()
+        try:
+            self._bell.renew()
+            with explained("read", self._place.path):
+                found = await self._reader.run(self._work, self._cursor())
+        except AlknetError as exc:
+            self._note_failure(exc)
+            return
+        self._data_version = found.data_version
+        if found.news is not None:
+            self._deliver(found.news)
+        self.note_fresh(started)
+
+    def note_fresh(self, moment: float) -> None:
+        """Note that memory holds all that was written before *moment*."""
+        self.fresh_at = max(self.fresh_at, moment)
+        if self._has_failed:
+            self._has_failed = False
+            log.info("store.readable_again", extra={"path": str(self._place.path)})
+
+    async def aclose(self) -> None:
+        """End `run`. Never cancelled: a look that runs is waited for."""
+        self._scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()
+
+    def _work(self, connection: apsw.Connection, cursor: int) -> _Found:
+        """Read what changed after *cursor*, in the reader's thread."""
+        self._place.check_same()
+        # Read before the view is taken: what comes in between makes the next look look again.
+        data_version = int(connection.pragma("data_version"))
+        if data_version == self._data_version:
+            return _Found(data_version, None)
+        check_layout(connection, self._layout)
+        news = in_one_view(connection, lambda: read_since(connection, cursor, self._tables))
+        return _Found(data_version, news)
+
+    def _note_failure(self, exc: AlknetError) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            log.error("store.unreadable", extra={"reason": str(exc)})

@@ -1,0 +1,262 @@
+"""A store in an SQLite database, shared by the processes of one host.
+
+Two connections, each with a thread: one writes, in batches of all that wait; the other follows
+what anybody wrote and reads what is not in memory. Order at the start: hear the bell, then load
+everything in one view. Whatever is committed after that rings, or is found within a second by the
+look that needs no bell.
+
+Memory is complete up to the resident version, at any time: both connections deliver *all* changes
+from a version that memory had to a later one, whoever made them. So a batch brings what others
+wrote before it, and pieces that overlap do no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import apsw
+import msgspec
+import trio
+
+from alknet.core.scopes import open_background
+from alknet.core.storage import Op, OutcomeUnknown, Row, Store, Table
+from alknet.errors import AlknetError, LocalError, StoreError
+from alknet.stores.group import Answer, GroupCommit
+from alknet.stores.resident import Delta, Feed, Resident, Snapshot
+from alknet.stores.sqlite import reading
+from alknet.stores.sqlite.bell import Bell
+from alknet.stores.sqlite.failures import explained
+from alknet.stores.sqlite.follower import Follower
+from alknet.stores.sqlite.place import Place
+from alknet.stores.sqlite.schema import MIGRATIONS, Migration
+from alknet.stores.sqlite.worker import Worker, prepare
+from alknet.stores.sqlite.writing import Committed, LostCommit, commit, tidy
+from alknet.stores.steps import Steps, by_name, check_key, steps_of
+
+__all__ = ["MAX_PAGE", "SqliteStore", "open_sqlite_store"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+# Rows of one `scan`: other reads, and the look for changes, wait behind it.
+MAX_PAGE = 10_000
+
+
+class SqliteStore:
+    """A `Store` in an SQLite database; made by `open_sqlite_store`.
+
+    Attributes:
+        path: The database.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        tables: reading.Tables,
+        layout: int,
+        writer: Worker,
+        reader: Worker,
+        bell: Bell,
+    ) -> None:
+        self.path = place.path
+        self._place = place
+        self._tables = tables
+        self._layout = layout
+        self._writer = writer
+        self._reader = reader
+        self._bell = bell
+        self._resident = Resident(tables)
+        self._group = GroupCommit(self._commit, self._tidy)
+        self._follower = Follower(
+            place, tables, reader, bell, layout, self._deliver, lambda: self._resident.version
+        )
+
+    @property
+    def version(self) -> int:
+        """The newest change that memory reflects."""
+        return self._resident.version
+
+    @property
+    def staleness(self) -> float:
+        """Seconds since memory was last known to be current; about one while nothing happens."""
+        self._resident.check_open()
+        return max(trio.current_time() - self._follower.fresh_at, 0.0)
+
+    def version_of(self, table: Table[msgspec.Struct]) -> int:
+        """Return a version that differs whenever *table* may have changed."""
+        return self._resident.version_of(table)
+
+    def get(self, table: Table[T], key: str) -> Row[T] | None:
+        """Return a row from memory, or None."""
+        return self._resident.table_rows(table).rows.get(key)
+
+    def find(self, table: Table[T], field: str, value: str) -> Sequence[Row[T]]:
+        """Return the rows whose indexed *field* is or contains *value*."""
+        return self._resident.table_rows(table).find(field, value)
+
+    def rows(self, table: Table[T]) -> Sequence[Row[T]]:
+        """Return all rows of a table by key."""
+        return self._resident.table_rows(table).sorted_rows()
+
+    async def fetch(self, table: Table[T], key: str) -> Row[T] | None:
+        """Return a row from the database; see `Store.fetch`. Cancelled, no effect."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._resident.version_of(table)
+        check_key(key)
+        with explained("read", self.path):
+            return await self._reader.run(reading.fetch, table, key)
+
+    async def scan(
+        self, table: Table[T], *, after: str = "", limit: int = 1_000, newest_first: bool = False
+    ) -> Sequence[Row[T]]:
+        """Return a page of rows from the database; see `Store.scan`. Cancelled, no effect.
+
+        Raises:
+            LocalError: *limit* is not 1 to `MAX_PAGE`.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._resident.version_of(table)
+        if not 1 <= limit <= MAX_PAGE:
+            raise LocalError(f"a page has 1 to {MAX_PAGE} rows, not {limit}")
+        with explained("read", self.path):
+            return await self._reader.run(
+                reading.scan, table, after, limit, newest_first=newest_first
+            )
+
+    async def write(self, ops: Op | Sequence[Op], *, expect: int | None = None) -> tuple[int, ...]:
+        """Do *ops* together; see `Store.write`, also for what a cancel leaves behind."""
+        self._resident.check_open()
+        return await self._group.write(steps_of(ops, expect, self._tables))
+
+    def changes(self, since: int | None = None) -> Feed:
+        """Follow what changes after *since*; see `Store.changes`."""
+        return self._resident.feed(since)
+
+    async def wait_changed(self, version: int) -> int:
+        """Wait until `version` differs from *version*. Cancelled, nothing happens."""
+        return await self._resident.wait_changed(version)
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Load, and start the two tasks. Once; `aclose` ends them.
+
+        Raises:
+            StoreError: The database cannot be read, or a row is damaged.
+        """
+        await self._follower.load()
+        nursery.start_soon(self._group.run, name="store writer")
+        nursery.start_soon(self._follower.run, name="store follower")
+
+    async def aclose(self) -> None:
+        """Answer the writes that wait, and end the tasks of `start`. Idempotent; never cancelled.
+
+        Takes as long as the disk needs for what is queued; a lock that another process holds is
+        waited for 5 s.
+        """
+        self._resident.close()
+        await self._group.aclose()
+        await self._follower.aclose()
+        await self._reader.aclose()
+        await self._writer.aclose()
+
+    def _deliver(self, news: Delta | Snapshot) -> None:
+        if isinstance(news, Snapshot):
+            self._resident.replace(news)
+        else:
+            self._resident.apply(news)
+
+    async def _commit(self, batch: Sequence[Steps]) -> Sequence[Answer]:
+        started = trio.current_time()
+        try:
+            with explained("write", self.path):
+                done = await self._writer.run(self._work, batch, self._resident.version)
+        except LostCommit as exc:
+            raise OutcomeUnknown(f"the last write to {self.path} may be lost: {exc}") from exc
+        self._deliver(done.news)
+        self._follower.note_fresh(started)
+        return done.answers
+
+    def _work(self, connection: apsw.Connection, batch: Sequence[Steps], cursor: int) -> Committed:
+        """Commit and ring, in the writer's thread."""
+        self._place.check_same()
+        done = commit(connection, batch, cursor, self._tables, self._layout, self._announce)
+        try:
+            self._place.check_same()
+        except StoreError as exc:
+            raise LostCommit(str(exc)) from exc
+        if done.news.version != cursor:
+            self._ring()
+        return done
+
+    def _announce(self, version: int) -> None:
+        try:
+            self._bell.announce(version)
+        except OSError as exc:  # others look once a second all the same
+            log.warning("store.bell_failed", extra={"reason": str(exc)})
+
+    def _ring(self) -> None:
+        try:
+            self._bell.ring()
+        except OSError as exc:
+            log.warning("store.bell_failed", extra={"reason": str(exc)})
+
+    async def _tidy(self) -> None:
+        try:
+            with explained("tidy", self.path):
+                await self._writer.run(tidy)
+        except AlknetError as exc:  # there will be another time
+            log.warning("store.not_tidied", extra={"reason": str(exc)})
+
+
+@asynccontextmanager
+async def open_sqlite_store(
+    path: Path,
+    tables: Sequence[Table[msgspec.Struct]],
+    *,
+    migrations: Sequence[Migration] = MIGRATIONS,
+    vfs: str | None = None,
+) -> AsyncGenerator[SqliteStore]:
+    """Open a store in a database and close it after the block.
+
+    Any number of processes may have it open. The first one makes it, or brings it to the newest
+    layout, with a backup beside it (`alknet.stores.sqlite.schema.migrate`).
+
+    Args:
+        path: The database; its directory must exist, on a local disk. Made with mode 0600, as are
+            the files ``-wal``, ``-shm`` and ``-bell`` beside it, which belong to it.
+        tables: What this handle reads and writes; rows of others stay as they are.
+        migrations: The steps that lead to the newest layout.
+        vfs: The name of an SQLite VFS, for tests.
+
+    Raises:
+        StoreError: It cannot be used, and why: a network file system, no rights, damaged, of
+            another program, of a newer alknet.
+        Unavailable: Another process keeps it locked.
+        LocalError: Two tables have one name.
+    """
+    place = Place(path)
+    declared = by_name(tables)
+    place.prepare()
+    async with AsyncExitStack() as stack:
+        bell = Bell(place.bell_path)
+        stack.callback(bell.close)
+        writer = await Worker.open(place, vfs)
+        stack.push_async_callback(writer.aclose)
+        with explained("open", place.path):
+            await writer.run(prepare, place, tables, migrations)
+        reader = await Worker.open(place, vfs)
+        stack.push_async_callback(reader.aclose)
+        store = SqliteStore(place, declared, len(migrations), writer, reader, bell)
+        async with open_background() as nursery:
+            await store.start(nursery)
+            try:
+                yield store
+            finally:
+                await store.aclose()
+
+
+_: type[Store] = SqliteStore
