@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from aioquic.quic.congestion.base import QuicCongestionControl
-from aioquic.quic.congestion.cubic import CubicCongestionControl
-from aioquic.quic.congestion.reno import RenoCongestionControl
 from aioquic.quic.connection import NetworkAddress
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketPacer
@@ -17,8 +14,8 @@ from alknet.core.quic.hotpath.frames import (
     SHORTEST_STREAM_FRAME,
     FrameWriter,
     ack_frame,
-    stream_length,
-    varint,
+    stream_head,
+    varint_bytes,
 )
 from alknet.core.quic.hotpath.records import AckPacket, Frames, Handler, Handlers, PlainPacket
 from alknet.core.quic.hotpath.seal import TAG_BYTES
@@ -37,8 +34,6 @@ PING = 0x01
 STREAM, OFFSET_BIT, FIN_BIT = 0x0A, 4, 1
 # A STREAM frame's type and its length in 2 bytes, and the bytes that a longer length takes more.
 FIXED_BYTES, WIDE_BYTES = 3, 2
-# aioquic's controllers add up what is in flight, and do more only for the first packet of a pass.
-ADDING_CONTROLLERS = (RenoCongestionControl, CubicCongestionControl)
 # An acknowledgement of several ranges is to be acknowledged every so many packets.
 ACK_OF_ACK_EVERY = 8
 
@@ -211,35 +206,39 @@ class Burst:
         for stream in order:
             if left < SHORTEST_STREAM_FRAME:
                 break
-            highest = stream.sender.highest_offset
-            left -= self._write_stream(stream, left, frames, handlers)
-            if stream.sender.highest_offset > highest:
+            sender = stream.sender
+            highest = sender.highest_offset
+            left -= self._write_stream(stream, sender, left, frames, handlers)
+            if sender.highest_offset > highest:
                 sent.append(stream)
-            elif stream.sender.buffer_is_empty:
+            elif sender.buffer_is_empty:
                 emptied.append(stream)
         for stream in emptied:
             order.remove(stream)
             del self._connection._hot_ready[stream]
-        self._rotate(sent)
+        if sent:
+            self._rotate(sent)
         return len(frames) > before
 
     def _write_stream(
-        self, stream: QuicStream, left: int, frames: Frames, handlers: Handlers
+        self,
+        stream: QuicStream,
+        sender: QuicStreamSender,
+        left: int,
+        frames: Frames,
+        handlers: Handlers,
     ) -> int:
         """Append a frame of *stream* in *left* bytes if there is any; return its length."""
-        connection, sender = self._connection, stream.sender
         ranges: list[range] = sender._pending._RangeSet__ranges  # type: ignore[attr-defined]  # its own
+        stream_id = cast(int, stream.stream_id)
         start = stop = ranges[0].start if ranges else sender._buffer_stop
-        kind, head = STREAM, varint(cast(int, stream.stream_id))
+        most = left - FIXED_BYTES - varint_bytes(stream_id)
         if start:
-            kind, head = STREAM | OFFSET_BIT, head + varint(start)
-        most = left - FIXED_BYTES - len(head)
+            most -= varint_bytes(start)
         if most < 0:
             return 0
         if ranges:
-            credit = connection._remote_max_data - connection._remote_max_data_used
-            end = min(sender.highest_offset + credit, stream.max_stream_data_remote)
-            stop = min(ranges[0].stop, start + most, end)
+            stop = self._stop(stream, sender, min(ranges[0].stop, start + most))
             if stop <= start:
                 return 0
             if stop - start > LONGEST_TWO_BYTES:
@@ -248,15 +247,23 @@ class Burst:
         elif not sender._pending_eof:
             sender.buffer_is_empty = True
             return 0
+        kind = STREAM | OFFSET_BIT if start else STREAM
         fin = stop == sender._buffer_fin
         if fin:
             sender._pending_eof = False
+            kind |= FIN_BIT
+        head = stream_head(kind, stream_id, start, stop - start)
         base = sender._buffer_start
         data = sender._buffer[start - base : stop - base]
-        head = (kind | fin).to_bytes(1) + head + stream_length(stop - start)
         frames += (head, data)
-        handlers.append((connection._on_stream_delivery, (stream, start, stop, fin)))
+        handlers.append((self._connection._on_stream_delivery, (stream, start, stop, fin)))
         return len(head) + len(data)
+
+    def _stop(self, stream: QuicStream, sender: QuicStreamSender, stop: int) -> int:
+        """Return how far the flow control of stream and connection lets a frame reach."""
+        connection = self._connection
+        credit = connection._remote_max_data - connection._remote_max_data_used
+        return min(stop, sender.highest_offset + credit, stream.max_stream_data_remote)
 
     def _take(self, sender: QuicStreamSender, ranges: list[range], stop: int) -> None:
         """Count what is sent up to *stop*, the front of what is pending."""
@@ -304,19 +311,13 @@ class Burst:
         if packets:
             self._space.ack_eliciting_in_flight += len(packets)
             connection._loss._time_of_last_sent_ack_eliciting_packet = now
-            _count_in_flight(connection._loss._cc, packets)
+            # Controllers add up bytes and look at the time, which is one: all packets are as one.
+            size = sum([packet.sent_bytes for packet in packets])
+            whole = PlainPacket(packets[0].packet_number, now, size, [])
+            connection._loss._cc.on_packet_sent(packet=cast(QuicSentPacket, whole))
             if not connection._ack_eliciting_sent_since_receipt:  # RFC 9000 sec. 10.1
                 connection._close_at = now + connection._idle_timeout()
                 connection._ack_eliciting_sent_since_receipt = True
         if self._served:
             connection._take_turns(self._served)
         connection._after_sending(now)
-
-
-def _count_in_flight(controller: QuicCongestionControl, packets: list[PlainPacket]) -> None:
-    if type(controller) in ADDING_CONTROLLERS:
-        controller.on_packet_sent(packet=cast(QuicSentPacket, packets[0]))
-        controller.bytes_in_flight += sum([packet.sent_bytes for packet in packets[1:]])
-        return
-    for packet in packets:
-        controller.on_packet_sent(packet=cast(QuicSentPacket, packet))

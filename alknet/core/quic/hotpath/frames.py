@@ -15,8 +15,9 @@ __all__ = [
     "SHORTEST_STREAM_FRAME",
     "FrameWriter",
     "ack_frame",
-    "stream_length",
+    "stream_head",
     "varint",
+    "varint_bytes",
 ]
 
 ACK = b"\x02"
@@ -36,11 +37,29 @@ def varint(value: int) -> bytes:
     return (value | 0xC000_0000_0000_0000).to_bytes(8)
 
 
-def stream_length(count: int) -> bytes:
-    """Encode a STREAM frame's length: in 2 bytes as aioquic does, in 4 where it would overflow."""
+def varint_bytes(value: int) -> int:
+    """Return how long the encoding of *value* is."""
+    if value < 0x40:
+        return 1
+    if value < 0x4000:
+        return 2
+    return 4 if value < 0x4000_0000 else 8
+
+
+def stream_head(kind: int, stream_id: int, offset: int, count: int) -> bytes:
+    """Encode a STREAM frame up to its data; an *offset* of 0 is left out.
+
+    The length takes 2 bytes as aioquic writes it, and 4 where it would overflow them.
+    """
+    if stream_id < 0x40 and 0x4000 <= offset < 0x4000_0000 and count <= LONGEST_TWO_BYTES:
+        head = (kind << 8 | stream_id) << 32 | 0x8000_0000 | offset
+        return (head << 16 | 0x4000 | count).to_bytes(8)
+    parts = kind.to_bytes(1) + varint(stream_id)
+    if offset:
+        parts += varint(offset)
     if count <= LONGEST_TWO_BYTES:
-        return (count | 0x4000).to_bytes(2)
-    return (count | 0x8000_0000).to_bytes(4)
+        return parts + (count | 0x4000).to_bytes(2)
+    return parts + (count | 0x8000_0000).to_bytes(4)
 
 
 def ack_frame(received: RangeSet, delay: int) -> bytes:

@@ -12,10 +12,11 @@ from typing import Any
 
 from aioquic._buffer import Buffer
 from aioquic.quic.connection import Limit, QuicConnectionId, QuicReceiveContext
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.events import StreamDataReceived
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.stream import QuicStream
+from aioquic.quic.stream import QuicStream, QuicStreamSender
 from aioquic.tls import Epoch
 
 from alknet.core.quic.hotpath.receive import HotReceive
@@ -46,8 +47,17 @@ class ReadyStreams(HotReceive):
         # Look at all streams before the next pass; what that found is not for the short way.
         self._hot_is_stale = True
         self._hot_is_rare = True
-        super().__init__(*args, **kwargs)
+        # Of 1-RTT packets, once the handshake is confirmed.
         self._hot_space = QuicPacketSpace()
+        self._hot_crypto = CryptoPair()
+        self._hot_handshake = QuicStreamSender(None, writable=True)
+        super().__init__(*args, **kwargs)
+
+    def _confirm_handshake(self) -> None:
+        super()._confirm_handshake()
+        self._hot_space = self._spaces[Epoch.ONE_RTT]
+        self._hot_crypto = self._cryptos[Epoch.ONE_RTT]
+        self._hot_handshake = self._crypto_streams[Epoch.ONE_RTT].sender
 
     # what the application does
 
@@ -175,7 +185,6 @@ class ReadyStreams(HotReceive):
     def _look_at_all(self) -> None:
         """Find anew what there is to send, and whether any of it is not for the short way."""
         self._hot_is_stale = False
-        self._hot_space = self._spaces[Epoch.ONE_RTT]
         self._hot_is_rare = not all(cid.was_sent for cid in self._host_cids)
         streams = self._streams.values()
         for stream in streams:

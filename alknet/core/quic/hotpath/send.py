@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from aioquic.quic.congestion.base import K_GRANULARITY
 from aioquic.quic.connection import QuicConnectionState
-from aioquic.tls import Epoch
 
 from alknet.core.quic.hotpath.burst import Burst, Datagrams
 from alknet.core.quic.hotpath.ready import ReadyStreams
@@ -85,21 +84,25 @@ class HotSend(ReadyStreams):
 
     def _has_rare_path_or_key(self) -> bool:
         paths = self._network_paths
+        path = paths[0]
         return (
             len(paths) != 1
-            or not paths[0].is_validated
-            or bool(paths[0].remote_challenges)
-            or self._cryptos[Epoch.ONE_RTT]._update_key_requested
-            or not self._crypto_streams[Epoch.ONE_RTT].sender.buffer_is_empty
+            or not path.is_validated
+            or bool(path.remote_challenges)
+            or self._hot_crypto._update_key_requested
+            or not self._hot_handshake.buffer_is_empty
         )
 
     def _sealer(self) -> Sealer:
-        crypto = self._cryptos[Epoch.ONE_RTT]
-        sealer = self._hot_sealer
-        key = (self._peer_cid.cid, self._spin_bit, crypto.recv.key_phase)
-        if sealer is None or sealer.aead is not crypto.send.aead or sealer.key != key:
-            cid = self._peer_cid.cid
-            sealer = self._hot_sealer = Sealer(crypto, cid, spin_bit=self._spin_bit)
+        crypto, sealer = self._hot_crypto, self._hot_sealer
+        # A new key phase has a new key.
+        if (
+            sealer is None
+            or sealer.aead is not crypto.send.aead
+            or sealer.cid is not self._peer_cid.cid
+        ):
+            sealer = self._hot_sealer = Sealer(crypto, self._peer_cid.cid)
+        sealer.spin(self._spin_bit)
         return sealer
 
     def get_timer(self) -> float | None:
@@ -111,7 +114,7 @@ class HotSend(ReadyStreams):
             or not self._network_paths[0].is_validated
         ):
             return super().get_timer()
-        loss, space = self._loss, self._spaces[Epoch.ONE_RTT]
+        loss, space = self._loss, self._hot_space
         timer = cast(float, self._close_at)
         if space.ack_at is not None and space.ack_at < timer:
             timer = space.ack_at

@@ -47,4 +47,4 @@ def test_every_cipher_suite_seals_alike(suite: CipherSuite) -> None:
     for _ in range(20):
         traffic.step()
     duel.run(1)
-    assert duel.client.plain.tls.key_schedule.cipher_suite is suite
+    assert duel.client.hot._hot_crypto.send.cipher_suite is suite
