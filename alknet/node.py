@@ -273,7 +273,15 @@ class Node:
             "listen": msgspec.to_builtins(self.listening),
             "handshakes": self.endpoint.handshakes,
             "calls": sum(len(session.serving.calls) for session in self._calls.sessions),
-            "connections": msgspec.to_builtins(self.endpoint.connections()),
+            "connections": msgspec.to_builtins(
+                self.endpoint.connections(
+                    {
+                        session.connection: len(session.serving.calls)
+                        + len(session.calling.pending)
+                        for session in self._calls.sessions
+                    }
+                )
+            ),
             "peers": [_peer_status(peer) for peer in self.identities.peers()],
             "datagrams_without_connection": [dict(quic.counters) for quic in self._quic],
         }

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alknet.cli import transport
 from alknet.cli.options import Command, is_json
 from alknet.cli.output import emit_raw, fields, say, table
 from alknet.cli.remote import TARGET, make_remote, remote_options
 from alknet.cli.rights import listed
 from alknet.cli.table import printable
+from alknet.cli.units import duration
 
 if TYPE_CHECKING:
     from alknet.core.endpoint.tasks import TaskNode
@@ -23,20 +25,30 @@ __all__ = ["status", "task_lines"]
     cls=Command,
     examples=[
         "alknet status",
+        "alknet status --connections how each connection's transport is doing",
         "alknet status --tasks       the tree of running tasks",
         "alknet status --json | jq .connections",
     ],
 )
 @click.argument("target", required=False, metavar=TARGET)
 @click.option("--tasks", is_flag=True, help="Show the tree of running tasks instead.")
+@click.option(
+    "--connections",
+    is_flag=True,
+    help="Show how the transport of each connection is doing instead: round-trip time (smoothed, "
+    "shortest, latest), congestion window, bytes in flight, packets lost and sent, MTU, bytes out "
+    "and in, streams, running calls. A dash stands where the transport cannot tell.",
+)
 @remote_options
-def status(target: str | None, tasks: bool, **options: Any) -> None:
+def status(target: str | None, tasks: bool, connections: bool, **options: Any) -> None:
     """Show listeners, peers, connections and calls of the running node.
 
     Of another node only who was granted the scope admin:node there sees them.
     """
     from alknet.cli.running import run
 
+    if tasks and connections:
+        raise click.UsageError("--tasks and --connections exclude each other")
     remote = make_remote(target, **options)
     operation = "node/tasks" if tasks else "node/status"
 
@@ -45,7 +57,9 @@ def status(target: str | None, tasks: bool, **options: Any) -> None:
             return bytes(await session.call(operation, {}, **remote.options))
 
     output = run(ask)
-    if is_json():
+    if connections:
+        transport.show(output)
+    elif is_json():
         emit_raw(output)
     elif tasks:
         say(task_lines(output))
@@ -129,15 +143,3 @@ def _show_peers(found: Mapping[str, Any]) -> None:
         for one in found["peers"]
     ]
     table(("peer", "state", "connected by", "scopes"), rows, empty="no peers")
-
-
-def duration(seconds: float) -> str:
-    """Say a length of time in its two largest units."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
-    if whole < 3_600:
-        return f"{whole // 60}m {whole % 60}s"
-    if whole < 86_400:
-        return f"{whole // 3_600}h {whole % 3_600 // 60}m"
-    return f"{whole // 86_400}d {whole % 86_400 // 3_600}h"

@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from alknet.core.identity import ANONYMOUS, ApiKey, Identity, NodeId, Peer
+from alknet.core.transport import TransportStatus
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -160,6 +161,17 @@ class Stream(trio.abc.HalfCloseableStream):
     @abstractmethod
     def stream_id(self) -> int:
         """The number of the stream in its connection (RFC 9000 sec. 2.1); 0 if there is but one."""
+
+    def send_now(self, data: bytes) -> bool:
+        """Accept all of *data* without waiting, or nothing; return whether it was accepted.
+
+        False says only that `send_all` is needed: it may have to wait, or raises. For a few bytes
+        that would else cost a task a wake-up; many small pieces are better joined.
+
+        Raises:
+            trio.BusyResourceError: Another task is in `send_all`.
+        """
+        return False
 
     @abstractmethod
     def reset(self, code: int) -> None:
@@ -309,6 +321,10 @@ class Connection(ABC):
     @abstractmethod
     def close_reason(self) -> CloseReason | None:
         """Why the connection ended, or None while it lives."""
+
+    def transport_status(self) -> TransportStatus:
+        """Say how the transport is doing; what it cannot tell is None."""
+        return TransportStatus()
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ and supervised. What is asked on the way, in that order, and how a no is told:
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 
 import trio
@@ -96,9 +96,9 @@ class Endpoint:
         """Connections are taken."""
         return self._is_serving and not self.draining.is_set()
 
-    def connections(self) -> list[ConnectionStatus]:
-        """List what lives now, oldest first."""
-        return self._live.snapshot(self._now())
+    def connections(self, calls: Mapping[Connection, int] | None = None) -> list[ConnectionStatus]:
+        """List what lives now, oldest first, with the number of *calls* where it is known."""
+        return self._live.snapshot(self._now(), calls)
 
     # Life of the endpoint.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -18,6 +18,7 @@ import trio
 from alknet.core.contracts import CloseCode, Connection, IdentityProvider
 from alknet.core.endpoint.admission import Place
 from alknet.core.identity import ANONYMOUS, OWNER, Identity
+from alknet.core.transport import TransportStatus
 from alknet.errors import Denied, Unavailable
 
 __all__ = ["ConnectionStatus", "LiveConnection", "LiveConnections"]
@@ -33,6 +34,8 @@ class ConnectionStatus(msgspec.Struct, frozen=True, kw_only=True):
         identity: Id of the identity that it has now.
         peer: Short text of the peer's key, None for a stranger.
         age_s: Seconds since it was entered.
+        calls: Calls of both directions that run now; None where there are none to count.
+        transport: How its transport is doing.
     """
 
     id: str
@@ -43,6 +46,8 @@ class ConnectionStatus(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     is_dialer: bool
     age_s: float
+    calls: int | None
+    transport: TransportStatus
 
 
 class LiveConnection:
@@ -143,9 +148,15 @@ class LiveConnections:
             for entry in self:
                 self._judge(entry)
 
-    def snapshot(self, now: float) -> list[ConnectionStatus]:
-        """List the connections for people, oldest first; *now* is of the same clock as before."""
-        return [_status(entry, now) for entry in self]
+    def snapshot(
+        self, now: float, calls: Mapping[Connection, int] | None = None
+    ) -> list[ConnectionStatus]:
+        """List the connections for people, oldest first; *now* is of the same clock as before.
+
+        Args:
+            calls: How many calls run on which connections.
+        """
+        return [_status(entry, now, (calls or {}).get(entry.connection)) for entry in self]
 
     def _judge(self, entry: LiveConnection) -> None:
         before = entry.connection.identity
@@ -171,7 +182,7 @@ def _revoke(entry: LiveConnection, reason: str) -> None:
     entry.connection.close(CloseCode.REVOKED, reason)
 
 
-def _status(entry: LiveConnection, now: float) -> ConnectionStatus:
+def _status(entry: LiveConnection, now: float, calls: int | None) -> ConnectionStatus:
     connection = entry.connection
     return ConnectionStatus(
         id=entry.id,
@@ -182,4 +193,6 @@ def _status(entry: LiveConnection, now: float) -> ConnectionStatus:
         address=connection.remote_address,
         is_dialer=connection.is_dialer,
         age_s=now - entry.opened_at,
+        calls=calls,
+        transport=connection.transport_status(),
     )

@@ -36,11 +36,13 @@ class CongestionControl(QuicCongestionControl):
 
     Attributes:
         full_losses: Packets lost that were longer than 1200 bytes.
+        packets_lost: All that congestion control was told of, for people.
     """
 
     def __init__(self, *, max_datagram_size: int) -> None:
         super().__init__(max_datagram_size=max_datagram_size)
         self.full_losses = 0
+        self.packets_lost = 0
         self._max_datagram_size = max_datagram_size
         self._recovery_began_at = 0.0
         self._stash = 0
@@ -90,6 +92,7 @@ class CongestionControl(QuicCongestionControl):
         for packet in packets:
             self.bytes_in_flight -= packet.sent_bytes
             self.full_losses += packet.sent_bytes > SMALLEST_BYTES
+            self.packets_lost += 1
             latest = packet.sent_time or 0.0
         if latest > self._recovery_began_at:
             self._recovery_began_at = now

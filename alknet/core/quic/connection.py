@@ -25,6 +25,7 @@ from alknet.core.contracts import (
 from alknet.core.datagram import format_address
 from alknet.core.identity import ANONYMOUS
 from alknet.core.quic.engine import Closing
+from alknet.core.quic.status import transport_status
 from alknet.core.quic.stream import QuicStream, check_code
 from alknet.errors import LocalError
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from alknet.core.limits import Limits
     from alknet.core.quic.endpoint import QuicEndpoint
     from alknet.core.quic.engine import Engine
+    from alknet.core.transport import TransportStatus
 
 __all__ = ["QuicConnection"]
 
@@ -64,6 +66,7 @@ class QuicConnection(Connection):
             local_address=format_address(_arrival(address, endpoint.local_address)),
         )
         self.engine = engine
+        self.received_bytes = 0
         self._endpoint = endpoint
         self._address = address
         self._limits: Limits = endpoint.limits
@@ -173,6 +176,9 @@ class QuicConnection(Connection):
     @property
     def close_reason(self) -> CloseReason | None:
         return self._reason
+
+    def transport_status(self) -> TransportStatus:
+        return transport_status(self.engine, self.received_bytes)
 
     def check_open(self) -> None:
         """Raise what every operation raises once the connection is over."""

@@ -96,6 +96,7 @@ class Receiving:
             address = address[:2]
         if connection.close_reason is not None:
             self._repeat_close(entry, len(data), address)
+        connection.received_bytes += len(data)
         engine = connection.engine
         before = engine.packets_received
         try:

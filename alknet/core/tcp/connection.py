@@ -14,6 +14,7 @@ from typing import Never
 import trio
 
 from alknet.core.contracts import (
+    CARRIER_TCP,
     MAX_REASON_BYTES,
     Carrier,
     CloseReason,
@@ -25,6 +26,7 @@ from alknet.core.identity import NodeId
 from alknet.core.tcp.listener import addresses_of
 from alknet.core.tcp.only_stream import ConnectionLife, OnlyStream
 from alknet.core.tcp.tls import TlsStream
+from alknet.core.transport import TransportStatus, tcp_status
 from alknet.errors import LocalError
 
 __all__ = ["StreamConnection"]
@@ -64,6 +66,7 @@ class StreamConnection(Connection):
             local_address=addresses_of(carrying)[1],
             server_name=server_name,
         )
+        self._carrying = carrying
         self._life = ConnectionLife()
         self._stream = OnlyStream(stream, self._life)
         self._is_stream_taken = False
@@ -74,6 +77,13 @@ class StreamConnection(Connection):
     def close_reason(self) -> CloseReason | None:
         """Why the connection ended, or None while it lives."""
         return self._life.reason
+
+    def transport_status(self) -> TransportStatus:
+        """Say what the kernel knows; nothing but the one stream for other carriers than TCP."""
+        carrying = self._carrying
+        if self.carrier is not CARRIER_TCP or not isinstance(carrying, trio.SocketStream):
+            return TransportStatus(streams=1)
+        return tcp_status(carrying.socket.getsockopt)
 
     async def accept_stream(self) -> Stream:
         """Return the stream, once, on the accepting side; otherwise wait until the end."""
