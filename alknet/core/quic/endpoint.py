@@ -263,6 +263,8 @@ class QuicEndpoint:
             connection.handle_events()
         connection.on_transmitted()
         self._arm(entry, now)
+        if connection.engine.wants_another_pass:  # after the others
+            self.schedule(connection)
 
     def _transmit(self, entry: Entry, now: float) -> None:
         connection = entry.connection
