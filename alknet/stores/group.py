@@ -64,6 +64,8 @@ class GroupCommit:
         self._queue: deque[_Job] = deque()
         self._room = trio.Semaphore(QUEUED_WRITES)
         self._work = trio.Event()
+        self._batch_done = trio.Event()
+        self._batch_done.set()
         self._is_closing = False
         self._ended = trio.Event()
 
@@ -89,7 +91,9 @@ class GroupCommit:
             with trio.CancelScope(shield=True):
                 while await self._has_work():
                     batch = self._next_batch()
+                    self._batch_done = trio.Event()
                     await self._finish(batch)
+                    self._batch_done.set()
         finally:
             self._is_closing = True
             for job in batch:
@@ -97,7 +101,12 @@ class GroupCommit:
                     job.finish(OutcomeUnknown("the store failed while it wrote"))
             for job in self._queue:
                 job.finish(StoreError("the store failed before it wrote"))
+            self._batch_done.set()
             self._ended.set()
+
+    async def wait_batch(self) -> None:
+        """Wait until the batch that is being committed, if any, is answered."""
+        await self._batch_done.wait()
 
     async def aclose(self) -> None:
         """Refuse new writes, and wait until those that wait are answered. Never cancelled."""

@@ -257,11 +257,7 @@ class MemoryStore:
         self._lost_at = trio.current_time()
 
     def _take_over(self) -> None:
-        found = self._database.read_since(self._resident.version, self._table_of)
-        if isinstance(found, Snapshot):
-            self._resident.replace(found)
-        else:
-            self._resident.apply(found)
+        self._resident.deliver(self._database.read_since(self._resident.version, self._table_of))
         if self._lost_at is not None:
             self._lost_at = trio.current_time()
 

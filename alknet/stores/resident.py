@@ -126,6 +126,13 @@ class Resident:
         """Return the newest change of a table."""
         return self._any_rows(table).version
 
+    def deliver(self, news: Delta | Snapshot) -> None:
+        """Take what an engine found."""
+        if isinstance(news, Snapshot):
+            self.replace(news)
+        else:
+            self.apply(news)
+
     def replace(self, snapshot: Snapshot) -> None:
         """Take a snapshot for what is known, unless more is known already."""
         if snapshot.version < self.version or self._is_closed:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import apsw
 import msgspec
 import trio
 
 from alknet.errors import AlknetError
-from alknet.stores.resident import Delta, Snapshot
+from alknet.stores.resident import Delta, Resident, Snapshot
 from alknet.stores.sqlite.bell import Bell
 from alknet.stores.sqlite.failures import explained
 from alknet.stores.sqlite.place import Place
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # The look without a bell: finds what a process wrote that died before it rang, or that does not
 # ring. One costs some 0.1 ms.
 LOOK_INTERVAL_S = 1.0
+# How long a ring waits for a batch of ours, which may be what rang; one that waits itself for
+# another process's lock must not keep us from looking.
+OWN_BATCH_S = 0.02
 
 
 class _Found(msgspec.Struct, frozen=True):
@@ -41,7 +44,8 @@ class Follower:
     """Looks into the database whenever the bell rings, and once a second.
 
     Args:
-        deliver: Takes what changed since the version that `cursor` gives.
+        resident: Where what is found goes.
+        own_batch: Waits until the batch that this handle commits, if any, was delivered.
 
     Attributes:
         fresh_at: When memory was last known to be current, on Trio's clock.
@@ -54,16 +58,16 @@ class Follower:
         reader: Worker,
         bell: Bell,
         layout: int,
-        deliver: Callable[[Delta | Snapshot], None],
-        cursor: Callable[[], int],
+        resident: Resident,
+        own_batch: Callable[[], Awaitable[None]],
     ) -> None:
         self._place = place
         self._tables = tables
         self._reader = reader
         self._bell = bell
         self._layout = layout
-        self._deliver = deliver
-        self._cursor = cursor
+        self._resident = resident
+        self._own_batch = own_batch
         self._data_version = 0
         self._has_failed = False
         self._scope = trio.CancelScope()
@@ -84,7 +88,7 @@ class Follower:
             )
 
         with explained("read", self._place.path):
-            self._deliver(await self._reader.run(work))
+            self._resident.deliver(await self._reader.run(work))
         self.note_fresh(started)
 
     async def run(self) -> None:
@@ -94,8 +98,10 @@ class Follower:
                 while True:
                     with trio.move_on_after(LOOK_INTERVAL_S) as silence:
                         await self._bell.wait()
-                    # Our own rings, and those whose news a batch of ours brought, tell nothing.
-                    if silence.cancelled_caught or self._bell.has_news(self._cursor()):
+                    # Our own rings, and those whose news a batch of ours brings, tell nothing.
+                    with trio.move_on_after(OWN_BATCH_S):
+                        await self._own_batch()
+                    if silence.cancelled_caught or self._bell.has_news(self._resident.version):
                         await self.look()
         finally:
             self._ended.set()
@@ -106,13 +112,13 @@ class Follower:
         try:
             self._bell.renew()
             with explained("read", self._place.path):
-                found = await self._reader.run(self._work, self._cursor())
+                found = await self._reader.run(self._work, self._resident.version)
         except AlknetError as exc:
             self._note_failure(exc)
             return
         self._data_version = found.data_version
         if found.news is not None:
-            self._deliver(found.news)
+            self._resident.deliver(found.news)
         self.note_fresh(started)
 
     def note_fresh(self, moment: float) -> None:

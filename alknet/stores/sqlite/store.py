@@ -26,7 +26,7 @@ from alknet.core.scopes import open_background
 from alknet.core.storage import Op, OutcomeUnknown, Row, Store, Table
 from alknet.errors import AlknetError, LocalError, StoreError
 from alknet.stores.group import Answer, GroupCommit
-from alknet.stores.resident import Delta, Feed, Resident, Snapshot
+from alknet.stores.resident import Feed, Resident
 from alknet.stores.sqlite import reading
 from alknet.stores.sqlite.bell import Bell
 from alknet.stores.sqlite.failures import explained
@@ -73,7 +73,13 @@ class SqliteStore:
         self._resident = Resident(tables)
         self._group = GroupCommit(self._commit, self._tidy)
         self._follower = Follower(
-            place, tables, reader, bell, layout, self._deliver, lambda: self._resident.version
+            place,
+            tables,
+            reader,
+            bell,
+            layout,
+            self._resident,
+            self._group.wait_batch,
         )
 
     @property
@@ -163,12 +169,6 @@ class SqliteStore:
         await self._reader.aclose()
         await self._writer.aclose()
 
-    def _deliver(self, news: Delta | Snapshot) -> None:
-        if isinstance(news, Snapshot):
-            self._resident.replace(news)
-        else:
-            self._resident.apply(news)
-
     async def _commit(self, batch: Sequence[Steps]) -> Sequence[Answer]:
         started = trio.current_time()
         try:
@@ -176,7 +176,7 @@ class SqliteStore:
                 done = await self._writer.run(self._work, batch, self._resident.version)
         except LostCommit as exc:
             raise OutcomeUnknown(f"the last write to {self.path} may be lost: {exc}") from exc
-        self._deliver(done.news)
+        self._resident.deliver(done.news)
         self._follower.note_fresh(started)
         return done.answers
 
