@@ -114,7 +114,8 @@ def noise() -> list[bytes]:
 
 def undecryptable_initials() -> list[bytes]:
     """Initials whose header is right and whose contents are random."""
-    return [_head(os.urandom(8)) + os.urandom(INITIAL_BYTES - 33) for _ in range(500)]
+    heads = [_head(os.urandom(8)) for _ in range(500)]
+    return [head + os.urandom(INITIAL_BYTES - len(head)) for head in heads]
 
 
 def initials(count: int = INITIALS, alpn: str = ALPN) -> list[bytes]:

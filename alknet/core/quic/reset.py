@@ -92,6 +92,10 @@ class Budget:
         self._left -= amount
         return True
 
+    def give_back(self, amount: float = 1.0) -> None:
+        """Let what was taken count for nothing after all."""
+        self._left = min(self._at_once, self._left + amount)
+
 
 class ResetSender:
     """Answers packets of unknown connections, so many a second."""

@@ -45,6 +45,16 @@ async def test_handshakes_of_unproven_addresses_are_so_many_a_second(
         assert begun + here.server.endpoint.counters["retry"] == 1_000
 
 
+async def test_a_handshake_that_succeeds_takes_no_place(autojump_clock: MockClock) -> None:
+    async with world() as here:
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                for _ in range(int(UNPROVEN_AT_ONCE) // 2):
+                    nursery.start_soon(here.connect)
+        assert len(here.server.endpoint.connections) == 3 * (UNPROVEN_AT_ONCE // 2)
+        assert here.server.endpoint.counters["retry"] == 0
+
+
 async def test_the_loops_of_an_endpoint_hold_nobody_who_has_gone(
     autojump_clock: MockClock,
 ) -> None:
