@@ -50,6 +50,22 @@ class Pipe:
             return True
         return self._is_finished and not self._unread
 
+    @property
+    def has_news(self) -> bool:
+        """`read` would not wait."""
+        return bool(self._unread) or self._is_finished
+
+    def write_now(self, data: bytes) -> bool:
+        """Put *data* into the window if all of it fits and may be sent."""
+        with self._only_one("send"):
+            is_closed = self._is_writer_closed or self._is_finished or self._stop_code is not None
+            if is_closed or self._room() < len(data):
+                return False
+            self._unread += data
+            self._receiver.unread_bytes += len(data)
+            self._arrived.unpark_all()
+            return True
+
     async def write(
         self,
         data: bytes | bytearray | memoryview,

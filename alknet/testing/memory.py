@@ -246,6 +246,13 @@ class MemoryStream(Stream):
         await trio.lowlevel.checkpoint()
         await self._sender().write(data, self._connection.check_open, self.link.announce)
 
+    def send_now(self, data: bytes) -> bool:
+        is_open = self._outgoing is not None and self._connection.close_reason is None
+        if self._outgoing is None or not is_open or not self._outgoing.write_now(data):
+            return False
+        self.link.announce()
+        return True
+
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()
         await self._sender().wait_room(self._connection.check_open)
@@ -263,7 +270,10 @@ class MemoryStream(Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
-        await trio.lowlevel.checkpoint()
+        if self._incoming is None or self._incoming.has_news:
+            await trio.lowlevel.checkpoint()
+        else:  # to park is a checkpoint
+            await trio.lowlevel.checkpoint_if_cancelled()
         if self._incoming is None:
             raise trio.ClosedResourceError("this stream can only be written")
         # What came before the peer closed can still be read; after our own close nothing can.

@@ -82,6 +82,18 @@ class QuicStream(Stream):
                     rest = rest[room:]
                 self._check_sendable()
 
+    def send_now(self, data: bytes) -> bool:
+        with self._send_conflict:
+            if self._send_closed or self._stopped_code is not None:
+                return False
+            connection = self._connection
+            if connection.close_reason is not None or connection.send_room(self._id) < len(data):
+                return False
+            self._engine.send_stream_data(self._id, data)
+            connection.on_accepted_to_send(self._id)
+            connection.schedule()
+            return True
+
     async def wait_send_all_might_not_block(self) -> None:
         with self._send_conflict:
             await trio.lowlevel.checkpoint()
@@ -115,7 +127,10 @@ class QuicStream(Stream):
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
         with self._receive_conflict:
-            await trio.lowlevel.checkpoint()
+            if self._unread or self._arrived_all:
+                await trio.lowlevel.checkpoint()
+            else:  # to park is a checkpoint
+                await trio.lowlevel.checkpoint_if_cancelled()
             while True:
                 if self._receive_closed:
                     raise trio.ClosedResourceError("the receiving side of this stream is closed")
