@@ -302,8 +302,9 @@ class Calling:
         pending: Pending = PendingCall(call_id, stream)
         if window is not None:
             pending = PendingItems(call_id, stream, ReceiveWindow(window), self._session.budget)
+        is_alone = not stream.pending
         self.pending[call_id] = stream.pending[call_id] = pending
-        stream.outbox.put(encode_frame(body))
+        stream.outbox.put(encode_frame(body), is_alone=is_alone)
         return pending
 
     def _window(self, stream: CallStream) -> int:

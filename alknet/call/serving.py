@@ -247,7 +247,8 @@ class Serving:
             if event is None and call.scope.cancelled_caught:
                 event = call.verdict
             if event is not None:
-                call.stream.outbox.put(self._frame(event, call.operation))
+                frame = self._frame(event, call.operation)
+                call.stream.outbox.put(frame, is_alone=not call.stream.serving)
             call.stream.finish_if_answered()
             self._session.call_ended()
 
