@@ -6,16 +6,16 @@ Three tasks, none of which ever waits for application code:
   touched connection handle its events and send;
 * the *timer* sleeps until the earliest of all connections' deadlines (`timers`);
 * the *flusher* sends for connections to which the application has given something; all that was
-  given in one tick leaves in one pass.
+  given in one tick leaves in one pass. A connection that has more than its turn takes is queued
+  again behind the others, and after a round of turns the other tasks run.
 
 Stray datagrams never raise; they are counted in `counters`.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -35,12 +35,16 @@ from alknet.core.quic.receiving import Receiving, log_engine_error
 from alknet.core.quic.reset import ResetKey
 from alknet.core.quic.table import ConnectionTable, Entry
 from alknet.core.quic.timers import Deadlines
+from alknet.core.quic.wakeups import Alarm, Doorbell
 
 __all__ = ["QuicAcceptor", "QuicEndpoint"]
 
 # A deadline that has passed although its connection was just served is looked at again after
 # this, the granularity of RFC 9002 sec. 6.1.2: an engine that is stuck must not stop the clock.
 GRANULARITY_S = 0.001
+# Datagrams that are sent before the reader and all other tasks have their turn: about a
+# millisecond's work, of which one connection takes `MAX_PACKETS_PER_PASS` at most.
+ROUND_PACKETS = 128
 
 
 class QuicEndpoint:
@@ -78,11 +82,11 @@ class QuicEndpoint:
         self._cids = ConnectionIds(reset_key, shard=shard)
         self._is_closed = False
         self._timers: Deadlines[QuicConnection] = Deadlines()
-        self._timer_changed = trio.Event()
-        self._dirty: dict[QuicConnection, None] = {}
-        self._flush_wanted = trio.Event()
+        self._alarm = Alarm()
+        self._dirty: OrderedDict[QuicConnection, None] = OrderedDict()
+        self._flush_wanted = Doorbell()
         self._table = ConnectionTable()
-        self._outbox = Outbox(socket, self.counters, self._want_flush)
+        self._outbox = Outbox(socket, self.counters, self._flush_wanted.ring)
         self._accepting = (
             None
             if acceptor is None
@@ -173,7 +177,7 @@ class QuicEndpoint:
         """Send for *connection* in this tick's pass."""
         if connection in self._table.entries:
             self._dirty[connection] = None
-            self._flush_wanted.set()
+            self._flush_wanted.ring()
 
     def add_route(self, cid: bytes, connection: QuicConnection) -> None:
         """Lead packets with that connection ID to *connection*, if it is still known."""
@@ -222,60 +226,69 @@ class QuicEndpoint:
     def _receive(self, batch: Sequence[tuple[bytes, NetworkPath]]) -> None:
         # Apart from the loop, whose variables would keep the last connections while it waits.
         now = trio.current_time()
-        touched: dict[QuicConnection, None] = {}
-        for data, address in batch:
-            entry = self._receiving.feed(data, address, now)
-            if entry is not None:
-                touched[entry.connection] = None
-        for connection in touched:
-            self._serve(connection, now)
+        self._serve_at_once(self._receiving.feed(batch, now), now)
 
     # sending
 
     async def _flush(self) -> None:
         while True:
             await self._flush_wanted.wait()
-            self._flush_wanted = trio.Event()
             await self._outbox.drain()
             self._serve_dirty()
 
     def _serve_dirty(self) -> None:
+        """Serve those who wait, a turn each, until a round is full; who has more waits again."""
         now = trio.current_time()
-        dirty, self._dirty = self._dirty, {}
-        for connection in dirty:
-            self._serve(connection, now)
+        left = ROUND_PACKETS
+        for _ in range(len(self._dirty)):
+            if left <= 0 or not self._dirty:
+                break
+            left -= self._serve(self._dirty.popitem(last=False)[0], now)
+        if self._dirty:  # behind the reader, and all tasks that can run
+            self._flush_wanted.ring()
 
-    def _want_flush(self) -> None:
-        self._flush_wanted.set()
+    def _serve_at_once(self, connections: Iterable[QuicConnection], now: float) -> None:
+        """Serve all, a round's worth at once; who waits for a turn already keeps its place."""
+        left = ROUND_PACKETS
+        for connection in connections:
+            if left > 0 and connection not in self._dirty:
+                left -= self._serve(connection, now)
+            else:
+                connection.handle_events()
+                self.schedule(connection)
 
-    def _serve(self, connection: QuicConnection, now: float) -> None:
-        """After any change: tell those who wait, send what can be sent, set the timer."""
+    def _serve(self, connection: QuicConnection, now: float) -> int:
+        """After any change: tell those who wait, send what can be sent, set the timer.
+
+        Returns the number of datagrams that were sent.
+        """
         connection.handle_events()
         if (entry := self._table.entries.get(connection)) is None:
-            return
-        self._dirty.pop(connection, None)  # this pass takes all that it has
+            return 0
+        self._dirty.pop(connection, None)  # this pass takes what its turn allows
         try:
-            self._transmit(entry, now)
+            sent = self._transmit(entry, now)
         except Exception as exc:  # noqa: BLE001  # boundary: aioquic's bug, one connection's end
             self._give_up(connection, exc)
-            return
+            return 0
         if connection.engine.has_events:  # sending issues connection IDs: they need routes now
             connection.handle_events()
         connection.on_transmitted()
         self._arm(entry, now)
-        if connection.engine.wants_another_pass:  # after the others
+        if connection.engine.wants_another_pass:
             self.schedule(connection)
+        return sent
 
-    def _transmit(self, entry: Entry, now: float) -> None:
+    def _transmit(self, entry: Entry, now: float) -> int:
         connection = entry.connection
         if not connection.engine.has_keys:
-            return
+            return 0
         datagrams = connection.engine.datagrams_to_send(now)
-        if not datagrams:
-            return
-        self._outbox.send_batch(datagrams)
-        if connection.close_reason is not None:
-            entry.close_datagrams = datagrams
+        if datagrams:
+            self._outbox.send_batch(datagrams)
+            if connection.close_reason is not None:
+                entry.close_datagrams = datagrams
+        return len(datagrams)
 
     def _give_up(self, connection: QuicConnection, exc: Exception) -> None:
         """The engine cannot even close any more: forget it; the peer will time out."""
@@ -290,30 +303,32 @@ class QuicEndpoint:
         when = entry.connection.next_timer()
         if when is None:
             return
-        if self._timers.arm(entry.timer, when if when > now else now + GRANULARITY_S):
-            self._timer_changed.set()
+        when = when if when > now else now + GRANULARITY_S
+        if self._timers.arm(entry.timer, when):
+            self._alarm.move(when)
 
     async def _watch_timers(self) -> None:
         while True:
+            await self._alarm.sleep_until(self._timers.next_at)
             self._fire_due()
-            deadline = self._timers.next_at
-            with trio.move_on_at(math.inf if deadline is None else deadline):
-                await self._timer_changed.wait()
-            self._timer_changed = trio.Event()
-            await trio.lowlevel.checkpoint()
 
     def _fire_due(self) -> None:
         now = trio.current_time()
-        for connection in self._timers.due(now):
-            self._fire(connection, now)
+        fired = [c for c in self._timers.due(now) if self._fire(c, now)]
+        self._serve_at_once(fired, now)
 
-    def _fire(self, connection: QuicConnection, now: float) -> None:
+    def _fire(self, connection: QuicConnection, now: float) -> bool:
+        """Let *connection* do what is due; return whether it is to be served then."""
+        when = connection.next_timer()
+        if when is not None and when > now:  # moved since it was set, as most are
+            self._arm(self._table.entries[connection], now)
+            return False
         try:
             connection.handle_timer(now)
         except Exception as exc:  # noqa: BLE001  # boundary: aioquic's bug, one connection's end
             self._give_up(connection, exc)
-        else:
-            self._serve(connection, now)
+            return False
+        return True
 
     # the end
 

@@ -15,6 +15,7 @@ from alknet.errors import Malformed
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Sequence
 
     from alknet.core.datagram import Address, NetworkPath
     from alknet.core.quic.accepting import Accepting
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # A closing connection answers packets 1, 2, 4, 8 ... with its close again (RFC 9000 sec. 10.2.1).
 MAX_CLOSE_REPEATS = 8
+# The first bit of a packet with a long header: of a handshake, or of another version.
+LONG_FORM = 0x80
 # An engine that raises on a peer's bytes is logged with its traceback this often, then counted.
 MAX_LOGGED_ERRORS = 20
 
@@ -52,16 +55,31 @@ class Receiving:
         self._accepting = accepting
         self._resets = ResetSender(cids.token, CID_LENGTH)
 
-    def feed(self, data: bytes, address: NetworkPath, now: float) -> Entry | None:
-        """Take a datagram; return the connection that is to be served for it."""
+    def feed(
+        self, batch: Sequence[tuple[bytes, NetworkPath]], now: float
+    ) -> dict[QuicConnection, None]:
+        """Take datagrams; return the connections that are to be served for them."""
+        routes = self._table.routes
+        touched: dict[QuicConnection, None] = {}
+        for data, address in batch:
+            is_short = bool(data) and data[0] < LONG_FORM
+            entry = routes.get(data[1 : 1 + CID_LENGTH]) if is_short else None
+            if entry is not None:
+                self._deliver(entry, data, address, now)
+            else:
+                entry = self._feed_rare(data, address, now)
+            if entry is not None:
+                touched[entry.connection] = None
+        for connection in touched:
+            connection.on_received(now)
+        return touched
+
+    def _feed_rare(self, data: bytes, address: NetworkPath, now: float) -> Entry | None:
         if not data:
             self._counters["empty"] += 1
             return None
-        if data[0] & 0x80:
+        if data[0] >= LONG_FORM:
             return self._feed_long(data, address, now)
-        entry = self._table.routes.get(data[1 : 1 + CID_LENGTH])
-        if entry is not None:
-            return self._deliver(entry, data, address, now)
         if (entry := self._reset_by(data, address[:2], now)) is None:
             self._answer_unknown(data, address, now)
         return entry
@@ -71,7 +89,8 @@ class Receiving:
             invariants = packets.read_invariants_untrusted(data)
             entry = self._table.routes.get(invariants.destination_cid)
             if entry is not None:
-                return self._deliver(entry, data, address, now)
+                self._deliver(entry, data, address, now)
+                return entry
             if (entry := self._reset_by(data, address[:2], now)) is not None:
                 return entry
             if self._accepting is None:
@@ -90,7 +109,7 @@ class Receiving:
         entry = self._accepting.begin(header, len(data), address, now)
         return self._deliver_first(entry, data, address, now) if entry else None
 
-    def _deliver(self, entry: Entry, data: bytes, address: NetworkPath, now: float) -> Entry:
+    def _deliver(self, entry: Entry, data: bytes, address: NetworkPath, now: float) -> None:
         connection = entry.connection
         if connection.is_dialer:  # the system chooses its way, which may change
             address = address[:2]
@@ -106,8 +125,6 @@ class Receiving:
             connection.on_engine_error()
         if engine.packets_received == before:
             self._try_reset(entry, data, address[:2], now)
-        connection.on_received(now)
-        return entry
 
     def _deliver_first(
         self, entry: Entry, data: bytes, address: NetworkPath, now: float
