@@ -25,8 +25,8 @@ __all__ = ["status", "task_lines"]
     cls=Command,
     examples=[
         "alknet status",
-        "alknet status --connections how each connection's transport is doing",
-        "alknet status --tasks       the tree of running tasks",
+        "alknet status --connections      how each connection's transport is doing",
+        "alknet status --tasks            the tree of running tasks",
         "alknet status --json | jq .connections",
     ],
 )
