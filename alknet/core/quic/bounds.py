@@ -28,6 +28,8 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, Qu
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.tls import Epoch
 
+from alknet.core.quic.memory import LeanConnection
+
 __all__ = [
     "COUNTED_HANDLERS",
     "MAX_CRYPTO_GAPS",
@@ -61,7 +63,7 @@ COUNTED_HANDLERS = (
 )
 
 
-class BoundedConnection(QuicConnection):
+class BoundedConnection(LeanConnection):
     """aioquic's connection, closed when its peer costs too much; the base of `Engine`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -95,6 +95,7 @@ async def test_without_memory_windows_are_the_floor_and_everybody_goes_on(
             await transfer(dialer, acceptor, 1 * MIB)
             assert acceptor.engine._windows.popitem()[1].size == FLOOR_STREAM_BYTES
             await transfer(acceptor, dialer, 300 * KIB)
+        await trio.sleep(1)
         assert ends.server.budget.used == ends.server.budget.total
 
 

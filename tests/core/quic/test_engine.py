@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -329,7 +330,7 @@ def test_datagram_of_exactly_the_longest_size_arrives(cid_length: int) -> None:
     link.run()
     (event,) = link.client.of(events.DatagramFrameReceived)
     assert len(event.data) == longest
-    acceptor.send_datagram_frame(bytes(longest + 1))  # what the transport refuses to accept
+    acceptor.send_datagram_frame(bytes(2_000))  # what the transport refuses to accept
     link.run()
     assert len(acceptor._datagrams_pending) == 1
 
@@ -410,8 +411,11 @@ def _stock_client(
         connection_id_length=cid_length,
         max_datagram_frame_size=max_datagram_frame_size,
     )
+    engine = Engine(configuration, policy, Limits())
+    engine._host_cids[0].cid = engine.host_cid = os.urandom(cid_length)
+    engine._local_initial_source_connection_id = engine.host_cid
     link = Link(
-        Engine(configuration, policy, Limits()),
+        engine,
         lambda cid: server_engine(
             server_policy(key), alpns=[ALPN], limits=Limits(), original_destination_cid=cid
         ),

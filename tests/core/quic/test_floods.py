@@ -73,7 +73,7 @@ async def test_a_ping_flood_is_answered_by_the_batch(autojump_clock: MockClock) 
         size = sum(scene.attacker.say(PING) for _ in range(1_000))
         await trio.sleep(1)
         answers = scene.attacker.take()
-        assert len(answers) <= 1_000 / 64 + 2
+        assert len(answers) <= 1_000 / 64 + 8  # the gaps that we leave in numbers do not wait
         assert sum(map(len, answers)) < size / 10
         assert scene.attacker.end is None
 
@@ -185,7 +185,7 @@ async def test_retiring_what_was_never_given_closes(autojump_clock: MockClock) -
         assert_closed(scene, QuicErrorCode.PROTOCOL_VIOLATION)
 
 
-async def test_retiring_on_and_on_keeps_eight_routes(autojump_clock: MockClock) -> None:
+async def test_retiring_on_and_on_keeps_four_routes(autojump_clock: MockClock) -> None:
     async with attack() as scene:
         endpoint = scene.here.server.endpoint
         before = len(endpoint._table.routes)
@@ -196,7 +196,7 @@ async def test_retiring_on_and_on_keeps_eight_routes(autojump_clock: MockClock) 
             scene.attacker.answer()
         assert scene.attacker.end is None
         assert len(endpoint._table.routes) <= before
-        assert len(scene.far.engine._host_cids) == 8
+        assert len(scene.far.engine._host_cids) == 4
 
 
 async def test_path_challenges_are_answered_with_no_more_than_they_bring(

@@ -1,0 +1,92 @@
+"""What a connection keeps for itself once its handshake is over."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+
+from aioquic.quic.connection import QuicConnection
+from aioquic.tls import Epoch
+
+from alknet.core.quic.engine import Engine
+from alknet.core.quic.memory import ACTIVE_CONNECTION_IDS
+from tests.core.quic.sansio import EnginePair, connected
+
+KIB = 1024
+# Of Python's memory, for one engine after its handshake; 30 when this was written. aioquic's own
+# takes 94. What OpenSSL holds comes on top: some 10.
+MOST_BYTES = 40 * KIB
+# As Python writes a private name.
+FRAME_HANDLERS = "_QuicConnection__frame_handlers"
+
+
+def test_an_idle_engine_is_small() -> None:
+    kept = [connected().dialer for _ in range(3)]  # fills caches
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(10):
+            kept += idle_engines()
+        gc.collect()
+        each = (tracemalloc.get_traced_memory()[0] - before) / 20
+    finally:
+        tracemalloc.stop()
+    assert each < MOST_BYTES
+
+
+def idle_engines() -> list[Engine]:
+    pair = connected()
+    pair.run(1)
+    return [pair.dialer, pair.acceptor]
+
+
+def test_connections_share_one_table_of_frames() -> None:
+    first, second = connected().dialer, connected().dialer
+    theirs = QuicConnection(configuration=first.configuration)
+    ours, other, stock = (getattr(engine, FRAME_HANDLERS) for engine in (first, second, theirs))
+    assert ours._table is other._table
+    for frame_type in range(0x40):
+        assert (frame_type in ours) == (frame_type in stock)
+        if frame_type in stock:
+            handler, epochs = ours[frame_type]
+            assert handler == getattr(first, stock[frame_type][0].__name__)
+            assert epochs == stock[frame_type][1]
+            assert epochs is other[frame_type][1]
+
+
+def test_buffers_and_keys_of_the_handshake_are_gone() -> None:
+    pair = connected()
+    pair.run(1)
+    for engine in (pair.dialer, pair.acceptor):
+        assert sum(buffer.capacity for buffer in engine._crypto_buffers.values()) == 0
+        for epoch in (Epoch.INITIAL, Epoch.HANDSHAKE, Epoch.ZERO_RTT):
+            assert not engine._cryptos[epoch].recv.is_valid()
+            assert not engine._cryptos[epoch].send.is_valid()
+
+
+def test_packets_of_the_handshake_that_come_late_do_no_harm() -> None:
+    pair = connected()
+    late = [data for data in pair.client.sent if data[0] & 0x80]
+    assert late
+    pair.run(1)
+    for data in late:
+        pair.deliver(data, to_server=True)
+    answers = [data for data in pair.server.sent if data[0] & 0x80]
+    for data in answers:
+        pair.deliver(data, to_server=False)
+    pair.run(1)
+    stream_id = pair.dialer.open_stream(unidirectional=False)
+    pair.dialer.send_stream_data(stream_id, b"still here")
+    pair.run(1)
+    assert pair.server.received(stream_id) == b"still here"
+
+
+def test_each_side_issues_a_few_connection_ids() -> None:
+    pair = EnginePair()
+    pair.connect()
+    pair.run(1)
+    for engine in (pair.dialer, pair.acceptor):
+        assert isinstance(engine, Engine)
+        assert len(engine._host_cids) == ACTIVE_CONNECTION_IDS
+        assert len(engine._peer_cid_available) == ACTIVE_CONNECTION_IDS - 1
