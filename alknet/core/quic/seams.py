@@ -32,7 +32,13 @@ CONNECTION_NAMES = (
     " _handle_data_blocked_frame _handle_max_data_frame _handle_max_streams_bidi_frame"
     " _handle_max_streams_uni_frame _handle_new_connection_id_frame"
     " _handle_path_challenge_frame _handle_path_response_frame _handle_ping_frame"
-    " _handle_streams_blocked_frame"
+    " _handle_streams_blocked_frame _confirm_handshake _crypto_buffers _cryptos_initial"
+    " _local_active_connection_id_limit _flush_builder _send_probing_frames"
+    " _parse_transport_parameters _ack_delay _QuicConnection__frame_handlers"
+)
+_LOSS_NAMES = (
+    "_pacer _quic_logger _cc _pto_count _rtt_smoothed _rtt_min bytes_in_flight"
+    " _time_of_last_sent_ack_eliciting_packet"
 )
 _CID_NAMES = "cid stateless_reset_token"
 _STREAM_NAMES = "max_stream_data_local max_stream_data_local_sent receiver sender"
@@ -60,7 +66,7 @@ def missing_names() -> list[str]:
         (stream.sender, _SENDER_NAMES),
         (stream.receiver, _RECEIVER_NAMES),
         (Limit(0, "", 0), _LIMIT_NAMES),
-        (QuicConnection(configuration=QuicConfiguration())._loss, "_pacer _quic_logger"),
+        (QuicConnection(configuration=QuicConfiguration())._loss, _LOSS_NAMES),
         (QuicPacketPacer(max_datagram_size=1200), _PACER_NAMES),
     ]
     return [name for owner, names in wanted for name in lacking(owner, names)]
