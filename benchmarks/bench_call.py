@@ -14,6 +14,7 @@ from benchmarks.workers import Bench, Peer, left_out, running
 REFERENCE = "asyncio TLS + msgspec frames"
 QUIC, TCP = "alknet over QUIC", "alknet over TCP"
 OURS = (Peer(QUIC, "alknet_node", "quic"), Peer(TCP, "alknet_node", "tcp"))
+NATS = "nats-py through nats-server, TLS"
 FLOOR = Peer("trio.SSLStream + msgspec frames", "trio_tls")
 PEERS = (
     *OURS,
@@ -21,6 +22,7 @@ PEERS = (
     Peer(REFERENCE, "asyncio_tls"),
     Peer("aioquic asyncio, one stream", "asyncio_quic", "aioquic"),
     Peer("grpc.aio over TLS", "grpc_aio", needs="grpc"),
+    Peer(NATS, "nats_service", needs="nats", program="nats-server"),
     Peer("iroh (Python), one stream", "iroh_quic", needs="iroh"),
 )
 # Connections, and calls in flight over all of them.
@@ -31,10 +33,12 @@ NOTES = [
         "schema, scope and deadline. The others authenticate the server alone and dispatch nothing "
         "(gRPC: by method name)."
     ),
+    "nats-server shares the core of its service; the server's CPU time is the service's alone.",
     "py-libp2p is left out: it needs 40 packages, some of which would be older than ours.",
 ]
 AIMS = [
     Aim(f"{QUIC} / grpc.aio over TLS, 64 in flight, calls/s", 5),
+    Aim(f"{QUIC} / {NATS}, 64 in flight, calls/s", 1),
     Aim(f"{QUIC} / grpc.aio over TLS, 64 connections x 1 in flight, calls/s", 3),
     Aim(f"{QUIC} / grpc.aio over TLS, 1 in flight, p50 us", 0.55, is_at_least=False),
 ]

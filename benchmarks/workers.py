@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,15 +30,19 @@ class Peer(NamedTuple):
         module: Of `benchmarks.peers`.
         option: What that module is told.
         needs: The package without which it is left out.
+        program: The same, a program.
     """
 
     name: str
     module: str
     option: str = ""
     needs: str = ""
+    program: str = ""
 
     @property
     def is_installed(self) -> bool:
+        if self.program and shutil.which(self.program) is None:
+            return False
         return not self.needs or importlib.util.find_spec(self.needs) is not None
 
 
