@@ -15,7 +15,7 @@ from alknet.core.quic.hotpath.frames import (
     FrameWriter,
     ack_frame,
     stream_head,
-    varint_bytes,
+    stream_overhead,
 )
 from alknet.core.quic.hotpath.records import AckPacket, Frames, Handler, Handlers, PlainPacket
 from alknet.core.quic.hotpath.seal import TAG_BYTES
@@ -29,11 +29,13 @@ Datagrams = list[tuple[bytes, NetworkAddress]]
 
 # An acknowledgement of more ranges than this waits for its time: it would displace data.
 MAX_RIDING_RANGES = 8
+# One that is not due rides no oftener: reading one costs the peer as much as the data beside it.
+RIDES_EVERY_S = 0.002
 PING = 0x01
 # STREAM with a length; these bits are added for an offset and for the end.
 STREAM, OFFSET_BIT, FIN_BIT = 0x0A, 4, 1
-# A STREAM frame's type and its length in 2 bytes, and the bytes that a longer length takes more.
-FIXED_BYTES, WIDE_BYTES = 3, 2
+# The bytes that a length takes more which does not fit two.
+WIDE_BYTES = 2
 # An acknowledgement of several ranges is to be acknowledged every so many packets.
 ACK_OF_ACK_EVERY = 8
 
@@ -148,12 +150,13 @@ class Burst:
 
     def _write_data(self, used: int, frames: Frames, handlers: Handlers) -> bool:
         """Write STREAM frames after *used* bytes, with an ACK before them if one may ride."""
-        space = self._space
+        space, connection = self._space, self._connection
         if not self._order:
             return False
         if (
             space.ack_at is None
-            or not self._connection.piggybacks_acks
+            or not connection.piggybacks_acks
+            or self._now - connection._hot_acked_at < RIDES_EVERY_S
             or len(space.ack_queue) > MAX_RIDING_RANGES
         ):
             return self._fill(used, frames, handlers)
@@ -190,6 +193,7 @@ class Burst:
 
     def _ack(self) -> bytes:
         space = self._space
+        self._connection._hot_acked_at = self._now
         delay_us = int((self._now - cast(float, space.largest_received_time)) * 1_000_000)
         return ack_frame(space.ack_queue, delay_us >> self._connection._local_ack_delay_exponent)
 
@@ -207,12 +211,19 @@ class Burst:
             if left < SHORTEST_STREAM_FRAME:
                 break
             sender = stream.sender
+            ranges = sender._pending._RangeSet__ranges  # type: ignore[attr-defined]  # RangeSet's
+            start = ranges[0].start if ranges else sender._buffer_stop
+            most = left - stream_overhead(cast(int, stream.stream_id), start)
+            if most < 0:
+                continue
+            if not ranges and not sender._pending_eof:
+                sender.buffer_is_empty = True
+                emptied.append(stream)
+                continue
             highest = sender.highest_offset
-            left -= self._write_stream(stream, sender, left, frames, handlers)
+            left -= self._write_stream(stream, start, most, frames, handlers)
             if sender.highest_offset > highest:
                 sent.append(stream)
-            elif sender.buffer_is_empty:
-                emptied.append(stream)
         for stream in emptied:
             order.remove(stream)
             del self._connection._hot_ready[stream]
@@ -221,22 +232,13 @@ class Burst:
         return len(frames) > before
 
     def _write_stream(
-        self,
-        stream: QuicStream,
-        sender: QuicStreamSender,
-        left: int,
-        frames: Frames,
-        handlers: Handlers,
+        self, stream: QuicStream, start: int, most: int, frames: Frames, handlers: Handlers
     ) -> int:
-        """Append a frame of *stream* in *left* bytes if there is any; return its length."""
-        ranges: list[range] = sender._pending._RangeSet__ranges  # type: ignore[attr-defined]  # its own
+        """Append a frame of *most* bytes of data from *start*; return its length, 0 for none."""
+        sender = stream.sender
+        ranges: list[range] = sender._pending._RangeSet__ranges  # type: ignore[attr-defined]  # its
         stream_id = cast(int, stream.stream_id)
-        start = stop = ranges[0].start if ranges else sender._buffer_stop
-        most = left - FIXED_BYTES - varint_bytes(stream_id)
-        if start:
-            most -= varint_bytes(start)
-        if most < 0:
-            return 0
+        stop = start
         if ranges:
             stop = self._stop(stream, sender, min(ranges[0].stop, start + most))
             if stop <= start:
@@ -244,9 +246,6 @@ class Burst:
             if stop - start > LONGEST_TWO_BYTES:
                 stop = min(stop, start + max(most - WIDE_BYTES, LONGEST_TWO_BYTES))
             self._take(sender, ranges, stop)
-        elif not sender._pending_eof:
-            sender.buffer_is_empty = True
-            return 0
         kind = STREAM | OFFSET_BIT if start else STREAM
         fin = stop == sender._buffer_fin
         if fin:
@@ -306,7 +305,7 @@ class Burst:
         """Do for all packets what aioquic's `_flush_builder` does for each."""
         connection, now = self._connection, self._now
         connection._packet_number = self._number
-        connection._network_paths[0].bytes_sent += sum(len(data) for data, _ in self._datagrams)
+        connection._network_paths[0].bytes_sent += sum([len(data) for data, _ in self._datagrams])
         packets = self._packets
         if packets:
             self._space.ack_eliciting_in_flight += len(packets)

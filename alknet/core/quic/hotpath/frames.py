@@ -16,8 +16,8 @@ __all__ = [
     "FrameWriter",
     "ack_frame",
     "stream_head",
+    "stream_overhead",
     "varint",
-    "varint_bytes",
 ]
 
 ACK = b"\x02"
@@ -37,13 +37,9 @@ def varint(value: int) -> bytes:
     return (value | 0xC000_0000_0000_0000).to_bytes(8)
 
 
-def varint_bytes(value: int) -> int:
-    """Return how long the encoding of *value* is."""
-    if value < 0x40:
-        return 1
-    if value < 0x4000:
-        return 2
-    return 4 if value < 0x4000_0000 else 8
+def stream_overhead(stream_id: int, offset: int) -> int:
+    """Return the bytes of a STREAM frame before its data, with a length of 2 bytes."""
+    return 3 + _varint_bytes(stream_id) + (_varint_bytes(offset) if offset else 0)
 
 
 def stream_head(kind: int, stream_id: int, offset: int, count: int) -> bytes:
@@ -115,3 +111,11 @@ class FrameWriter:
         encoded = varint(value)
         self._frames.append(encoded)
         self.used += len(encoded)
+
+
+def _varint_bytes(value: int) -> int:
+    if value < 0x40:
+        return 1
+    if value < 0x4000:
+        return 2
+    return 4 if value < 0x4000_0000 else 8

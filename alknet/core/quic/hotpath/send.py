@@ -34,6 +34,8 @@ class HotSend(ReadyStreams):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._hot_has_more = False
+        # When an acknowledgement was last written here.
+        self._hot_acked_at = 0.0
         self._hot_sealer: Sealer | None = None
         super().__init__(*args, **kwargs)
 
