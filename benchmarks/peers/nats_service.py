@@ -37,7 +37,7 @@ _decode = msgspec.json.Decoder(Envelope).decode
 @asynccontextmanager
 async def serve(directory: str, _option: str) -> AsyncGenerator[dict[str, Any]]:
     here = Path(directory)
-    address = {"ca": str(here / "ca.pem")}
+    address: dict[str, Any] = {"ca": str(here / "ca.pem")}
     process = _start(here)
     try:
         address["port"] = await _port(here, process.pid)
