@@ -46,6 +46,7 @@ seeds: $(STAMP)          ## 1,000 seeded runs over bad networks (SEEDS)
 
 bench: $(STAMP)          ## benchmarks beside other libraries; results go to benchmarks/RESULTS.md
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	PYTHON=$(BIN)/python tests/install-foreign nats-server:nats-server
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(STAMP)           ## regenerate the generated pages and run every code block
