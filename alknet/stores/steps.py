@@ -123,6 +123,8 @@ def _step_of(op: Op, expect: int | None, tables: Mapping[str, AnyTable]) -> Step
 def _encoded(op: Put[msgspec.Struct]) -> tuple[bytes, msgspec.Struct]:
     """Return the JSON of a value and what reads of it will give."""
     what = f"the value of {op.table.name} {op.key!r}"
+    if not isinstance(op.value, op.table.row_type):
+        raise LocalError(f"{what} is a {type(op.value).__name__}: {op.table!r} holds others")
     try:
         data = msgspec.json.encode(op.value)
         value = op.table.decode(data)
