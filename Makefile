@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run setup lint type imports test cover fuzz seeds bench docs check clean
+.PHONY: run setup lint type imports test cover fuzz seeds soak bench docs check clean
 
 run: $(STAMP)            ## install, start two nodes, let them call each other, say how to go on
 	$(BIN)/python -m alknet.cli.demo
@@ -43,6 +43,9 @@ fuzz: $(STAMP)           ## coverage-guided fuzzing, SECONDS per target
 
 seeds: $(STAMP)          ## 1,000 seeded runs over bad networks (SEEDS)
 	ALKNET_SEEDS=$(or $(SEEDS),1000) $(BIN)/python -m pytest -q tests/scenarios/test_bad_networks.py
+
+soak: $(STAMP)           ## a node under everything at once, for SECONDS (an hour)
+	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),3600)
 
 bench: $(STAMP)          ## benchmarks beside other libraries; results go to benchmarks/RESULTS.md
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -13,7 +13,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import bench_bulk, bench_call, bench_connect, bench_mix, bench_session
+from benchmarks import (
+    bench_bulk,
+    bench_call,
+    bench_connect,
+    bench_hostile,
+    bench_mix,
+    bench_session,
+)
 from benchmarks.table import RESULTS, Table, as_json, machine
 
 BENCHES: dict[str, Callable[[bool], Table]] = {
@@ -22,6 +29,7 @@ BENCHES: dict[str, Callable[[bool], Table]] = {
     "connect": bench_connect.run,
     "mix": bench_mix.run,
     "session": bench_session.run,
+    "hostile": bench_hostile.run,
 }
 
 

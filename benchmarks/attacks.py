@@ -31,7 +31,7 @@ ALPN = "alknet/call"
 Address = tuple[str, int]
 # Together far above the limit of connections per address, and of handshakes before Retry.
 SOURCES = 250
-INITIALS = 4_000
+INITIALS = 1_000
 INITIAL_BYTES = 1_200
 # Calls that a peer asks for in one packet.
 REQUESTS = 12
@@ -237,19 +237,26 @@ class Flood:
         self._frames = frames
         self._pumps_each = pumps_each
         self._sent = 0
+        self._link: Link | None = None
+        self._what: Iterator[bytes] = iter(())
         self.connections = 0
         self._begin()
 
     def _begin(self) -> None:
-        self._link = Link(self._target, f"127.8.0.{1 + self.connections % 250}")
-        self._what = self._frames(self._link)
+        self._link = None
+        with suppress(ConnectionError):  # it is being attacked: try again
+            self._link = Link(self._target, f"127.8.0.{1 + self.connections % 250}")
+            self._what = self._frames(self._link)
         self.connections += 1
 
     def strike(self) -> None:
+        self._sent += 1
+        if self._link is None:
+            self._begin()
+            return
         if self._pumps_each and self._sent % self._pumps_each == 0:
             self._link.pump()
         found = None if self._link.is_over else next(self._what, None)
-        self._sent += 1
         if found is None:
             self._link.close()
             self._begin()
@@ -257,7 +264,8 @@ class Flood:
             self._link.say(found)
 
     def close(self) -> None:
-        self._link.close()
+        if self._link is not None:
+            self._link.close()
 
 
 def pings(_: Link) -> Iterator[bytes]:

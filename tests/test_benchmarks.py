@@ -9,8 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from alknet.core.ticket import Ticket
 from benchmarks import __main__ as program
-from benchmarks import bench_bulk, bench_call, bench_connect, bench_mix
+from benchmarks import bench_bulk, bench_call, bench_connect, bench_hostile, bench_mix
+from benchmarks.attacks import ATTACKS
 from benchmarks.table import Aim, Row, Table, as_json, figure, row_of
 from benchmarks.workers import Peer, left_out, running
 
@@ -52,6 +54,26 @@ def test_calls_are_measured_beside_bulk() -> None:
     assert by_case[bench_mix.BULK].keys() == {"bulk MB/s"}
     assert by_case[bench_mix.BESIDE].keys() == {"p50 us", "p99 us", "calls/s", "bulk MB/s"}
     assert by_case["calls on 2 connections, bulk on one"]["bulk MB/s"] > 0
+
+
+def test_calls_are_measured_under_attack() -> None:
+    names = ["noise", "PINGs", "TLS byte by byte"]
+    rows = bench_hostile.measure(names, [200], seconds=0.1, rounds=1)
+    cases = [bench_hostile.case_name(name, 200) for name in (bench_hostile.DEAF, *names)]
+    assert [row.case for row in rows] == [bench_hostile.IDLE, *cases]
+    assert all(row.values["p99 us"] > 0 for row in rows)
+    assert all(row.values["packets/s"] > 0 for row in rows[2:])
+
+
+def test_every_attack_strikes() -> None:
+    with running(bench_call.OURS[:1]) as (bench,):
+        found = Ticket.parse(bench.address["ticket"]).addresses[0]
+        target = (found.host, found.port)
+        bench.open(1)
+        for name in ATTACKS:
+            with bench_hostile.attacking(name, target, 500) as sent:
+                bench.client.ask("calls", seconds=0.05, in_flight=1)
+            assert sent["packets"] > 0, name
 
 
 def test_a_worker_that_fails_says_so() -> None:

@@ -30,9 +30,9 @@ def counted_passes(monkeypatch: pytest.MonkeyPatch, endpoint: QuicEndpoint) -> I
     passes: list[None] = []
     serve = endpoint._serve
 
-    def counting(connection: QuicConnection, now: float) -> None:
+    def counting(connection: QuicConnection, now: float) -> int:
         passes.append(None)
-        serve(connection, now)
+        return serve(connection, now)
 
     with monkeypatch.context() as patch:
         patch.setattr(endpoint, "_serve", counting)

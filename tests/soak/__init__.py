@@ -1,0 +1,1 @@
+"""A node under everything at once, for long: ``python -m tests.soak`` (`make soak`)."""
