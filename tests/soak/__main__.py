@@ -38,8 +38,10 @@ async def _run(directory: Path, seconds: float) -> int:
         while time.monotonic() - began_at < seconds or len(soak.pictures) < WARM_UP + 2 * CYCLE:
             _progress(soak, time.monotonic() - began_at, seconds)
             await soak.round(len(soak.pictures))
-    problems = soak.problems + soak.log_problems() + growth(soak.pictures[WARM_UP:], CYCLE)
-    sys.stdout.write(_report(soak, problems))
+    measured = soak.pictures[WARM_UP:]
+    averaged = max(CYCLE, len(measured) // 4)
+    problems = soak.problems + soak.log_problems() + growth(measured, averaged)
+    sys.stdout.write(_report(soak, averaged, problems))
     return 1 if problems else 0
 
 
@@ -52,13 +54,13 @@ def _progress(soak: Soak, elapsed: float, seconds: float) -> None:
         sys.stdout.flush()
 
 
-def _report(soak: Soak, problems: list[str]) -> str:
+def _report(soak: Soak, averaged: int, problems: list[str]) -> str:
     clear = "\r\x1b[K" if sys.stdout.isatty() else ""
     seen = f"{soak.calls:,} calls, {soak.packets:,} hostile packets, {soak.killed} peers killed"
     lines = [f"{clear}{len(soak.pictures)} rounds, {seen}"]
     lines.append(f"{'':12}{'before':>12}{'warm':>12}{'end':>12}{'change':>9}")
     for name in ("pss_kib", "blocks", "fds", "tasks"):
-        first, last = ends(soak.pictures[WARM_UP:], name, CYCLE)
+        first, last = ends(soak.pictures[WARM_UP:], name, averaged)
         before = getattr(soak.baseline, name)
         change = f"{last / first - 1:+.1%}"
         lines.append(f"{name:12}{before:>12,}{first:>12,.0f}{last:>12,.0f}{change:>9}")
