@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar
@@ -48,6 +47,9 @@ SHARED_REQUEST_BYTES = 64 * 1024
 ENVELOPE_BYTES = 12 * 1024
 """More than all of a request but its input can have. A stranger's frame of over 64 KiB costs its
 stream, so an input that might make one does not go where other calls are."""
+
+MOST_DISOWNED = 64
+"""Calls that we gave up and remember: their items may be on the way, and are no mistake."""
 
 
 class CallOptions(TypedDict, total=False):
@@ -129,7 +131,7 @@ class Calling:
 
     Attributes:
         pending: Those without a terminal event, by id.
-        deadlines: When those of queries and mutations give up; `expire` is to be called then.
+        deadlines: When those of queries and mutations give up.
     """
 
     def __init__(self, session: CallSession) -> None:
@@ -138,7 +140,7 @@ class Calling:
         self._prefix = "d" if session.connection.is_dialer else "a"
         self._last = 0
         # Ids that we gave up and told the callee so: their late items are no news.
-        self._disowned: deque[str] = deque(maxlen=64)
+        self._disowned: dict[str, None] = {}
         self.pending: dict[str, Pending] = {}
         self.deadlines = Deadlines(self.pending.__len__)
 
@@ -153,7 +155,7 @@ class Calling:
         request = _request(operation, input, options)
         pending = await self._send(request, options, deadline, is_subscription=False)
         assert isinstance(pending, PendingCall)
-        self.deadlines.add(deadline, pending)
+        self._remember(deadline, pending)
         try:
             return await pending.wait()
         finally:
@@ -186,11 +188,6 @@ class Calling:
             if granted:
                 pending.stream.send(Credit(pending.id, granted))
 
-    def expire(self) -> None:
-        """End the calls whose deadline has passed, and tell the callee."""
-        for pending in self.deadlines.expired(trio.current_time()):
-            self._leave(pending, _too_slow())
-
     def fail_all(self, error: CallError) -> None:
         """End every call with *error*: no answer can come any more."""
         for pending in list(self.pending.values()):
@@ -205,7 +202,7 @@ class Calling:
 
     # --- what the callee says
 
-    def responded(self, stream: CallStream, event: Responded, _arrived_at: float) -> None:
+    def responded(self, stream: CallStream, event: Responded) -> None:
         """Take an output or an item. Raises Violation if it came on another call's stream."""
         pending = self._find(stream, event.id)
         if isinstance(pending, PendingCall):
@@ -222,7 +219,7 @@ class Calling:
             self._settled(pending)
             pending.fail(lost("the peer sent more items than were asked for"))
 
-    def completed(self, stream: CallStream, event: Completed, _arrived_at: float) -> None:
+    def completed(self, stream: CallStream, event: Completed) -> None:
         """End a subscription."""
         pending = self._find(stream, event.id)
         if pending is None:
@@ -233,7 +230,7 @@ class Calling:
         else:
             pending.fail(_is_subscription())
 
-    def failed(self, stream: CallStream, event: Failed, _arrived_at: float) -> None:
+    def failed(self, stream: CallStream, event: Failed) -> None:
         """End a call with the callee's error."""
         self.faulted(stream, event.id, event.to_error())
 
@@ -257,8 +254,13 @@ class Calling:
     def _disown(self, stream: CallStream, call_id: str) -> None:
         # An item for a call that is over for us: it was no subscription here, so tell the callee.
         if call_id.startswith(self._prefix) and call_id not in self._disowned:
-            self._disowned.append(call_id)
-            stream.send(Aborted(call_id))
+            self._give_up(stream, call_id)
+
+    def _give_up(self, stream: CallStream, call_id: str) -> None:
+        if len(self._disowned) >= MOST_DISOWNED:
+            del self._disowned[next(iter(self._disowned))]
+        self._disowned[call_id] = None
+        stream.send(Aborted(call_id))
 
     # --- sending and leaving
 
@@ -312,9 +314,18 @@ class Calling:
         # this is a subscription: the callee refuses one for anything else.
         return self._limits.subscription_window if stream.is_only else MAX_CREDIT
 
+    def _remember(self, deadline: float, pending: PendingCall) -> None:
+        self.deadlines.add(deadline, pending)
+        if not self.deadlines.is_watched:  # a session that only serves needs no such task
+            self.deadlines.is_watched = True
+            self._session.spawn(self.deadlines.watch, self._expire, name="call deadlines")
+
+    def _expire(self) -> None:
+        for pending in self.deadlines.expired(trio.current_time()):
+            self._leave(pending, _too_slow())
+
     def _leave(self, pending: Pending, why: CallError) -> None:
-        self._disowned.append(pending.id)
-        pending.stream.send(Aborted(pending.id))
+        self._give_up(pending.stream, pending.id)
         if pending.stream.outbox.queued_bytes > SHARED_REQUEST_BYTES and (
             pending.stream.is_single_use
         ):

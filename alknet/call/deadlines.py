@@ -10,7 +10,6 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import trio
 
@@ -27,13 +26,15 @@ class Deadlines:
 
     Attributes:
         next: The soonest, in `trio.current_time`; perhaps of a call that was answered since.
+        is_watched: `watch` was started.
     """
 
-    __slots__ = ("_entries", "_numbers", "_scope", "_unanswered", "next")
+    __slots__ = ("_entries", "_numbers", "_scope", "_unanswered", "is_watched", "next")
 
     def __init__(self, unanswered: Callable[[], int]) -> None:
         """Make an empty heap; *unanswered* says how many calls wait, at most."""
         self.next = math.inf
+        self.is_watched = False
         self._unanswered = unanswered
         self._entries: list[tuple[float, int, PendingCall]] = []
         self._numbers = itertools.count()
@@ -63,9 +64,9 @@ class Deadlines:
                 yield pending
         self.next = entries[0][0] if entries else math.inf
 
-    @contextmanager
-    def until_next(self) -> Iterator[None]:
-        """Cancel the block at `next`, also if that comes to be sooner meanwhile."""
-        with trio.CancelScope(deadline=self.next) as self._scope:
-            yield
-        self._scope = None
+    async def watch(self, expire: Callable[[], None]) -> None:
+        """Call *expire* whenever `next` has come, until cancelled."""
+        while True:
+            with trio.CancelScope(deadline=self.next) as self._scope:
+                await trio.sleep_forever()
+            expire()

@@ -55,16 +55,6 @@ class Lanes:
         self._opening = trio.Lock()
         self._only_is_known = trio.Event()
         self._gone = trio.lowlevel.ParkingLot()
-        self._handlers: Mapping[type, Callable[[CallStream, Any, float], None]] = {
-            Requested: session.serving.requested,
-            Credit: session.serving.credited,
-            Responded: session.calling.responded,
-            Completed: session.calling.completed,
-            Failed: session.calling.failed,
-            Aborted: self._aborted,
-            Faulty: self._faulty,
-            ConnectionClose: self._closed,
-        }
         self.streams: set[CallStream] = set()
 
     # --- streams come
@@ -171,9 +161,15 @@ class Lanes:
 
     def receive(self, stream: CallStream, event: Event, arrived_at: float) -> None:
         """Hand a message to those whom it concerns; others are ignored."""
-        handler = self._handlers.get(type(event))
-        if handler is not None and self._session.close_reason is None:
-            handler(stream, event, arrived_at)
+        session = self._session
+        if session.close_reason is not None:
+            return
+        if type(event) is Requested:
+            session.serving.requested(stream, event, arrived_at)
+        elif type(event) is Responded:
+            session.calling.responded(stream, event)
+        elif (handler := _RARE.get(type(event))) is not None:
+            handler(self, stream, event)
 
     def stream_ended(self, stream: CallStream) -> None:
         """The peer finished its side in good order."""
@@ -221,15 +217,15 @@ class Lanes:
         if stream.is_only:
             self._session.end_by_peer("the link was lost")
 
-    # --- messages that concern both sides
+    # --- the rarer messages
 
-    def _aborted(self, stream: CallStream, event: Aborted, _arrived_at: float) -> None:
+    def _aborted(self, stream: CallStream, event: Aborted) -> None:
         if self._is_awaited(stream, event.id):
             self._session.calling.aborted(stream, event)
         else:
             self._session.serving.aborted(event.id)
 
-    def _faulty(self, stream: CallStream, event: Faulty, _arrived_at: float) -> None:
+    def _faulty(self, stream: CallStream, event: Faulty) -> None:
         session = self._session
         if event.type == "call.requested":
             session.serving.faulty_request(stream, event.id, event.error)
@@ -241,8 +237,17 @@ class Lanes:
         else:
             session.serving.faulted(event.id, event.error)
 
-    def _closed(self, _stream: CallStream, event: ConnectionClose, _arrived_at: float) -> None:
+    def _closed(self, _stream: CallStream, event: ConnectionClose) -> None:
         self._session.end_by_peer(event.reason, event.code)
+
+    def _credited(self, _stream: CallStream, event: Credit) -> None:
+        self._session.serving.credited(event)
+
+    def _completed(self, stream: CallStream, event: Completed) -> None:
+        self._session.calling.completed(stream, event)
+
+    def _failed(self, stream: CallStream, event: Failed) -> None:
+        self._session.calling.failed(stream, event)
 
     # --- helpers
 
@@ -308,6 +313,14 @@ class Lanes:
             self._session.serving.aborted(call.id)
 
 
+_RARE: Mapping[type, Callable[[Lanes, CallStream, Any], None]] = {
+    Credit: Lanes._credited,  # noqa: SLF001  the table is a part of the class
+    Completed: Lanes._completed,  # noqa: SLF001
+    Failed: Lanes._failed,  # noqa: SLF001
+    Aborted: Lanes._aborted,  # noqa: SLF001
+    Faulty: Lanes._faulty,  # noqa: SLF001
+    ConnectionClose: Lanes._closed,  # noqa: SLF001
+}
 _ANSWERS = frozenset({"call.responded", "call.completed", "call.error"})
 
 

@@ -131,7 +131,7 @@ class Serving:
         self._input_bytes = 0
         self.calls: dict[str, InboundCall] = {}
         self.is_draining = False
-        self._workers = Workers[InboundCall](session.spawn, self._run)
+        self._workers: Workers[InboundCall] | None = None
 
     def requested(self, stream: CallStream, event: Requested, arrived_at: float) -> None:
         """Run a request, or refuse it.
@@ -148,6 +148,8 @@ class Serving:
         self.calls[call.id] = call
         stream.serving.add(call)
         self._input_bytes += call.input_bytes
+        if self._workers is None:  # a session that only calls needs none
+            self._workers = Workers(self._session.spawn, self._run)
         self._workers.give(call)
 
     def faulty_request(self, stream: CallStream, call_id: str, error: CallError) -> None:
@@ -166,7 +168,7 @@ class Serving:
         if call := self.calls.get(call_id):
             call.end(_failed(call_id, ErrorCode.ABORTED, "aborted by the caller"))
 
-    def credited(self, _stream: CallStream, event: Credit, _arrived_at: float) -> None:
+    def credited(self, event: Credit) -> None:
         """Let a subscription send more; an unknown id is ignored."""
         call = self.calls.get(event.id)
         if call is None or call.credit is None:

@@ -1,10 +1,10 @@
 """A session: both sides' calls on one connection of any carrier.
 
 Tasks: one that accepts streams and one that watches for those of the wrong kind, one that waits for
-the end of the connection and one for draining; per stream a reader and a writer; for each request
-of the peer that has to wait one, in which the operation runs (`alknet.call.workers`). Our own calls
-run in the tasks that make them; `CallSession.run` ends those that time out. All of them end before
-it returns.
+the end of the connection, and `CallSession.run` for draining; per stream a reader and a writer; for
+each request of the peer that has to wait one, in which the operation runs (`alknet.call.workers`).
+Our own calls run in the tasks that make them, and one ends those that time out. All of them end
+before `CallSession.run` returns.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from alknet.call.serving import SHUTDOWN, InboundCall, Serving
 from alknet.core.contracts import CloseCode, CloseReason, Connection
 from alknet.core.identity import ANONYMOUS, Identity
 from alknet.core.limits import Limits
+from alknet.core.scopes import open_background
 from alknet.errors import LocalError, Malformed
 
 __all__ = ["CallOptions", "CallSession", "Subscription", "TypedSubscription", "open_session"]
@@ -53,16 +54,9 @@ async def open_session(
         dispatcher: Serves the peer's calls; without one they are answered NOT_FOUND.
     """
     session = CallSession(connection, dispatcher, limits=limits or Limits())
-    error: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_background(end=lambda: session.end(CloseCode.OK)) as nursery:
         await nursery.start(session.run)
-        try:
-            yield session
-        except Exception as exc:  # noqa: BLE001  # boundary: raised again outside the nursery
-            error = exc
-        session.end(CloseCode.OK)
-    if error is not None:
-        raise error
+        yield session
 
 
 class CallSession:
@@ -108,7 +102,7 @@ class CallSession:
         self._is_proven = connection.is_dialer
         self._nursery: trio.Nursery | None = None
         self._close_reason: CloseReason | None = None
-        self._ended = trio.Event()
+        self._until_end = trio.CancelScope()
         self._is_quiet = trio.Event()
 
     def __repr__(self) -> str:
@@ -134,7 +128,8 @@ class CallSession:
                 self._nursery = nursery
                 self._start_tasks()
                 task_status.started()
-                await self._until_ended()
+                with self._until_end:
+                    await self._drain()
                 await self._farewell()
                 # Before the streams go, so that the peer learns why they do.
                 reason = self._close_reason
@@ -290,13 +285,6 @@ class CallSession:
         else:
             self.spawn(self.lanes.run_only, name="call stream")
         self.spawn(self._watch_connection, name="call connection")
-        self.spawn(self._drain, name="call drain")
-
-    async def _until_ended(self) -> None:
-        while not self._ended.is_set():
-            with self.calling.deadlines.until_next():
-                await self._ended.wait()
-            self.calling.expire()
 
     async def _watch_connection(self) -> None:
         reason = await self.connection.wait_closed()
@@ -335,7 +323,7 @@ class CallSession:
         if self._close_reason is not None:
             return
         self._close_reason = reason
-        self._ended.set()
+        self._until_end.cancel()
         self.lanes.wake()
         self.calling.fail_all(ended(reason))
 
