@@ -16,7 +16,7 @@ from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic.quic import connection as aioquic_connection
 from aioquic.quic.connection import QuicConnection, QuicReceiveContext
-from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.crypto import CryptoContext, CryptoPair
 
 __all__ = ["LeanConnection"]
 
@@ -29,9 +29,39 @@ ACTIVE_CONNECTION_IDS = 4
 # The sets of epochs in which a frame may come: equal for equal letters.
 aioquic_connection.EPOCHS = functools.cache(aioquic_connection.EPOCHS)
 
+
+class _InitialPair(CryptoPair):
+    """Keys for Initial packets of one version, made when a packet of that version needs them.
+
+    aioquic makes those of all versions for each connection: 55 us for one that nobody speaks.
+    """
+
+    _arguments: tuple[bytes, bool, int]
+
+    def setup_initial(self, cid: bytes, is_client: bool, version: int) -> None:
+        """Remember what the keys are made from."""
+        self._arguments = cid, is_client, version
+        del self.recv, self.send
+
+    def __getattr__(self, name: str) -> CryptoContext:
+        if name not in {"recv", "send"}:
+            raise AttributeError(name)
+        self.recv, self.send = CryptoContext(), CryptoContext()
+        super().setup_initial(*self._arguments)
+        return cast(CryptoContext, self.__dict__[name])
+
+    @property
+    def is_used(self) -> bool:
+        """A packet has needed them."""
+        return "recv" in self.__dict__
+
+
+# aioquic sets handlers that log on all other pairs.
+vars(aioquic_connection)[CryptoPair.__name__] = _InitialPair
+
 # Nothing is ever written here: no tickets are issued, so TLS has no more to say.
 _UNUSED = Buffer(capacity=0)
-_NO_KEYS = CryptoPair()
+_NO_KEYS = _InitialPair()
 # By class: for each type of frame the function that handles it, and the epochs.
 _handlers: dict[type, dict[int, tuple[Callable[..., None], frozenset[tls.Epoch]]]] = {}
 
@@ -60,6 +90,12 @@ class LeanConnection(QuicConnection):
                 for frame_type, (method, epochs) in table.items()
             }
         self.__dict__["_QuicConnection__frame_handlers"] = _FrameHandlers(self)
+
+    def _discard_epoch(self, epoch: tls.Epoch) -> None:
+        for version, pair in self._cryptos_initial.items():
+            if not cast(_InitialPair, pair).is_used:
+                self._cryptos_initial[version] = _NO_KEYS  # aioquic would make them to drop them
+        super()._discard_epoch(epoch)
 
     def _confirm_handshake(self) -> None:
         super()._confirm_handshake()

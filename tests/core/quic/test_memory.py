@@ -10,7 +10,7 @@ from aioquic.tls import Epoch
 
 from alknet.core.quic.engine import Engine
 from alknet.core.quic.memory import ACTIVE_CONNECTION_IDS
-from tests.core.quic.sansio import EnginePair, connected
+from tests.core.quic.sansio import SERVER_ADDRESS, EnginePair, connected
 
 KIB = 1024
 # Of Python's memory, for one engine after its handshake; 30 when this was written. aioquic's own
@@ -90,3 +90,12 @@ def test_each_side_issues_a_few_connection_ids() -> None:
         assert isinstance(engine, Engine)
         assert len(engine._host_cids) == ACTIVE_CONNECTION_IDS
         assert len(engine._peer_cid_available) == ACTIVE_CONNECTION_IDS - 1
+
+
+def test_keys_of_versions_that_nobody_speaks_are_not_made() -> None:
+    pair = EnginePair()
+    pair.dialer.connect(SERVER_ADDRESS, pair.now)
+    for used in ([False, False], [True, False]):
+        pairs = pair.dialer._cryptos_initial.values()
+        assert ["recv" in vars(keys) for keys in pairs] == used
+        pair.dialer.datagrams_to_send(pair.now)
