@@ -90,11 +90,11 @@ class Twins:
         return self.do(lambda engine: engine.datagrams_to_send(now), is_hot=self._sends)
 
     def handle_timer(self, now: float) -> None:
-        self.do(lambda engine: engine.handle_timer(now))
+        self.do(lambda engine: engine.handle_timer(now), is_hot=self._sends)
 
     @property
     def timer(self) -> float | None:
-        return self.do(lambda engine: engine.get_timer(), is_checked=False)
+        return self.do(lambda engine: engine.get_timer(), is_hot=self._sends, is_checked=False)
 
     def drain(self) -> list[events.QuicEvent]:
         """Take all events, keep them in `seen` and return the new ones."""

@@ -1,0 +1,357 @@
+"""What we do on top of aioquic's passes: a cap, small streams first, acknowledgements that ride."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+from aioquic.quic.connection import QuicNetworkPath
+from aioquic.tls import Epoch
+
+from alknet.core.limits import Limits
+from alknet.core.quic import mtu
+from alknet.core.quic.engine import Engine
+from alknet.core.quic.hotpath import burst
+from alknet.core.quic.hotpath.ready import SMALL_BYTES, SMALL_SHARE_BYTES
+from alknet.core.quic.hotpath.send import MAX_PACKETS_PER_PASS
+from tests.core.quic.sansio import CLIENT_ADDRESS, EnginePair, connected
+
+ONE_RTT = Epoch.ONE_RTT
+
+
+@pytest.fixture(autouse=True)
+def _no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the search for the path MTU from adding packets of its own."""
+    monkeypatch.setattr(mtu, "WORTH_BYTES", 1 << 60)
+
+
+def quiet_pair(limits: Limits | None = None) -> EnginePair:
+    """Two engines with nothing left to say, no congestion window and no pacing."""
+    pair = connected(limits)
+    pair.run(5)
+    for engine in (pair.dialer, pair.acceptor):
+        engine._loss._cc.congestion_window = 1 << 30
+        engine._loss._pacer.packet_time = None
+        engine._skip_at = 1 << 40  # no packet number is left out, by chance
+    return pair
+
+
+def with_streams(count: int) -> tuple[EnginePair, list[int]]:
+    """A quiet pair with streams of the dialler's on which each side has said something."""
+    pair = quiet_pair(Limits(streams_per_connection=1_000))
+    ids = [pair.dialer.open_stream(unidirectional=False) for _ in range(count)]
+    for stream_id in ids:
+        pair.dialer.send_stream_data(stream_id, b"?")
+    pair.run()
+    for engine in (pair.dialer, pair.acceptor):
+        engine._loss._cc.congestion_window = 1 << 30
+        engine._loss._pacer.packet_time = None
+    return pair, ids
+
+
+def carry(pair: EnginePair, *, to_server: bool) -> int:
+    """Deliver what one side has to send in one pass; return how many datagrams."""
+    engine = pair.dialer if to_server else pair.acceptor
+    datagrams = engine.datagrams_to_send(pair.now)
+    for data, _ in datagrams:
+        pair.deliver(data, to_server=to_server)
+    return len(datagrams)
+
+
+def frames_in(pair: EnginePair, datagram: bytes) -> list[int]:
+    """The streams of which the dialler's *datagram* has frames, in order."""
+    crypto = pair.acceptor._cryptos[ONE_RTT]
+    space = pair.acceptor._spaces[ONE_RTT]
+    _, plain, _ = crypto.decrypt_packet(datagram, 9, space.expected_packet_number)
+    streams, pos = [], 0
+    while pos < len(plain):
+        assert plain[pos] & 0xF8 == 8, plain[pos]
+        streams.append(plain[pos + 1])
+        offset = plain[pos + 2]
+        pos += 2 + ((1 << (offset >> 6)) if plain[pos] & 4 else 0)
+        pos += 2 + (int.from_bytes(plain[pos : pos + 2]) & 0x3FFF)
+    return streams
+
+
+# the cap
+
+
+def test_a_pass_ends_at_its_cap_and_says_so() -> None:
+    pair, (stream_id,) = with_streams(1)
+    size = int(2.5 * MAX_PACKETS_PER_PASS) * 1_100
+    pair.dialer.send_stream_data(stream_id, bytes(size))
+    passes = [(carry(pair, to_server=True), pair.dialer.wants_another_pass) for _ in range(3)]
+    assert passes[:2] == [(MAX_PACKETS_PER_PASS, True)] * 2
+    last, wants_another = passes[2]
+    assert 0 < last < MAX_PACKETS_PER_PASS
+    assert not wants_another
+    assert len(pair.server.received(stream_id)) == size + 1
+
+
+def test_a_pass_that_fits_its_cap_wants_no_other() -> None:
+    pair, (stream_id,) = with_streams(1)
+    pair.dialer.max_packets_per_pass = 1
+    pair.dialer.send_stream_data(stream_id, b"x")
+    assert carry(pair, to_server=True) == 1
+    assert carry(pair, to_server=True) == 0
+    assert not pair.dialer.wants_another_pass
+
+
+def test_a_full_window_wants_no_other_pass() -> None:
+    pair, (stream_id,) = with_streams(1)
+    pair.dialer.max_packets_per_pass = 2
+    pair.dialer._loss._cc.congestion_window = 2 * 1_200
+    pair.dialer.send_stream_data(stream_id, bytes(10_000))
+    assert carry(pair, to_server=True) == 2
+    assert not pair.dialer.wants_another_pass
+
+
+def test_pacing_ends_a_pass_before_its_cap_does() -> None:
+    pair, (stream_id,) = with_streams(1)
+    pair.dialer.max_packets_per_pass = 2
+    pacer = pair.dialer._loss._pacer
+    pacer.packet_time = 0.01
+    pacer.bucket_time, pacer.bucket_max, pacer.evaluation_time = 0.015, 0.02, pair.now
+    pair.dialer.send_stream_data(stream_id, bytes(10_000))
+    assert carry(pair, to_server=True) == 2
+    assert not pair.dialer.wants_another_pass
+    assert pair.dialer._pacing_at is not None
+
+
+# acknowledgements that ride
+
+
+def call(pair: EnginePair, stream_id: int, pause: float) -> int:
+    """Ask and answer; return how many packets that took until nothing was left to say."""
+    pair.dialer.send_stream_data(stream_id, b"question")
+    count = carry(pair, to_server=True)
+    pair.acceptor.send_stream_data(stream_id, b"answer")
+    count += carry(pair, to_server=False)
+    pair.now += pause
+    return count + carry(pair, to_server=True) + carry(pair, to_server=False)
+
+
+def test_a_call_costs_two_packets() -> None:
+    pair, (stream_id,) = with_streams(1)
+    assert [call(pair, stream_id, 0.003) for _ in range(30)] == [2] * 30
+    assert pair.dialer._spaces[ONE_RTT].ack_eliciting_in_flight <= 2
+
+
+def test_an_ack_does_not_ride_without_data() -> None:
+    pair, (stream_id,) = with_streams(1)
+    pair.dialer.send_stream_data(stream_id, b"question")
+    carry(pair, to_server=True)
+    space = pair.acceptor._spaces[ONE_RTT]
+    assert space.ack_at is not None
+    assert carry(pair, to_server=False) == 0
+    pair.acceptor._remote_max_data_used = pair.acceptor._remote_max_data
+    pair.acceptor.send_stream_data(stream_id, b"held back by flow control")
+    assert carry(pair, to_server=False) == 0
+    assert space.ack_at is not None
+
+
+def test_no_ack_answers_an_ack() -> None:
+    pair, (stream_id,) = with_streams(1)
+    call(pair, stream_id, 1.0)
+    pair.run(1)
+    before = pair.dialer.packets_sent, pair.acceptor.packets_sent
+    pair.run(5)
+    assert (pair.dialer.packets_sent, pair.acceptor.packets_sent) == before
+
+
+def test_an_ack_rides_no_oftener_than_it_pays() -> None:
+    pair, (stream_id,) = with_streams(1)
+    call(pair, stream_id, 0.0001)
+    space = pair.acceptor._spaces[ONE_RTT]
+    for _ in range(3):
+        call(pair, stream_id, 0.0001)
+        assert space.ack_at is not None
+    pair.now += burst.RIDES_EVERY_S
+    pair.dialer.piggybacks_acks = False
+    call(pair, stream_id, 0)
+    assert space.ack_at is None
+
+
+def test_an_ack_with_many_ranges_waits_for_its_time() -> None:
+    pair, (stream_id,) = with_streams(1)
+    space = pair.acceptor._spaces[ONE_RTT]
+    for number in range(burst.MAX_RIDING_RANGES):
+        space.ack_queue.add(10_000 + 2 * number)
+    assert len(space.ack_queue) == burst.MAX_RIDING_RANGES + 1
+    pair.acceptor._acks.on_acknowledged(space, pair.acceptor._local_max_data.used)
+    pair.dialer.send_stream_data(stream_id, b"question")
+    carry(pair, to_server=True)
+    pair.acceptor.send_stream_data(stream_id, b"answer")
+    carry(pair, to_server=False)
+    assert space.ack_at is not None
+
+
+# order
+
+
+def test_a_small_stream_does_not_wait_behind_bulk() -> None:
+    pair, (bulk, small) = with_streams(2)
+    pair.dialer.send_stream_data(bulk, bytes(100_000))
+    pair.dialer.send_stream_data(small, bytes(SMALL_BYTES))
+    (first, _), *_ = pair.dialer.datagrams_to_send(pair.now)
+    assert frames_in(pair, first) == [small, bulk]
+
+
+def test_aioquics_order_is_that_of_turns() -> None:
+    pair, (bulk, small) = with_streams(2)
+    pair.dialer.favours_small = False
+    pair.dialer.send_stream_data(bulk, bytes(100_000))
+    pair.dialer.send_stream_data(small, bytes(SMALL_BYTES))
+    (first, _), (second, _), *_ = pair.dialer.datagrams_to_send(pair.now)
+    assert frames_in(pair, first) == [bulk]
+    pair.deliver(first, to_server=True)
+    assert frames_in(pair, second) == [small, bulk]
+
+
+def test_what_is_not_small_takes_its_turn() -> None:
+    pair, (bulk, other) = with_streams(2)
+    pair.dialer.send_stream_data(bulk, bytes(100_000))
+    pair.dialer.send_stream_data(other, bytes(SMALL_BYTES + 1))
+    (first, _), *_ = pair.dialer.datagrams_to_send(pair.now)
+    assert frames_in(pair, first) == [bulk]
+
+
+def test_many_small_streams_do_not_starve_bulk() -> None:
+    pair, (bulk, *small) = with_streams(13)
+    pair.dialer.send_stream_data(bulk, bytes(100_000))
+    for stream_id in small:
+        pair.dialer.send_stream_data(stream_id, bytes(SMALL_BYTES))
+    seen = []
+    for data, _ in pair.dialer.datagrams_to_send(pair.now):
+        seen += frames_in(pair, data)
+        pair.deliver(data, to_server=True)
+    favoured = SMALL_SHARE_BYTES // SMALL_BYTES
+    before_bulk = set(seen[: seen.index(bulk)])
+    assert before_bulk == set(small[:favoured])
+
+
+def test_streams_with_much_to_send_share_a_pass() -> None:
+    pair, ids = with_streams(10)
+    for stream_id in ids:
+        pair.dialer.send_stream_data(stream_id, bytes(10_000))
+    seen = []
+    for data, _ in pair.dialer.datagrams_to_send(pair.now):
+        seen += frames_in(pair, data)
+        pair.deliver(data, to_server=True)
+    assert seen[:20] == [*ids, *ids]
+
+
+# lengths
+
+
+@pytest.mark.parametrize("size", [16_300, 16_500, 30_000, 60_000])
+def test_long_datagrams_arrive_whole(size: int) -> None:
+    pair, (stream_id,) = with_streams(1)
+    pair.dialer._max_datagram_size = size
+    data = bytes(range(256)) * 400
+    pair.dialer.send_stream_data(stream_id, data)
+    datagrams = pair.dialer.datagrams_to_send(pair.now)
+    assert max(len(datagram) for datagram, _ in datagrams) in {size, size - 1, size - 2}
+    for datagram, _ in datagrams:
+        pair.deliver(datagram, to_server=True)
+    assert pair.server.received(stream_id) == b"?" + data
+    assert pair.acceptor.close_event is None
+
+
+# what it costs
+
+
+def calls_of(action: Callable[[], object]) -> int:
+    """Count the functions that *action* calls, Python's and C's."""
+    count = 0
+
+    def on_event(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in {"call", "c_call"}
+
+    sys.setprofile(on_event)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_idle_streams_cost_a_pass_nothing() -> None:
+    costs = []
+    for count in (2, 200):
+        pair, ids = with_streams(count)
+        pair.dialer.send_stream_data(ids[0], b"x")
+        pair.dialer.datagrams_to_send(pair.now)
+        pair.dialer.send_stream_data(ids[0], bytes(20_000))
+        costs.append(calls_of(lambda p=pair: p.dialer.datagrams_to_send(p.now)))  # type: ignore[misc]
+    assert costs[0] == costs[1]
+
+
+def test_an_idle_pass_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, _ = with_streams(1)
+    pair.dialer.datagrams_to_send(pair.now)
+    monkeypatch.delattr(burst.Burst, "__init__")
+    monkeypatch.setattr(burst.Burst, "run", None)
+    assert pair.dialer.datagrams_to_send(pair.now) == []
+
+
+# what is left to aioquic
+
+
+def _begin_path_challenge(engine: Engine) -> None:
+    engine._network_paths[0].remote_challenges.append(bytes(8))
+
+
+def _issue_connection_id(engine: Engine) -> None:
+    engine._host_cids.pop()
+    engine._replenish_connection_ids()
+
+
+RARE: dict[str, Callable[[Engine], object]] = {
+    "a ping": lambda engine: engine.send_ping(1),
+    "a datagram": lambda engine: engine.send_datagram_frame(b"x"),
+    "a probe": lambda engine: engine._send_probe(),
+    "a key update": lambda engine: engine.request_key_update(),
+    "a retired connection ID": lambda engine: engine.change_connection_id(),
+    "a path challenge": _begin_path_challenge,
+    "a reset": lambda engine: engine.reset_stream(0, 1),
+    "a stop": lambda engine: engine.stop_receiving(0, 1),
+    "a new connection ID": _issue_connection_id,
+    "handshake done": lambda engine: setattr(engine, "_handshake_done_pending", True),
+}
+
+
+@pytest.mark.parametrize("rare", RARE)
+def test_what_is_rare_is_left_to_aioquic_once(rare: str) -> None:
+    pair, _ = with_streams(1)
+    engine = pair.dialer
+    engine.datagrams_to_send(pair.now)
+    assert not engine._is_special()
+    RARE[rare](engine)
+    assert engine._is_special()
+    engine.send_stream_data(engine.open_stream(unidirectional=True), b"x")
+    assert engine.datagrams_to_send(pair.now)
+    assert not engine._is_special()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda engine: engine.close(),
+        lambda engine: engine._network_paths.append(QuicNetworkPath(CLIENT_ADDRESS)),
+        lambda engine: setattr(engine._network_paths[0], "is_validated", False),
+        lambda engine: setattr(engine, "_handshake_confirmed", False),
+        lambda engine: setattr(engine, "_quic_logger", object()),
+        lambda engine: setattr(engine, "_streams_blocked_pending", True),
+        lambda engine: setattr(engine, "_remote_preferred_address", object()),
+        lambda engine: engine._crypto_streams[ONE_RTT].sender.write(b"x"),
+    ],
+)
+def test_what_is_not_plain_is_left_to_aioquic(change: Callable[[Engine], object]) -> None:
+    pair, _ = with_streams(1)
+    pair.dialer.datagrams_to_send(pair.now)
+    assert not pair.dialer._is_special()
+    change(pair.dialer)
+    assert pair.dialer._is_special()
