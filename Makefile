@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Peers of the benchmarks that want other packages than we do.
+PEERS  := $(VENV)/peers
 
 .PHONY: run setup lint type imports test cover fuzz seeds soak bench docs check clean
 
@@ -50,6 +52,8 @@ soak: $(STAMP)           ## a node under everything at once, for SECONDS (an hou
 bench: $(STAMP)          ## benchmarks beside other libraries; results go to benchmarks/RESULTS.md
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	PYTHON=$(BIN)/python tests/install-foreign nats-server:nats-server
+	test -x $(PEERS)/libp2p/bin/python || $(PYTHON) -m venv $(PEERS)/libp2p
+	$(PEERS)/libp2p/bin/python -m pip install --quiet 'libp2p>=0.8' msgspec
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(STAMP)           ## regenerate the generated pages and run every code block

@@ -24,6 +24,7 @@ PEERS = (
     Peer("grpc.aio over TLS", "grpc_aio", needs="grpc"),
     Peer(NATS, "nats_service", needs="nats", program="nats-server"),
     Peer("iroh (Python), one stream", "iroh_quic", needs="iroh"),
+    Peer("py-libp2p, one stream", "libp2p_host", venv="libp2p"),
 )
 # Connections, and calls in flight over all of them.
 CASES = ((1, 1), (1, 64), (1, 512), (64, 64))
@@ -34,7 +35,7 @@ NOTES = [
         "(gRPC: by method name)."
     ),
     "nats-server shares the core of its service; the server's CPU time is the service's alone.",
-    "py-libp2p is left out: it needs 40 packages, some of which would be older than ours.",
+    "py-libp2p proves both keys (noise, yamux, TCP), and sends the floor's frames on one stream.",
 ]
 AIMS = [
     Aim(f"{QUIC} / grpc.aio over TLS, 64 in flight, calls/s", 5),

@@ -19,6 +19,8 @@ import msgspec
 from benchmarks.certificates import write_certificates
 
 ROOT = Path(__file__).parents[1]
+# For peers that want other packages than we do; `make bench` makes them.
+VENVS = Path(sys.prefix) / "peers"
 # The clock of another process's CPU time: CPUCLOCK_SCHED of Linux's make_process_cpuclock.
 CPUCLOCK_SCHED = 2
 
@@ -31,6 +33,7 @@ class Peer(NamedTuple):
         option: What that module is told.
         needs: The package without which it is left out.
         program: The same, a program.
+        venv: The same, a virtual environment in `VENVS`, where its workers run.
     """
 
     name: str
@@ -38,10 +41,18 @@ class Peer(NamedTuple):
     option: str = ""
     needs: str = ""
     program: str = ""
+    venv: str = ""
+
+    @property
+    def python(self) -> Path:
+        """What runs its workers."""
+        return VENVS / self.venv / "bin" / "python" if self.venv else Path(sys.executable)
 
     @property
     def is_installed(self) -> bool:
         if self.program and shutil.which(self.program) is None:
+            return False
+        if not self.python.exists():
             return False
         return not self.needs or importlib.util.find_spec(self.needs) is not None
 
@@ -50,7 +61,7 @@ class Worker:
     """One process of a peer, as ``server`` or ``client``."""
 
     def __init__(self, peer: Peer, role: str, core: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.worker", str(core)]
+        command = [str(peer.python), "-m", "benchmarks.worker", str(core)]
         self._name = f"{peer.name}, {role}"
         self._process = subprocess.Popen(
             [*command, peer.module, peer.option, role],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -76,14 +77,26 @@ def test_every_attack_strikes() -> None:
             assert sent["packets"] > 0, name
 
 
+def test_packets_are_measured_both_ways_and_in_parts() -> None:
+    table = bench_packet.run(True)
+    ours = {row.case for row in table.rows if row.peer == bench_packet.OURS}
+    stock = {row.case for row in table.rows if row.peer == bench_packet.STOCK}
+    assert stock < ours
+    assert {"socket, sending singly", "of it, AEAD, encrypting"} <= ours
+    assert all(row.values[bench_packet.METRIC] > 0 for row in table.rows)
+    assert {aim.ratio for aim in bench_packet.AIMS} <= table.ratios().keys()
+
+
 def test_a_worker_that_fails_says_so() -> None:
     with running([bench_call.FLOOR]) as (bench,):
         with pytest.raises(RuntimeError, match=r"client: .*ConnectionRefused|client: .*OSError"):
             bench.client.ask("open", address={**bench.address, "port": 1}, links=1, parallel=1)
 
 
-def test_a_peer_without_its_package_is_named() -> None:
-    absent = Peer("Absent", "nothing", needs="a_package_that_nobody_has")
+@pytest.mark.parametrize("need", ["needs", "program", "venv"])
+def test_a_peer_without_what_it_needs_is_named(need: str) -> None:
+    options: dict[str, Any] = {need: "something_that_nobody_has"}
+    absent = Peer("Absent", "nothing", **options)
     with running([absent]) as benches:
         assert benches == []
     assert left_out([absent, bench_call.FLOOR]) == ["Left out, not installed: Absent."]
