@@ -19,6 +19,7 @@ from benchmarks import (
     bench_connect,
     bench_hostile,
     bench_mix,
+    bench_packet,
     bench_session,
 )
 from benchmarks.table import RESULTS, Table, as_json, machine
@@ -30,6 +31,7 @@ BENCHES: dict[str, Callable[[bool], Table]] = {
     "mix": bench_mix.run,
     "session": bench_session.run,
     "hostile": bench_hostile.run,
+    "packet": bench_packet.run,
 }
 
 

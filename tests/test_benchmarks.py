@@ -12,7 +12,7 @@ import pytest
 
 from alknet.core.ticket import Ticket
 from benchmarks import __main__ as program
-from benchmarks import bench_bulk, bench_call, bench_connect, bench_hostile, bench_mix
+from benchmarks import bench_bulk, bench_call, bench_connect, bench_hostile, bench_mix, bench_packet
 from benchmarks.attacks import ATTACKS
 from benchmarks.table import Aim, Row, Table, as_json, figure, row_of
 from benchmarks.workers import Peer, left_out, running
