@@ -8,16 +8,23 @@ SQLite holds on it in this process (POSIX), so the file is made with the bell's 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from alknet.errors import StoreError
+from alknet.errors import StoreError, Unavailable
 from alknet.vault.durable import store_errors
 
 __all__ = ["NETWORK_FILE_SYSTEMS", "Place", "file_system_type"]
 
+# A backup and a step over a million rows take seconds.
+MIGRATION_TIMEOUT_S = 60.0
+LOCK_RETRY_S = 0.02
 # Neither SQLite's shared memory nor inotify reaches from one host to another (statfs(2), magic.h).
 NETWORK_FILE_SYSTEMS = {
     0x6969: "NFS",
@@ -77,6 +84,31 @@ class Place:
                 if path.exists() and path.stat().st_mode & 0o077:
                     path.chmod(0o600)
 
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other processes, and other handles, from migrating while the block runs. Blocks.
+
+        The lock is one on the bell, never on the database. The kernel drops it with its holder.
+
+        Raises:
+            Unavailable: Another has held it for a minute.
+            StoreError: It cannot be taken.
+        """
+        deadline = time.monotonic() + MIGRATION_TIMEOUT_S
+        with store_errors(f"cannot lock {self.bell_path}"):
+            descriptor = os.open(self.bell_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while not _lock(descriptor):
+                if time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"cannot open {self.path}: another process is still migrating it",
+                        retry_after_s=MIGRATION_TIMEOUT_S,
+                    )
+                time.sleep(LOCK_RETRY_S)
+            yield
+        finally:
+            os.close(descriptor)  # also unlocks
+
     def files(self) -> list[Path]:
         """Return all files of the database, those that may not exist included."""
         names = ("", "-wal", "-shm", "-bell")
@@ -119,6 +151,14 @@ def file_system_type(directory: Path) -> int:
         raise OSError(number, os.strerror(number))
     found: int = ctypes.c_long.from_buffer(result).value
     return found & 0xFFFFFFFF
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _signature(path: Path) -> tuple[int, int]:

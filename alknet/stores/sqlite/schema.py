@@ -15,6 +15,7 @@ import msgspec
 
 from alknet.core.storage import Table
 from alknet.errors import StoreError
+from alknet.stores.sqlite.place import Place
 from alknet.vault.durable import store_errors, sync_directory
 
 __all__ = [
@@ -128,29 +129,28 @@ MIGRATIONS: Sequence[Migration] = (
 
 
 def migrate(
-    connection: apsw.Connection, path: Path, migrations: Sequence[Migration] = MIGRATIONS
+    connection: apsw.Connection, place: Place, migrations: Sequence[Migration] = MIGRATIONS
 ) -> None:
     """Bring a database to the newest layout, with a backup before each step. Blocks.
 
-    The backup of layout *n* is ``<name>.v<n>.bak`` beside the database. Two processes may do it at
-    once: each step is made by one of them. Killed, it goes on at the next start.
+    The backup of layout *n* is ``<name>.v<n>.bak`` beside the database. Of several processes that
+    start at once, one does it and the others wait. Killed, it goes on at the next start.
 
     Raises:
         StoreError: The file is of another program or a newer alknet, or the backup failed.
+        Unavailable: Another process has been migrating for a minute.
         apsw.Error: A step failed; its transaction was rolled back.
     """
-    while True:
-        done = _own_layout(connection, path)
-        if done > len(migrations):
-            raise StoreError(
-                f"{path} has layout {done}, and this alknet knows {len(migrations)}: it was "
-                "written by a newer one; use that"
-            )
-        if done == len(migrations):
-            return
-        if done > 0:
-            _back_up(connection, path.with_name(f"{path.name}.v{done}.bak"))
-        _make_step(connection, done, migrations[done])
+    if _own_layout(connection, place.path, len(migrations)) == len(migrations):
+        return
+    with place.exclusive():
+        while True:
+            done = _own_layout(connection, place.path, len(migrations))
+            if done == len(migrations):
+                return
+            if done > 0:
+                _back_up(connection, place.path.with_name(f"{place.path.name}.v{done}.bak"))
+            _make_step(connection, done, migrations[done])
 
 
 def claim_unique_fields(
@@ -191,33 +191,36 @@ def layout_of(connection: apsw.Connection) -> int:
     return found
 
 
-def _own_layout(connection: apsw.Connection, path: Path) -> int:
+def _own_layout(connection: apsw.Connection, path: Path, newest: int) -> int:
     """Return the layout of a database of ours, 0 for a new one."""
     done = layout_of(connection)
     is_ours = connection.pragma("application_id") == APPLICATION_ID
     is_empty = connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").get is None
     if not is_ours and not (is_empty and done == 0):
         raise StoreError(f"{path} is a database of another program: use another path")
+    if done > newest:
+        raise StoreError(
+            f"{path} has layout {done}, and this alknet knows {newest}: it was written by a newer "
+            "one; use that"
+        )
     return done
 
 
 def _make_step(connection: apsw.Connection, done: int, step: Migration) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if layout_of(connection) == done:  # else another process was faster
-            connection.execute(step.script)
-            connection.pragma("application_id", APPLICATION_ID)
-            connection.pragma("user_version", done + 1)
+        connection.execute(step.script)
+        connection.pragma("application_id", APPLICATION_ID)
+        connection.pragma("user_version", done + 1)
         connection.execute("COMMIT")
-    except BaseException:
+    finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        raise
 
 
 def _back_up(connection: apsw.Connection, target: Path) -> None:
     """Copy the database as it is now to *target*, whole or not at all, readable by us alone."""
-    new = target.with_name(f".{target.name}.{os.getpid()}.new")
+    new = target.with_name(f".{target.name}.new")
     with store_errors(f"cannot write the backup {target}"):
         new.unlink(missing_ok=True)
         # SQLite takes an empty file for a new one, and keeps its mode.

@@ -7,6 +7,7 @@ tasks would share it. The wait for a function is shielded, so that none is broke
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from apsw import AsyncConnection
 
 __all__ = ["Worker", "prepare"]
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 Found = TypeVar("Found")
@@ -83,7 +86,10 @@ class Worker:
         if not self._is_closed:
             self._is_closed = True
             with trio.CancelScope(shield=True):
-                await self._connection.aclose(force=True)
+                try:
+                    await self._connection.aclose(force=True)
+                except apsw.Error as exc:  # it is closed; the log stays for the next who opens
+                    log.warning("store.close_failed", extra={"reason": str(exc)})
 
 
 def prepare(
@@ -93,7 +99,7 @@ def prepare(
     migrations: Sequence[Migration],
 ) -> None:
     """Bring the database to what *tables* and *migrations* say. Raises like `migrate`."""
-    migrate(connection, place.path, migrations)
+    migrate(connection, place, migrations)
     claim_unique_fields(connection, tables)
     place.remember()
 

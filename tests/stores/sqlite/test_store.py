@@ -1,0 +1,237 @@
+"""The SQLite store beyond the contract: its files, its bell, its history, edits from outside."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import apsw
+import pytest
+import trio
+
+from alknet.core.storage import Changed, Put, Reloaded, RowConflict, Table
+from alknet.errors import LocalError, StoreError
+from alknet.stores.sqlite import bell, follower, open_sqlite_store, place, writing
+from alknet.stores.sqlite.bell import Bell
+from alknet.testing.store_contract import LOG, NOTES, TABLES, Line, Note
+from alknet.testing.store_contract.harness import until, values
+
+NEVER_S = 3_600.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "node.db"
+
+
+def modes(directory: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mode & 0o777 for file in directory.iterdir()}
+
+
+async def test_all_files_are_private(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        async with open_sqlite_store(path, TABLES) as store:
+            await store.write(Put(NOTES, "a", Note("1")))
+            found = modes(path.parent)
+    finally:
+        os.umask(before)
+    names = {"node.db", "node.db-wal", "node.db-shm", "node.db-bell"}
+    assert found == dict.fromkeys(names, 0o600)
+
+
+async def test_files_that_others_can_read_are_closed_to_them(path: Path) -> None:
+    async with open_sqlite_store(path, TABLES):
+        pass
+    for file in path.parent.iterdir():
+        file.chmod(0o644)
+    async with open_sqlite_store(path, TABLES):
+        assert set(modes(path.parent).values()) == {0o600}
+
+
+async def test_a_path_may_hold_any_character(tmp_path: Path) -> None:
+    path = tmp_path / "a b%41?mode=ro#é" / "n'o.db"
+    path.parent.mkdir()
+    async with open_sqlite_store(path, TABLES) as store:
+        await store.write(Put(NOTES, "a", Note("1")))
+    assert path.exists()
+
+
+async def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot use .*gone/node.db: No such file"):
+        async with open_sqlite_store(tmp_path / "gone" / "node.db", TABLES):
+            pass
+
+
+async def test_a_network_file_system_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = place.file_system_type(path.parent)
+    assert here not in place.NETWORK_FILE_SYSTEMS
+    monkeypatch.setitem(place.NETWORK_FILE_SYSTEMS, here, "NFS")
+    with pytest.raises(StoreError, match=r"network file system \(NFS\).*put it on a local disk"):
+        async with open_sqlite_store(path, TABLES):
+            pass
+    assert list(path.parent.iterdir()) == []
+
+
+async def test_threads_end_with_the_store(path: Path) -> None:
+    before = threading.active_count()
+    async with open_sqlite_store(path, TABLES):
+        assert threading.active_count() == before + 2
+    for thread in set(threading.enumerate()) - {threading.current_thread()}:
+        thread.join(5)
+    assert threading.active_count() == before
+
+
+async def test_an_error_of_the_block_comes_out_as_it_is(path: Path) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with open_sqlite_store(path, TABLES):
+            raise KeyError("mine")
+
+
+async def test_tables_of_one_name_are_refused(path: Path) -> None:
+    with pytest.raises(LocalError, match="one name"):
+        async with open_sqlite_store(path, [NOTES, Table("note", Line)]):
+            pass
+
+
+async def test_the_bell_is_heard_without_waiting_for_a_look(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "LOOK_INTERVAL_S", NEVER_S)
+    async with open_sqlite_store(path, TABLES) as one, open_sqlite_store(path, TABLES) as two:
+        for n in range(5):
+            await one.write(Put(NOTES, f"{n}", Note("1")))
+            await until(lambda: two.version == one.version)
+
+
+async def test_without_watches_the_bell_is_looked_at(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(path: Path) -> int | None:
+        raise OSError(24, "too many watches")
+
+    monkeypatch.setattr(follower, "LOOK_INTERVAL_S", NEVER_S)
+    monkeypatch.setattr(bell, "_inotify", fail)
+    async with open_sqlite_store(path, TABLES) as one, open_sqlite_store(path, TABLES) as two:
+        await one.write(Put(NOTES, "a", Note("1")))
+        await until(lambda: two.get(NOTES, "a") is not None)
+    assert caplog.messages == ["store.bell_unwatched"] * 2
+
+
+async def test_a_store_does_not_answer_its_own_bell(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    look = follower.Follower.look
+
+    async def counted(self: follower.Follower) -> None:
+        nonlocal looks
+        looks += 1
+        await look(self)
+
+    monkeypatch.setattr(follower, "LOOK_INTERVAL_S", NEVER_S)
+    monkeypatch.setattr(follower, "OWN_BATCH_S", NEVER_S)
+    monkeypatch.setattr(follower.Follower, "look", counted)
+    async with open_sqlite_store(path, TABLES) as store:
+        for n in range(20):
+            await store.write(Put(NOTES, f"{n}", Note("1")))
+    assert looks == 0
+
+
+async def test_a_deleted_bell_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "bell"
+    one, two = Bell(path), Bell(path)
+    assert one.is_watched
+    assert not one.renew()
+    path.unlink()
+    assert one.renew()
+    assert two.renew()
+    one.announce(7)
+    assert two.has_news(6)
+    assert not two.has_news(7)
+    with trio.fail_after(20):
+        one.ring()
+        await two.wait()
+    one.close()
+    two.close()
+
+
+async def test_edits_in_a_shell_are_seen_with_all_that_belongs_to_them(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "LOOK_INTERVAL_S", 0.02)
+    async with open_sqlite_store(path, TABLES) as store:
+        (version,) = await store.write(Put(NOTES, "a", Note("1", ("x",))))
+        feed = store.changes()
+        shell = apsw.Connection(str(path))
+        shell.execute("UPDATE row SET key = 'b', value = json_set(value, '$.tags[0]', 'y')")
+        await until(lambda: store.get(NOTES, "b") is not None)
+        row = store.get(NOTES, "b")
+        assert row is not None
+        assert (row.value, row.version) == (Note("1", ("y",)), version + 2)
+        assert store.get(NOTES, "a") is None
+        assert [await anext(feed), await anext(feed)] == [
+            Changed(version + 1, "note", "a", gone=True),
+            Changed(version + 2, "note", "b", gone=False),
+        ]
+        await store.write(Put(NOTES, "c", Note("2", ("x",))))
+        with pytest.raises(RowConflict):
+            await store.write(Put(NOTES, "d", Note("2", ("y",))))
+        with pytest.raises(apsw.ConstraintError):
+            shell.execute("INSERT INTO row (tab, key, value) VALUES ('note', 'e', 'no json')")
+        shell.close()
+
+
+async def test_rows_of_unknown_tables_stay_as_they_are(path: Path) -> None:
+    async with open_sqlite_store(path, TABLES) as store:
+        await store.write([Put(NOTES, "a", Note("1")), Put(LOG, "a", Line("1"))])
+    async with open_sqlite_store(path, [LOG]) as store:
+        feed = store.changes()
+        await store.write(Put(LOG, "b", Line("2")))
+        assert (await anext(feed)).version == store.version
+    async with open_sqlite_store(path, TABLES) as store:
+        assert values(store.rows(NOTES)) == {"a": "1"}
+
+
+async def test_a_field_that_becomes_unique_is_checked(path: Path) -> None:
+    free = Table("note", Note)
+    async with open_sqlite_store(path, [free]) as store:
+        await store.write([Put(free, key, Note("1", ("x",))) for key in "ab"])
+    with pytest.raises(StoreError, match="rows of table note share a value"):
+        async with open_sqlite_store(path, TABLES):
+            pass
+    async with open_sqlite_store(path, [free]) as store:
+        await store.write(Put(free, "b", Note("1", ("y",))))
+    async with open_sqlite_store(path, TABLES) as other:
+        with pytest.raises(RowConflict):
+            await other.write(Put(NOTES, "c", Note("1", ("y",))))
+
+
+async def test_history_is_trimmed_and_numbers_go_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "CHANGES_KEPT", 10)
+    async with open_sqlite_store(path, TABLES) as store:
+        for n in range(25):
+            await store.write(Put(NOTES, "a", Note(str(n))))
+        shell = apsw.Connection(str(path))
+        assert shell.execute("SELECT min(seq), max(seq) FROM change").fetchall() == [(12, 25)]
+        shell.execute("UPDATE change SET at = 0")
+        await store._tidy()
+        assert shell.execute("SELECT min(seq), max(seq) FROM change").fetchall() == [(25, 25)]
+        shell.close()
+        assert await anext(store.changes(3)) == Changed(4, "note", "a", gone=False)
+    async with open_sqlite_store(path, TABLES) as store:
+        assert await anext(store.changes(3)) == Reloaded(25)
+        assert await store.write(Put(NOTES, "a", Note("x"))) == (26,)
+
+
+async def test_an_idle_store_copies_its_log_into_the_database(path: Path) -> None:
+    async with open_sqlite_store(path, TABLES) as store:
+        await store.write(Put(LOG, "a", Line("x" * 100_000)))
+        assert path.stat().st_size < 100_000
+        await store._tidy()
+        assert path.stat().st_size > 100_000
