@@ -33,6 +33,12 @@ __all__ = ["Accepting", "QuicAcceptor"]
 # ones: a Retry costs a hundredth of that. A handshake that succeeds gives its place back at once.
 UNPROVEN_PER_S = 50.0
 UNPROVEN_AT_ONCE = 50.0
+# Retries per second and at once: 25 us each with all around them, so a flood gets a tenth of a core.
+# The first packets above that are dropped, and honest clients send theirs again. A refusal counts
+# as three, for it is sealed with keys made for it alone.
+ANSWERS_PER_S = 4_000.0
+ANSWERS_AT_ONCE = 200.0
+REFUSAL_COSTS = 3.0
 
 
 class QuicAcceptor(NamedTuple):
@@ -76,6 +82,7 @@ class Accepting:
         self._outbox = outbox
         self._cids = cids
         self._retry = QuicRetryTokenHandler()
+        self._answers = Budget(ANSWERS_PER_S, at_once=ANSWERS_AT_ONCE)
         self._unproven = Budget(UNPROVEN_PER_S, at_once=UNPROVEN_AT_ONCE)
 
     def begin(
@@ -89,7 +96,7 @@ class Accepting:
             self._endpoint.counters["stray"] += 1
             return None
         if not self.is_open:
-            self._refuse(header, address)
+            self._refuse(header, address, now)
             return None
         try:
             original_cid, retry_cid = self._validate_address(header, address, now)
@@ -97,7 +104,7 @@ class Accepting:
         except _Answered:
             return None
         except (Denied, Unavailable):
-            self._refuse(header, address)
+            self._refuse(header, address, now)
             return None
 
     def hand_over(self, connection: QuicConnection) -> bool:
@@ -130,6 +137,8 @@ class Accepting:
         is_calm = self.half_open < self._endpoint.limits.half_open_before_retry
         if is_calm and self._unproven.take(now):
             return header.destination_cid, None
+        if not self._may_answer(now):
+            raise _Answered
         self._endpoint.counters["retry"] += 1
         cid = self._cids.new()
         self._outbox.send(packets.encode_retry(header, address[:2], self._retry, cid, now), address)
@@ -161,10 +170,17 @@ class Accepting:
         self.half_open += 1
         return entry
 
-    def _refuse(self, header: QuicHeader, address: NetworkPath) -> None:
+    def _refuse(self, header: QuicHeader, address: NetworkPath, now: float) -> None:
         self._endpoint.counters["refused"] += 1
-        self._outbox.send(packets.encode_refusal(header), address)
+        if self._may_answer(now, REFUSAL_COSTS):
+            self._outbox.send(packets.encode_refusal(header), address)
+
+    def _may_answer(self, now: float, cost: float = 1.0) -> bool:
+        if self._answers.take(now, cost):
+            return True
+        self._endpoint.counters["answer_withheld"] += 1
+        return False
 
 
 class _Answered(Exception):
-    """A stateless answer was sent; there is nothing to begin."""
+    """A stateless answer was sent, or withheld; there is nothing to begin."""

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import AbstractContextManager
 
 import trio
 from trio.testing import MockClock
 
-from alknet.core.quic.accepting import UNPROVEN_AT_ONCE, UNPROVEN_PER_S
+from alknet.core.limits import Limits
+from alknet.core.quic.accepting import (
+    ANSWERS_AT_ONCE,
+    ANSWERS_PER_S,
+    UNPROVEN_AT_ONCE,
+    UNPROVEN_PER_S,
+)
+from alknet.errors import Denied
 from benchmarks.attacks import initials
 from tests.core.quic.pairs import ALPN
 from tests.core.quic.worlds import exchange, world
@@ -43,6 +51,34 @@ async def test_handshakes_of_unproven_addresses_are_so_many_a_second(
         begun = len(here.server.endpoint.connections)
         assert begun <= UNPROVEN_AT_ONCE + 1.1 * UNPROVEN_PER_S
         assert begun + here.server.endpoint.counters["retry"] == 1_000
+
+
+async def test_answers_without_a_connection_are_so_many_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(limits=Limits(half_open_before_retry=1)) as here:
+        honest = await here.connect()
+        for number, data in enumerate(initials(400, ALPN)):
+            here.net.carry(data, (f"203.0.{number % 200}.1", 5_000), here.server.address)
+        await trio.sleep(0.05)
+        counters = here.server.endpoint.counters
+        assert ANSWERS_AT_ONCE - 1 <= counters["retry"] <= ANSWERS_AT_ONCE + 0.05 * ANSWERS_PER_S
+        assert 1 + counters["retry"] + counters["answer_withheld"] == 400
+        await exchange(*honest, b"unharmed")
+        await exchange(*await here.connect(), b"let in, after a Retry")
+
+
+async def test_refusals_are_so_many_at_once(autojump_clock: MockClock) -> None:
+    def refuse(_: str) -> AbstractContextManager[None]:
+        raise Denied("nobody")
+
+    async with world(admit=refuse) as here:
+        for data in initials(int(UNPROVEN_AT_ONCE), ALPN) * 4:
+            here.net.carry(data, ("203.0.113.1", 5_000), here.server.address)
+        await trio.sleep(0.05)
+        sent = [p for p in here.net.trace if p.target[0] == "203.0.113.1"]
+        assert 0 < len(sent) <= ANSWERS_AT_ONCE
+        assert not here.server.endpoint.connections
 
 
 async def test_a_handshake_that_succeeds_takes_no_place(autojump_clock: MockClock) -> None:
