@@ -62,11 +62,13 @@ def up(listen: Sequence[str], qlog: Path | None) -> None:
     import trio
 
     from alknet.cli.home import need_key
+    from alknet.core.collector import calm_collector
     from alknet.node import Node
 
     addresses = _addresses(listen)
     home = the_home()
     need_key()  # says what to do if there is none
+    calm_collector()
     with LineWriter(sys.stdout) as out:
         trio.run(_run, partial(Node.from_home, home, listen=addresses, qlog=qlog), out, is_json())
 

@@ -300,6 +300,12 @@ class QuicConnection(Connection):
         """The endpoint is gone: nobody will be told more than they were."""
         self._told.set()
 
+    def let_go(self) -> None:
+        """Nothing will be sent or received any more: free all when the last user goes."""
+        self._streams.clear()  # they lead back here
+        self.engine.end_log()
+        self.engine.let_go()
+
     def on_transmitted(self) -> None:
         """All that was pending has been handed to the socket."""
         if self._reason is not None:

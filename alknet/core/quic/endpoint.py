@@ -197,7 +197,7 @@ class QuicEndpoint:
         if entry is not None:
             self._end_handshake(entry)
             self._timers.forget(entry.timer)
-            connection.engine.end_log()
+            connection.let_go()
         self._dirty.pop(connection, None)
 
     def on_established(self, connection: QuicConnection) -> None:

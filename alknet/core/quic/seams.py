@@ -5,6 +5,7 @@ from __future__ import annotations
 from aioquic import tls
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionId
+from aioquic.quic.crypto import CryptoContext
 from aioquic.quic.recovery import QuicPacketPacer
 from aioquic.quic.stream import QuicStream
 
@@ -62,6 +63,7 @@ def missing_names() -> list[str]:
         (tls.Context(is_client=True), CONTEXT_NAMES),
         (QuicConnection(configuration=QuicConfiguration()), CONNECTION_NAMES),
         (QuicConnectionId(b"", 0), _CID_NAMES),
+        (CryptoContext(), "_setup_cb _teardown_cb"),
         (stream, _STREAM_NAMES),
         (stream.sender, _SENDER_NAMES),
         (stream.receiver, _RECEIVER_NAMES),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random  # noqa: TID251  seeded
+import weakref
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 
@@ -149,6 +151,33 @@ async def test_an_engine_that_cannot_even_close_is_forgotten(
         assert reason.is_transport
         assert broken[1] not in here.server.endpoint.connections
         await exchange(*other, b"unharmed")
+
+
+async def test_connections_that_have_ended_are_freed_without_a_collection(
+    autojump_clock: MockClock,
+) -> None:
+    """Collections are rare in a node, and must not be what frees 30 KiB for each."""
+    async with world() as here:
+        gc.collect()
+        gc.disable()
+        try:
+            gone = []
+            for ending in ("close", "abandon", "silence"):
+                dialer, acceptor = await here.connect()
+                await exchange(dialer, acceptor, b"something" * 1_000)
+                gone += [weakref.ref(end.engine) for end in (dialer, acceptor)]
+                if ending == "silence":
+                    here.net.filter = lambda *_: False
+                elif ending == "close":
+                    dialer.close()
+                else:
+                    acceptor.close(7, "enough")
+                del dialer, acceptor
+                await trio.sleep(60)
+            assert here.is_empty()
+            assert [ref() for ref in gone] == [None] * 6
+        finally:
+            gc.enable()
 
 
 # before there is a connection
