@@ -33,9 +33,9 @@ __all__ = ["Accepting", "QuicAcceptor"]
 # ones: a Retry costs a hundredth of that. A handshake that succeeds gives its place back at once.
 UNPROVEN_PER_S = 50.0
 UNPROVEN_AT_ONCE = 50.0
-# Retries per second and at once: 25 us each with all around them, so a flood gets a tenth of a core.
-# The first packets above that are dropped, and honest clients send theirs again. A refusal counts
-# as three, for it is sealed with keys made for it alone.
+# Retries per second and at once: 25 us each with all around them, a tenth of a core. The first
+# packets above that are dropped, and honest clients send theirs again. A refusal counts as three,
+# for it is sealed with keys made for it alone.
 ANSWERS_PER_S = 4_000.0
 ANSWERS_AT_ONCE = 200.0
 REFUSAL_COSTS = 3.0
