@@ -47,10 +47,10 @@ class ReadyStreams(HotReceive):
         # Look at all streams before the next pass; what that found is not for the short way.
         self._hot_is_stale = True
         self._hot_is_rare = True
-        # Of 1-RTT packets, once the handshake is confirmed.
-        self._hot_space = QuicPacketSpace()
-        self._hot_crypto = CryptoPair()
-        self._hot_handshake = QuicStreamSender(None, writable=True)
+        # Of 1-RTT packets, set once the handshake is confirmed.
+        self._hot_space: QuicPacketSpace
+        self._hot_crypto: CryptoPair
+        self._hot_handshake: QuicStreamSender
         super().__init__(*args, **kwargs)
 
     def _confirm_handshake(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from aioquic.quic.connection import QuicNetworkPath
+from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.tls import Epoch
 
 from alknet.core.limits import Limits
@@ -355,3 +356,50 @@ def test_what_is_not_plain_is_left_to_aioquic(change: Callable[[Engine], object]
     assert not pair.dialer._is_special()
     change(pair.dialer)
     assert pair.dialer._is_special()
+
+
+def _close(engine: Engine) -> None:
+    engine.close()
+    engine.datagrams_to_send(0.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _close,
+        lambda engine: setattr(engine._network_paths[0], "is_validated", False),
+        lambda engine: setattr(engine, "_handshake_confirmed", False),
+    ],
+)
+def test_timers_of_what_is_not_plain_are_aioquics(change: Callable[[Engine], object]) -> None:
+    pair, (stream_id,) = with_streams(1)
+    engine = pair.acceptor
+    engine.send_stream_data(stream_id, b"x")
+    engine.datagrams_to_send(pair.now)
+    engine._network_paths[0].validation_deadline = 2.0
+    change(engine)
+    timer = engine.get_timer()
+    engine.is_hot = False
+    assert timer == engine.get_timer()
+
+
+def test_a_handshakes_timer_is_aioquics() -> None:
+    pair = EnginePair()
+    assert not pair.dialer.wants_another_pass
+    pair.dialer.connect(CLIENT_ADDRESS, pair.now)
+    pair.dialer.datagrams_to_send(pair.now)
+    timer = pair.dialer.get_timer()
+    pair.dialer.is_hot = False
+    assert timer == pair.dialer.get_timer() is not None
+
+
+def test_a_connection_id_that_was_lost_is_sent_again() -> None:
+    pair, _ = with_streams(1)
+    engine = pair.dialer
+    engine.datagrams_to_send(pair.now)
+    lost = engine._host_cids[-1]
+    engine._on_new_connection_id_delivery(QuicDeliveryState.LOST, lost)
+    assert engine._is_special()
+    assert engine.datagrams_to_send(pair.now)
+    assert lost.was_sent
+    assert not engine._is_special()
