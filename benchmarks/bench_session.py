@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -84,13 +84,14 @@ class Counting(trio.abc.Instrument):
 
 def run(is_quick: bool) -> Table:
     calls, rounds = (2_000, 1) if is_quick else (20_000, 5)
-    rows = trio.run(_measure, calls, rounds)
+    rows = trio.run(measure, calls, rounds)
     return Table("session", "A call above the transport", REFERENCE, rows, NOTES)
 
 
-async def _measure(calls: int, rounds: int) -> list[Row]:
+async def measure(calls: int, rounds: int, cases: Sequence[tuple[int, int]] = CASES) -> list[Row]:
+    """Alternate rounds of *calls* by sessions and by frames alone, for each case."""
     rows = []
-    for links, in_flight in CASES:
+    for links, in_flight in cases:
         case = f"{in_flight} in flight" if links == 1 else f"{links} sessions x 1 in flight"
         async with AsyncExitStack() as stack:
             found: dict[str, list[dict[str, float]]] = {}
