@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from aioquic import tls
+from aioquic._crypto import AEAD, HeaderProtection
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionId
-from aioquic.quic.crypto import CryptoContext
+from aioquic.quic.crypto import CryptoContext, CryptoPair
+from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketPacer
 from aioquic.quic.stream import QuicStream
 
@@ -36,18 +38,30 @@ CONNECTION_NAMES = (
     " _handle_streams_blocked_frame _confirm_handshake _crypto_buffers _cryptos_initial"
     " _local_active_connection_id_limit _flush_builder _send_probing_frames"
     " _parse_transport_parameters _ack_delay _QuicConnection__frame_handlers"
+    " _streams_queue _probe_pending _ping_pending _retire_connection_ids _streams_blocked_pending"
+    " _handshake_done_pending _remote_preferred_address _spin_bit _pacing_at _loss_at _close_at"
+    " _remote_max_data _remote_max_data_used _ack_eliciting_sent_since_receipt"
+    " _local_ack_delay_exponent _on_ack_delivery _on_ping_delivery _write_stream_frame"
+    " _write_reset_stream_frame _write_stop_sending_frame _on_new_connection_id_delivery"
+    " _get_or_create_stream_for_send _stream_limit _handle_reset_stream_frame"
+    " _handle_stop_sending_frame"
 )
 _LOSS_NAMES = (
     "_pacer _quic_logger _cc _pto_count _rtt_smoothed _rtt_min bytes_in_flight"
-    " _time_of_last_sent_ack_eliciting_packet"
+    " _time_of_last_sent_ack_eliciting_packet _rtt_initialized _rtt_variance _rtt_initial"
+    " max_ack_delay congestion_window"
 )
 _CID_NAMES = "cid stateless_reset_token"
-_STREAM_NAMES = "max_stream_data_local max_stream_data_local_sent receiver sender"
+_STREAM_NAMES = (
+    "max_stream_data_local max_stream_data_local_sent max_stream_data_remote is_blocked"
+    " is_finished receiver sender"
+)
 _SENDER_NAMES = (
     "is_finished buffer_is_empty reset_pending _buffer_start _buffer_stop _buffer_fin _acked_fin"
+    " _pending _pending_eof _acked _buffer _reset_error_code highest_offset next_offset"
 )
-_RECEIVER_NAMES = "is_finished highest_offset stop _ranges"
-_PACER_NAMES = "bucket_max next_send_time update_rate"
+_RECEIVER_NAMES = "is_finished highest_offset stop stop_pending _ranges"
+_PACER_NAMES = "bucket_max bucket_time packet_time next_send_time update_after_send update_rate"
 _LIMIT_NAMES = "frame_type sent used value"
 _TLS_NAMES = (
     "pull_client_hello AlertBadCertificate AlertDecodeError AlertUnsupportedCertificate"
@@ -64,6 +78,10 @@ def missing_names() -> list[str]:
         (QuicConnection(configuration=QuicConfiguration()), CONNECTION_NAMES),
         (QuicConnectionId(b"", 0), _CID_NAMES),
         (CryptoContext(), "_setup_cb _teardown_cb"),
+        (CryptoPair(), "_update_key_requested key_phase"),
+        (AEAD(b"aes-128-gcm", bytes(16), bytes(12)), "_aead _iv"),
+        (HeaderProtection(b"aes-128-ecb", bytes(16)), "_encryptor _is_chacha20 _mask"),
+        (RangeSet(), "_RangeSet__ranges"),
         (stream, _STREAM_NAMES),
         (stream.sender, _SENDER_NAMES),
         (stream.receiver, _RECEIVER_NAMES),
