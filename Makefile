@@ -49,6 +49,9 @@ seeds: $(STAMP)          ## 1,000 seeded runs over bad networks (SEEDS)
 soak: $(STAMP)           ## a node under everything at once, for SECONDS (an hour)
 	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),3600)
 
+mutants: $(STAMP)        ## does a test notice each wrong line of the hot path? (SAMPLE, FILES)
+	$(BIN)/python -m tests.mutants $(if $(SAMPLE),--sample $(SAMPLE)) $(FILES)
+
 bench: $(STAMP)          ## benchmarks beside other libraries; results go to benchmarks/RESULTS.md
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	PYTHON=$(BIN)/python tests/install-foreign nats-server:nats-server

@@ -9,6 +9,7 @@ A `Duel` is two pairs of twins on a network that loses, repeats, delays and reor
 
 from __future__ import annotations
 
+import copy
 import heapq
 import itertools
 import os
@@ -83,6 +84,16 @@ class Twins:
             raise result.error
         return cast(T, result.value)
 
+    def fork(self) -> Twins:
+        """Return other twins in the same state."""
+        other = copy.copy(self)
+        other.plain, other.hot, other.seen = clone(self.plain), clone(self.hot), list(self.seen)
+        return other
+
+    def set(self, change: Callable[[Engine], object]) -> None:
+        """Bring both into a state by hand."""
+        self.do(lambda engine: bool(change(engine)) and None)
+
     def receive(self, data: bytes, address: Address, now: float) -> None:
         self.do(lambda engine: engine.receive_datagram(data, address, now), is_hot=self._receives)
 
@@ -126,6 +137,7 @@ class Twins:
             number = self.plain._packet_number
             self.do(_use_number)
         length = (first & 3) + 1
+        assert length + len(frames) >= SHORTEST_FRAMES, "too short to be sampled"
         crypto = self.plain._cryptos[Epoch.ONE_RTT]
         head = bytes([first ^ crypto.key_phase << 2]) + self.plain._peer_cid.cid
         truncated = (number & (1 << 8 * length) - 1).to_bytes(length)

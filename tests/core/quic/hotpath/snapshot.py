@@ -51,6 +51,7 @@ PACKET_FIELDS = (
     "packet_type",
     "delivery_handlers",
 )
+FREQUENT = frozenset({int, float, bool, bytes, str, type(None)})
 ATOMS = (int, float, str, bytes, Enum, type(None))
 
 
@@ -96,6 +97,7 @@ def clone(engine: Engine) -> Engine:
             if context.aead is not None and context.hp is not None:
                 share(context.aead._aead)
                 share(context.hp._encryptor)
+    share(engine.__dict__["_QuicConnection__frame_handlers"]._table)
     for buffer in engine._crypto_buffers.values():
         memo[id(buffer)] = Buffer(capacity=buffer.capacity)
     memo[id(engine.tls)] = copy.copy(engine.tls)
@@ -119,7 +121,7 @@ def _fields(value: object) -> list[tuple[str, Any]]:
 
 
 def _flatten(path: str, value: Any, table: dict[str, object]) -> None:
-    if isinstance(value, ATOMS):
+    if type(value) in FREQUENT or isinstance(value, ATOMS):
         table[path] = value
     elif isinstance(value, bytearray):
         table[path] = bytes(value)
