@@ -86,7 +86,8 @@ async def test_a_connection_writes_what_qvis_reads(tmp_path: Path) -> None:
     for event in events:
         category, _, name = event["name"].partition(":")
         assert name in KNOWN[category], event
-    packets = [one["data"] for one in events if "packet" in one["name"] and "header" in one["data"]]
+    ways = {"transport:packet_sent", "transport:packet_received"}
+    packets = [one["data"] for one in events if one["name"] in ways]
     assert {packet["header"]["packet_type"] for packet in packets} == {
         *("initial", "handshake", "1RTT")
     }
@@ -120,6 +121,16 @@ async def test_tokens_are_left_out_of_each_kind_of_event(tmp_path: Path) -> None
     ]
     assert token.hex() not in json.dumps(made)
     assert made[1] == {"frame_type": "new_token", "length": 16}
+
+
+async def test_a_lost_packet_is_named_as_qvis_looks_it_up(tmp_path: Path) -> None:
+    directory = QlogDirectory(tmp_path)
+    trace = trace_in(directory, b"12345678")
+    data = {"type": "1RTT", "packet_number": 7}
+    trace.log_event(category="recovery", event="packet_lost", data=data)
+    directory.close()
+    (event,) = read(only_file(tmp_path))[1]
+    assert event["data"] == {"header": {"packet_type": "1RTT", "packet_number": 7}}
 
 
 async def test_what_is_not_quics_is_not_logged(tmp_path: Path) -> None:
