@@ -33,6 +33,7 @@ NOTES = [
         f"managed. «{DEAF}» is what sharing the core does to the honest client by itself."
     ),
     "Limits are the defaults, but for connections: 10,000 per address and identity.",
+    "Server CPU per packet is what the node spends beside the calls, which cost it as when idle.",
     "TLS byte by byte: 200 connections; a packet is a byte on one of them.",
 ]
 
@@ -62,28 +63,39 @@ def measure(
         target = (address.host, address.port)
         bench.open(1)
         for _ in range(rounds):
-            found.setdefault(IDLE, []).append(_calls(bench, seconds))
+            idle = _Load(bench, seconds)
+            found.setdefault(IDLE, []).append(idle.figures)
             for rate in rates:
                 with attacking("noise", deaf, rate):
-                    figures = _calls(bench, seconds)
+                    figures = _Load(bench, seconds).figures
                 found.setdefault(case_name(DEAF, rate), []).append(figures)
                 for name in attacks:
                     with attacking(name, target, rate) as sent:
-                        figures = _calls(bench, seconds)
-                    figures["packets/s"] = sent["packets"] / sent["seconds"]
+                        load = _Load(bench, seconds)
+                    figures = load.figures | load.beside(sent, idle)
                     found.setdefault(case_name(name, rate), []).append(figures)
         bench.close()
     return [row_of(OURS[0].name, case, figures) for case, figures in found.items()]
 
 
-def _calls(bench: Bench, seconds: float) -> dict[str, float]:
-    before = bench.server.cpu_s()
-    found = bench.client.ask("calls", seconds=seconds, in_flight=1)
-    return {
-        "p99 us": found["p99"] * 1e6,
-        "p50 us": found["p50"] * 1e6,
-        "server core %": (bench.server.cpu_s() - before) / found["seconds"] * 100,
-    }
+class _Load:
+    """Calls for so many seconds, and what they and all beside them cost the server."""
+
+    def __init__(self, bench: Bench, seconds: float) -> None:
+        before = bench.server.cpu_s()
+        self._found = bench.client.ask("calls", seconds=seconds, in_flight=1)
+        self._cpu_s = bench.server.cpu_s() - before
+        self.figures = {"p99 us": self._found["p99"] * 1e6, "p50 us": self._found["p50"] * 1e6}
+
+    def beside(self, sent: dict[str, float], idle: _Load) -> dict[str, float]:
+        """Return the attack's rate, and what the server spent on a packet of it beside the calls.
+
+        Unlike the times of calls this says the same on a machine that has other work.
+        """
+        rate = sent["packets"] / sent["seconds"]
+        of_calls = idle._cpu_s / idle._found["calls"] * self._found["calls"]
+        cost = (self._cpu_s - of_calls) / (rate * self._found["seconds"])
+        return {"packets/s": rate, "server CPU us/packet": max(0.0, cost) * 1e6}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ the end. A traceback or an error in the node's log fails the run.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3_600, help="an hour if not given")
     options = parser.parse_args()
+    # Whoever stops it stops its processes too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as directory:
         return trio.run(_run, Path(directory), options.seconds)
 
