@@ -58,6 +58,9 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         kek_version: The key version that new secrets and the index are under.
         min_kek_version: Secrets under older ones cannot be opened any more.
         created_at: POSIX seconds.
+        device: The number of the node's identity key below the words.
+        public_key: Of the node's identity, 32 bytes, so that a locked vault can say whose it is;
+            empty if it is no node's.
     """
 
     vault_id: Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -66,6 +69,8 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     min_kek_version: Annotated[int, Meta(ge=FIRST_KEK)]
     created_at: float
     slots: Annotated[tuple[Slot, ...], Meta(max_length=MAX_SLOTS)]
+    device: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    public_key: Annotated[bytes, Meta(max_length=32)] = b""
 
 
 class SecretVersion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -67,11 +67,17 @@ def create_vault(
     make_slots: Callable[[bytes, memoryview], Sequence[Slot]],
     *,
     now: float,
+    device: int = 0,
+    public_key: bytes = b"",
+    secrets: Iterable[tuple[str, bytes]] = (),
 ) -> Vault:
     """Write a new vault and return it unlocked; *entropy* is its own from now on.
 
     Args:
         make_slots: Called with the vault's id and the entropy.
+        device: The number of the node's identity key.
+        public_key: Of the node's identity.
+        secrets: Paths and values that it has from the first.
 
     Raises:
         Conflict: There is one already; a vault is never replaced.
@@ -85,8 +91,15 @@ def create_vault(
         min_kek_version=FIRST_KEK,
         created_at=now,
         slots=tuple(make_slots(vault_id, entropy.view)),
+        device=device,
+        public_key=public_key,
     )
-    data, _ = VaultKeys(entropy).encrypt_file(header, Index(secrets={}))
+    keys = VaultKeys(entropy)
+    keys.follow(header)
+    index = Index(
+        secrets={path: _first_version(keys, header, path, value) for path, value in secrets}
+    )
+    data, _ = keys.encrypt_file(header, index)
     with file.writing():
         if file.exists():
             raise Conflict(f"{file.path} exists: a vault is never replaced")
@@ -184,6 +197,11 @@ class Vault:
             if not left:
                 raise Conflict("this is the last slot: add another one first")
             self._write(slots=left)
+
+    def set_identity(self, *, device: int, public_key: bytes) -> None:
+        """Note which key is the node's identity from now on."""
+        with self._changing():
+            self._write(device=device, public_key=public_key)
 
     # Secrets.
 
@@ -398,6 +416,14 @@ class Vault:
         with self._file.writing():
             self._refresh()
             yield
+
+
+def _first_version(keys: VaultKeys, header: Header, path: str, value: bytes) -> Secret:
+    _check_path(path)
+    newest = header.kek_version
+    sealed = seal(keys.kek(newest), newest, context_of(header.vault_id, path, 1), value)
+    version = SecretVersion(version=1, created_at=header.created_at, sealed=sealed)
+    return Secret(versions=(version,))
 
 
 def _check_path(path: str) -> None:
