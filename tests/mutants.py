@@ -98,15 +98,26 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
     """Yield all mutants of the file at *path*, relative to the root of the tree."""
     source = (ROOT / path).read_text()
     tree = ast.parse(source)
-    for place, node in enumerate(ast.walk(tree)):
+    for place, node in enumerate(_walk(tree)):
         for number in range(len(_changes(node))):
             changed = copy.deepcopy(tree)
-            copied = next(n for at, n in enumerate(ast.walk(changed)) if at == place)
+            copied = next(n for at, n in enumerate(_walk(changed)) if at == place)
             _changes(copied)[number]()
             ast.fix_missing_locations(changed)
             mutant = _mutant(path, tree, changed, node)
             if mutant.after not in EQUIVALENT:
                 yield mutant
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield *node* and what is in it, but for types, which nobody looks at while it runs."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name in {"annotation", "returns"}:
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _walk(child)
 
 
 class _Change:

@@ -1,8 +1,9 @@
 """Receiving plain 1-RTT packets.
 
-A packet is plain if it comes on the one proven path of a confirmed connection, to a connection ID
-in use, in the current key phase. What that means is worked out once, after each packet that went
-aioquic's way (`_Inbound`); the next packets are compared with it, and leave it as it is.
+A packet is plain if it comes on the proven path in use of a confirmed connection, to a connection
+ID in use, in the current key phase. What that means is worked out once, after each packet that went
+aioquic's way (`_Inbound`); the next packets are compared with it, and leave it as it is: nothing
+but a packet that is not plain changes the path or the connection IDs.
 
 Of a plain packet, ACK frames, PADDING and STREAM frames that continue a stream are read here. Any
 other frame is given to aioquic's handler for it, alone.
@@ -86,7 +87,6 @@ class HotReceive(BoundedConnection):
             or addr != inbound.address
             or self._close_event is not None
             or inbound.crypto.aead is not inbound.aead
-            or self._network_paths[0] is not inbound.path
             or self._quic_logger is not None
             or len(data) < inbound.shortest
             or not self.is_hot
