@@ -8,7 +8,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionId
 from aioquic.quic.crypto import CryptoContext, CryptoPair
 from aioquic.quic.rangeset import RangeSet
-from aioquic.quic.recovery import QuicPacketPacer
+from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
 __all__ = ["CONNECTION_NAMES", "CONTEXT_NAMES", "lacking", "missing_names", "require"]
@@ -44,12 +44,16 @@ CONNECTION_NAMES = (
     " _local_ack_delay_exponent _on_ack_delivery _on_ping_delivery _write_stream_frame"
     " _write_reset_stream_frame _write_stop_sending_frame _on_new_connection_id_delivery"
     " _get_or_create_stream_for_send _stream_limit _handle_reset_stream_frame"
-    " _handle_stop_sending_frame"
+    " _handle_stop_sending_frame _spin_highest_pn _remote_ack_delay_exponent"
 )
 _LOSS_NAMES = (
     "_pacer _quic_logger _cc _pto_count _rtt_smoothed _rtt_min bytes_in_flight"
     " _time_of_last_sent_ack_eliciting_packet _rtt_initialized _rtt_variance _rtt_initial"
-    " max_ack_delay congestion_window"
+    " max_ack_delay congestion_window _rtt_latest _detect_loss"
+)
+_SPACE_NAMES = (
+    "ack_at ack_eliciting_in_flight ack_queue expected_packet_number largest_acked_packet"
+    " largest_received_packet largest_received_time loss_time received_packets sent_packets"
 )
 _CID_NAMES = "cid stateless_reset_token"
 _STREAM_NAMES = (
@@ -60,7 +64,7 @@ _SENDER_NAMES = (
     "is_finished buffer_is_empty reset_pending _buffer_start _buffer_stop _buffer_fin _acked_fin"
     " _pending _pending_eof _acked _buffer _reset_error_code highest_offset next_offset"
 )
-_RECEIVER_NAMES = "is_finished highest_offset stop stop_pending _ranges"
+_RECEIVER_NAMES = "is_finished highest_offset stop stop_pending _ranges _buffer_start _final_size"
 _PACER_NAMES = "bucket_max bucket_time packet_time next_send_time update_after_send update_rate"
 _LIMIT_NAMES = "frame_type sent used value"
 _TLS_NAMES = (
@@ -77,11 +81,13 @@ def missing_names() -> list[str]:
         (tls.Context(is_client=True), CONTEXT_NAMES),
         (QuicConnection(configuration=QuicConfiguration()), CONNECTION_NAMES),
         (QuicConnectionId(b"", 0), _CID_NAMES),
-        (CryptoContext(), "_setup_cb _teardown_cb"),
+        (CryptoContext(), "_setup_cb _teardown_cb aead hp key_phase"),
         (CryptoPair(), "_update_key_requested key_phase"),
         (AEAD(b"aes-128-gcm", bytes(16), bytes(12)), "_aead _iv"),
         (HeaderProtection(b"aes-128-ecb", bytes(16)), "_encryptor _is_chacha20 _mask"),
         (RangeSet(), "_RangeSet__ranges"),
+        (QuicPacketSpace(), _SPACE_NAMES),
+        (QuicPacketSpace().received_packets, "_lower _received _size"),
         (stream, _STREAM_NAMES),
         (stream.sender, _SENDER_NAMES),
         (stream.receiver, _RECEIVER_NAMES),

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from aioquic._buffer import Buffer, BufferReadError
-from aioquic._crypto import AEAD, CHACHA20_ZEROS, HeaderProtection
+from aioquic._crypto import AEAD, HeaderProtection
 from aioquic.quic.congestion.base import K_GRANULARITY
 from aioquic.quic.connection import (
     NetworkAddress,
@@ -370,7 +370,9 @@ class _Inbound:
         self.crypto, self.space = crypto, space
         self.aead = cast(AEAD, crypto.aead)
         self.decrypt, self.iv = self.aead._aead.decrypt, self.aead._iv
-        self.mask = _mask(cast(HeaderProtection, crypto.hp))
+        # AES takes the sample as it is; ChaCha20 takes it for a nonce (RFC 9001 sec. 5.4).
+        hp = cast(HeaderProtection, crypto.hp)
+        self.mask = hp._mask if hp._is_chacha20 else hp._encryptor.update
         self.offset = 1 + len(cid)
         self.shortest = self.offset + SAMPLE_END
         self.ack_ranges: list[range] = space.ack_queue.__dict__["_RangeSet__ranges"]
@@ -410,16 +412,3 @@ class _Inbound:
             window._lower = lower
             if len(window._received) > 2 * window._size:
                 window._received = {known for known in window._received if known >= lower}
-
-
-def _mask(protection: HeaderProtection) -> Callable[[bytes], bytes]:
-    """Return what makes the mask of header protection from a sample (RFC 9001 sec. 5.4)."""
-    encryptor = protection._encryptor
-    if not protection._is_chacha20:
-        return encryptor.update
-
-    def mask(sample: bytes) -> bytes:
-        encryptor.reset_nonce(sample)
-        return encryptor.update(CHACHA20_ZEROS)
-
-    return mask
