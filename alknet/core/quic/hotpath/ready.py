@@ -182,6 +182,13 @@ class ReadyStreams(HotReceive):
 
     # for the send pass
 
+    def _forget_notes(self) -> None:
+        """The pass is aioquic's, which asks every stream: so does the next one of ours."""
+        self._hot_is_stale = True
+        self._hot_ready.clear()
+        self._hot_raised.clear()
+        self._hot_ended.clear()
+
     def _look_at_all(self) -> None:
         """Find anew what there is to send, and whether any of it is not for the short way."""
         self._hot_is_stale = False

@@ -48,7 +48,7 @@ class HotSend(ReadyStreams):
         """Build what can be sent now, `MAX_PACKETS_PER_PASS` packets at most."""
         self._hot_has_more = False
         if not self.is_hot or self._is_special():
-            self._hot_is_stale = True
+            self._forget_notes()
             return super().datagrams_to_send(now)
         space = self._hot_space
         self._pacing_at = None

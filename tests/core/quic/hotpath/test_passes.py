@@ -403,3 +403,35 @@ def test_a_connection_id_that_was_lost_is_sent_again() -> None:
     assert engine.datagrams_to_send(pair.now)
     assert lost.was_sent
     assert not engine._is_special()
+
+
+def test_nothing_is_noted_for_long_while_aioquic_sends() -> None:
+    pair = quiet_pair()
+    for engine in (pair.dialer, pair.acceptor):
+        engine.is_hot = False
+    for _ in range(20):
+        stream_id = pair.dialer.open_stream(unidirectional=False)
+        pair.dialer.send_stream_data(stream_id, b"question", end_stream=True)
+        pair.run(0.1)
+        pair.acceptor.send_stream_data(stream_id, b"answer", end_stream=True)
+        for engine in (pair.acceptor, pair.dialer):
+            engine.credit(stream_id, 1 << 20)
+        pair.run(0.1)
+        for engine in (pair.acceptor, pair.dialer):
+            engine.datagrams_to_send(pair.now)
+            assert not engine._streams
+            assert not engine._hot_ready
+            assert not engine._hot_raised
+            assert not engine._hot_ended
+
+
+def test_a_window_of_a_forgotten_stream_is_not_announced_again() -> None:
+    pair, (stream_id,) = with_streams(1)
+    stream = pair.dialer._streams[stream_id]
+    for engine in (pair.dialer, pair.acceptor):
+        engine.send_stream_data(stream_id, b"", end_stream=True)
+    pair.run()
+    assert not pair.dialer._streams
+    pair.dialer._on_max_stream_data_delivery(QuicDeliveryState.LOST, stream)
+    assert pair.dialer.datagrams_to_send(pair.now) == []
+    assert not pair.dialer._hot_raised
