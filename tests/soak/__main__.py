@@ -9,7 +9,6 @@ the end. A traceback or an error in the node's log fails the run.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import tempfile
 import time
@@ -17,24 +16,34 @@ from pathlib import Path
 
 import trio
 
+from tests.soak.parent import cancel_on_signal
 from tests.soak.rounds import CYCLE, Soak
 from tests.soak.verdict import ends, growth
 
 # Rounds in which caches fill, tables reach their bounds and malloc finds its size.
 WARM_UP = 2 * CYCLE
+# The status of a run that a signal has ended, as shells have it.
+STOPPED = 130
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3_600, help="an hour if not given")
     options = parser.parse_args()
-    # Whoever stops it stops its processes too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as directory:
         return trio.run(_run, Path(directory), options.seconds)
 
 
 async def _run(directory: Path, seconds: float) -> int:
+    status = STOPPED
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cancel_on_signal, nursery.cancel_scope)
+        status = await _soak(directory, seconds)
+        nursery.cancel_scope.cancel()
+    return status
+
+
+async def _soak(directory: Path, seconds: float) -> int:
     began_at = time.monotonic()
     async with Soak.running(directory) as soak:
         # However short or slow: as many rounds as two cycles after the warm-up need.

@@ -16,6 +16,7 @@ from alknet.core.address import Address
 from alknet.core.log import configure
 from alknet.node import Node
 from tests.soak.held import Held, held
+from tests.soak.parent import cancel_with_parent
 
 SCOPE = "soak"
 ITEM = "x" * 16_384
@@ -52,10 +53,15 @@ OPERATIONS: tuple[Operation[..., Any], ...] = (soak_held, soak_note, soak_pour)
 async def main(home: Path) -> None:
     configure("warning", "json", sys.stderr)
     listen = [Address("127.0.0.1", 0)]
-    async with Node.from_home(home, listen=listen, operations=OPERATIONS) as node:
+    async with (
+        trio.open_nursery() as nursery,
+        Node.from_home(home, listen=listen, operations=OPERATIONS) as node,
+    ):
+        nursery.start_soon(cancel_with_parent, nursery.cancel_scope)
         sys.stdout.write(f"{node.ticket}\n")
         sys.stdout.flush()
         await node.run_until_stopped()
+        nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

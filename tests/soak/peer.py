@@ -22,6 +22,7 @@ from alknet.client import connect, open_session
 from alknet.core.contracts import ConnectionEnded
 from alknet.core.endpoint.dial import DialError
 from alknet.errors import AlknetError
+from tests.soak.parent import cancel_with_parent
 
 PARALLEL = 6
 CALLS = 20
@@ -150,6 +151,7 @@ async def main() -> None:
     key, ticket, transport, seed = sys.argv[1:]
     life = PeerLife(bytes.fromhex(key), ticket, transport, int(seed))
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(cancel_with_parent, nursery.cancel_scope)
         for _ in range(PARALLEL):
             nursery.start_soon(life.live)
         while True:

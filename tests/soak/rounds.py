@@ -81,6 +81,7 @@ class Soak:
         with log.open("wb") as stderr:
             process = await trio.lowlevel.open_process(
                 [sys.executable, "-m", "tests.soak.node", str(home)],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
             )
