@@ -32,17 +32,17 @@ Answer = tuple[int, ...] | AlknetError
 
 
 class _Job:
-    """A write that waits."""
+    """A write that waits, and the task that does."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, task: trio.lowlevel.Task) -> None:
         self.steps = steps
         self.size = sum(len(step.data or b"") for step in steps)
-        self.done = trio.Event()
         self.answer: Answer | None = None
+        self._task = task
 
     def finish(self, answer: Answer) -> None:
         self.answer = answer
-        self.done.set()
+        trio.lowlevel.reschedule(self._task)
 
 
 class GroupCommit:
@@ -97,7 +97,7 @@ class GroupCommit:
         finally:
             self._is_closing = True
             for job in batch:
-                if not job.done.is_set():
+                if job.answer is None:
                     job.finish(OutcomeUnknown("the store failed while it wrote"))
             for job in self._queue:
                 job.finish(StoreError("the store failed before it wrote"))
@@ -118,11 +118,11 @@ class GroupCommit:
     async def _queued(self, steps: Steps) -> tuple[int, ...]:
         if self._is_closing:
             raise trio.ClosedResourceError("this store was closed")
-        job = _Job(steps)
+        job = _Job(steps, trio.lowlevel.current_task())
         self._queue.append(job)
         self._work.set()
-        with trio.CancelScope(shield=True):
-            await job.done.wait()
+        # What a shielded wait for an event does, at a third of the price.
+        await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
         if isinstance(job.answer, AlknetError):
             raise job.answer
         assert job.answer is not None
@@ -157,6 +157,10 @@ class GroupCommit:
             return
         for job, answer in zip(batch, answers, strict=True):
             job.finish(answer)
+
+
+def _refuse_to_abort(_: object) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.FAILED
 
 
 def _copy(exc: AlknetError) -> AlknetError:
