@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks import (
     bench_bulk,
     bench_call,
+    bench_congestion,
     bench_connect,
     bench_hostile,
     bench_mix,
@@ -32,6 +33,7 @@ BENCHES: dict[str, Callable[[bool], Table]] = {
     "session": bench_session.run,
     "hostile": bench_hostile.run,
     "packet": bench_packet.run,
+    "congestion": bench_congestion.run,
 }
 
 

@@ -68,14 +68,16 @@ class FakeNetwork:
         reorder: Share that takes up to four times as long, so that later ones overtake it.
         duplicate: Share that arrives twice, the copy late.
         mtu: Longer datagrams vanish without a word (a black hole); None for no bound.
+        bandwidth: Bytes a second in each direction between two hosts; None for no bound.
+        queue_bytes: How many wait at most for their turn there; what comes then is dropped.
         is_down: Everything vanishes; see `blackout`.
         counters: ``sent``, ``delivered``, and why not: ``lost``, ``too_long``, ``unreachable``,
-            ``overflowed``; also ``duplicated`` and ``reordered``.
+            ``overflowed``, ``dropped`` (from a full queue); also ``duplicated`` and ``reordered``.
         trace: What became of the last datagrams, in the order of sending. The same seed and the
             same traffic give the same trace.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  conditions, all named
         self,
         seed: int = 0,
         *,
@@ -84,12 +86,17 @@ class FakeNetwork:
         reorder: float = 0.0,
         duplicate: float = 0.0,
         mtu: int | None = None,
+        bandwidth: float | None = None,
+        queue_bytes: int = 100_000,
     ) -> None:
         self.loss = loss
         self.delay = delay
         self.reorder = reorder
         self.duplicate = duplicate
         self.mtu = mtu
+        self.bandwidth = bandwidth
+        self.queue_bytes = queue_bytes
+        self._free_at: dict[tuple[str, str], float] = {}
         self.is_down = False
         self.counters: Counter[str] = Counter()
         self.trace: deque[Passage] = deque(maxlen=MAX_TRACE)
@@ -161,7 +168,10 @@ class FakeNetwork:
             fate = "too_long"
         elif receiver is None:
             fate = "unreachable"
+        elif (waits := self._wait_turn(source[0], target[0], len(data))) is None:
+            fate = "dropped"
         else:
+            delay += waits
             later = delay * (1 + 3 * by)
             if late < self.reorder:
                 self.counters["reordered"] += 1
@@ -171,7 +181,7 @@ class FakeNetwork:
             if twice < self.duplicate:
                 self.counters["duplicated"] += 1
                 self._queue(receiver, data, source, trio.current_time() + later)
-        if fate in {"lost", "too_long", "unreachable"}:
+        if fate in {"lost", "too_long", "unreachable", "dropped"}:
             self.counters[fate] += 1
         elif late < self.reorder and arrives_at is not None:
             fate = "reordered"
@@ -180,6 +190,17 @@ class FakeNetwork:
     def forget(self, sock: FakeUdpSocket) -> None:
         """Take a closed socket off the network."""
         self._sockets.pop(sock.public_address, None)
+
+    def _wait_turn(self, source: str, target: str, size: int) -> float | None:
+        """Return how long a datagram is under way to the end of the queue, None if it is full."""
+        if self.bandwidth is None:
+            return 0.0
+        now = trio.current_time()
+        free_at = max(now, self._free_at.get((source, target), now))
+        if (free_at - now) * self.bandwidth > self.queue_bytes:
+            return None
+        self._free_at[source, target] = free_at + size / self.bandwidth
+        return free_at + size / self.bandwidth - now
 
     def _queue(self, receiver: FakeUdpSocket, data: bytes, source: Address, at: float) -> bool:
         is_taken = receiver.queue(at, next(self._order), data, source)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from aioquic._buffer import Buffer
 from aioquic.quic.connection import NetworkAddress, QuicNetworkPath
@@ -223,9 +223,7 @@ class DiscoversMtu(FlowControlled):
 
     @property
     def _congestion(self) -> CongestionControl:
-        control = self._loss._cc
-        assert isinstance(control, CongestionControl)
-        return control
+        return cast(CongestionControl, self._loss._cc)
 
     def _send_probing_frames(
         self, network_path: QuicNetworkPath, now: float

@@ -14,6 +14,8 @@ from alknet.core.limits import Limits
 __all__ = [
     "FLOOR_CONNECTION_BYTES",
     "FLOOR_STREAM_BYTES",
+    "MIN_SEND_BYTES",
+    "TIGHT_SEND_BYTES",
     "DeliveryRate",
     "ReceiveWindow",
     "first_windows",
@@ -30,8 +32,10 @@ FLOOR_STREAM_BYTES = 16 * KIB
 FLOOR_CONNECTION_BYTES = 32 * KIB
 # A peer that nobody knows may have this much unread in all, as long as we did not dial it.
 UNPROVEN_CONNECTION_BYTES = 1024 * KIB
-# A send buffer is never below what slow start fills in two round trips.
-MIN_SEND_BYTES = 64 * KIB
+# A send buffer is never smaller while memory lasts: on a busy machine it is the event loops that
+# make round trips long, and 64 KiB leave a bulk stream a quarter of its rate on loopback.
+MIN_SEND_BYTES = 256 * KIB
+TIGHT_SEND_BYTES = 64 * KIB
 # A path with a shorter round trip is governed by how often the event loop turns.
 MIN_RTT_S = 0.001
 # How much a lower measurement counts: a pause of the application is not a slower path.
@@ -114,6 +118,6 @@ def send_buffer(rate: DeliveryRate, shortest_rtt: float, limit: int, budget: Mem
     if budget.is_exhausted:
         return min(limit, FLOOR_STREAM_BYTES)
     if budget.is_tight:
-        return min(limit, MIN_SEND_BYTES)
+        return min(limit, TIGHT_SEND_BYTES)
     wanted = 2 * rate.per_s * max(shortest_rtt, MIN_RTT_S)
     return min(limit, max(MIN_SEND_BYTES, int(wanted)))

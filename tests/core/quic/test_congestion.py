@@ -1,4 +1,4 @@
-"""NewReno: what makes its window grow, what makes it shrink, and that a bad path still moves."""
+"""CUBIC: what makes its window grow, what makes it shrink, and that a bad path still moves."""
 
 from __future__ import annotations
 
@@ -69,26 +69,55 @@ def test_a_window_that_nobody_fills_stays() -> None:
     assert flight.window == FIRST
 
 
-def test_a_loss_halves_once_for_all_in_flight_together() -> None:
+def test_a_loss_cuts_once_for_all_in_flight_together() -> None:
     flight = Flight()
     first = flight.send(10, 1.0)
     flight.control.on_packets_lost(now=1.2, packets=first[:2])
     flight.control.on_packets_lost(now=1.3, packets=first[2:4])
-    assert flight.window == flight.control.ssthresh == FIRST // 2
+    assert flight.window == flight.control.ssthresh == 8_400
     flight.acknowledge(first[4:], 1.4)  # sent before the loss was known
-    assert flight.window == FIRST // 2
+    assert flight.window == 8_400
     flight.control.on_packets_lost(now=2.0, packets=flight.send(5, 1.5))
-    assert flight.window == FIRST // 4
+    assert flight.window == 5_880
     assert flight.control.bytes_in_flight == 0
     assert flight.control.full_losses == 0
 
 
-def test_afterwards_it_grows_by_a_packet_for_each_window() -> None:
+def test_a_small_window_grows_as_renos_on_the_average() -> None:
+    flight = Flight()
+    flight.control.on_packets_lost(now=0.1, packets=flight.send(10, 0.05))
+    flight.control.on_rtt_measurement(now=0.2, rtt=0.01)
+    for step in range(5):
+        at = 1.0 + step / 100
+        flight.acknowledge(flight.send(flight.window // 1200, at), at + 0.005)
+    # RFC 9438 sec. 4.3: about half a packet for each window, for it has lost less than half.
+    assert 8_400 + 2 * 1200 <= flight.window <= 8_400 + 3 * 1200
+
+
+def test_a_large_window_returns_fast_dwells_and_goes_beyond() -> None:
+    flight = Flight()
+    control = flight.control
+    control.congestion_window = 400 * 1200
+    flight.control.on_packets_lost(now=1.0, packets=flight.send(400, 0.9))
+    control.on_rtt_measurement(now=1.0, rtt=0.1)
+    assert flight.window == 280 * 1200
+    windows = []
+    for step in range(140):
+        at = 1.1 + step / 10
+        flight.acknowledge(flight.send(flight.window // 1200, at), at + 0.1)
+        windows.append(flight.window // 1200)
+    # The cube root of 120 / 0.4 is 6.7 s.
+    assert windows[66] == pytest.approx(400, abs=4)
+    assert windows[30] > 350
+    assert windows[80] - windows[54] < 8
+    assert windows[139] > 500
+
+
+def test_fast_convergence_leaves_room_for_others() -> None:
     flight = Flight()
     flight.control.on_packets_lost(now=1.1, packets=flight.send(10, 1.0))
-    for at in (2.0, 3.0):
-        flight.acknowledge(flight.send(flight.window // 1200, at), at + 0.1)
-    assert flight.window == 6_000 + 2 * 1200
+    flight.control.on_packets_lost(now=2.1, packets=flight.send(7, 2.0))
+    assert flight.control._too_large == 8_400 * 1.7 / 2
 
 
 def test_persistent_congestion_leaves_two_packets() -> None:
@@ -107,7 +136,7 @@ def test_longer_packets_make_a_longer_first_window_and_no_longer_one_later() -> 
     assert flight.window == 18_000  # two packets are the least
     flight.control.resize(1200)
     flight.control.on_packets_lost(now=2.1, packets=flight.send(2, 2.0))
-    assert flight.window == 9_000
+    assert flight.window == 12_600
     assert flight.control.full_losses == 2
 
 

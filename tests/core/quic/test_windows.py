@@ -13,6 +13,7 @@ from alknet.core.quic.windows import (
     FLOOR_CONNECTION_BYTES,
     FLOOR_STREAM_BYTES,
     MIN_SEND_BYTES,
+    TIGHT_SEND_BYTES,
     DeliveryRate,
     ReceiveWindow,
     first_windows,
@@ -80,7 +81,7 @@ def test_a_send_buffer_is_two_round_trips_within_its_bounds() -> None:
     assert send_buffer(rate, 1.0, 4 * MIB, budget) == 4 * MIB
     assert send_buffer(rate, 0.1, 1000, budget) == 1000
     budget.used = 750
-    assert send_buffer(rate, 0.1, 4 * MIB, budget) == MIN_SEND_BYTES
+    assert send_buffer(rate, 0.1, 4 * MIB, budget) == TIGHT_SEND_BYTES
     budget.used = 1000
     assert send_buffer(rate, 0.1, 4 * MIB, budget) == FLOOR_STREAM_BYTES
 
