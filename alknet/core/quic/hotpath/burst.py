@@ -164,7 +164,7 @@ class Burst:
         if not self._fill(used + len(ack), frames, handlers):
             return False
         frames.insert(0, ack)
-        handlers.insert(0, self._ack_handler())
+        handlers.append(self._ack_handler())
         space.ack_at = None
         return True
 

@@ -139,6 +139,21 @@ def test_a_call_costs_two_packets() -> None:
     assert pair.dialer._spaces[ONE_RTT].ack_eliciting_in_flight <= 2
 
 
+def test_data_that_carries_an_ack_is_data() -> None:
+    pair, (stream_id,) = with_streams(1)
+    pair.dialer.send_stream_data(stream_id, b"question")
+    carry(pair, to_server=True)
+    pair.acceptor.send_stream_data(stream_id, b"answer")
+    space = pair.acceptor._spaces[ONE_RTT]
+    before = space.ack_eliciting_in_flight, pair.acceptor._loss.bytes_in_flight
+    ((lost, _),) = pair.acceptor.datagrams_to_send(pair.now)
+    assert space.ack_at is None  # it rode
+    assert space.ack_eliciting_in_flight == before[0] + 1
+    assert pair.acceptor._loss.bytes_in_flight == before[1] + len(lost)
+    pair.run(3)
+    assert pair.client.received(stream_id) == b"answer"
+
+
 def test_an_ack_does_not_ride_without_data() -> None:
     pair, (stream_id,) = with_streams(1)
     pair.dialer.send_stream_data(stream_id, b"question")
