@@ -141,6 +141,7 @@ def test_a_call_costs_two_packets() -> None:
 
 def test_data_that_carries_an_ack_is_data() -> None:
     pair, (stream_id,) = with_streams(1)
+    pair.now += 2 * burst.RIDES_EVERY_S
     pair.dialer.send_stream_data(stream_id, b"question")
     carry(pair, to_server=True)
     pair.acceptor.send_stream_data(stream_id, b"answer")
@@ -183,7 +184,7 @@ def test_an_ack_rides_no_oftener_than_it_pays() -> None:
     for _ in range(3):
         call(pair, stream_id, 0.0001)
         assert space.ack_at is not None
-    pair.now += burst.RIDES_EVERY_S
+    pair.now += 2 * burst.RIDES_EVERY_S
     pair.dialer.piggybacks_acks = False
     call(pair, stream_id, 0)
     assert space.ack_at is None
