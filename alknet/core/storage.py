@@ -119,7 +119,7 @@ class Table(Generic[T_co]):
         return texts
 
 
-class Row(msgspec.Struct, Generic[T_co], frozen=True):
+class Row(msgspec.Struct, Generic[T_co], frozen=True, gc=False):
     """A value in a store, with its key and the version at which it was written."""
 
     key: str
@@ -163,7 +163,7 @@ Op = Put[msgspec.Struct] | Delete[msgspec.Struct] | Expect[msgspec.Struct]
 """One step of a write."""
 
 
-class Changed(msgspec.Struct, frozen=True):
+class Changed(msgspec.Struct, frozen=True, gc=False):
     """A row was written or removed. It may have changed again by the time one reads it.
 
     Attributes:

@@ -28,7 +28,7 @@ AnyTable = Table[msgspec.Struct]
 AnyRow = Row[msgspec.Struct]
 
 
-class RowChange(msgspec.Struct, frozen=True):
+class RowChange(msgspec.Struct, frozen=True, gc=False):
     """What became of a row: *row* is None if it is gone, or if its table is not resident."""
 
     change: Changed
@@ -61,7 +61,10 @@ class TableRows(Generic[T]):
         self.table = table
         self.version = version
         self.rows: dict[str, Row[T]] = {}
-        self._indexes: dict[str, dict[str, dict[str, Row[T]]]] = {f: {} for f in table.indexes}
+        # Most texts lead to one row: a dict for each would cost more than all rows.
+        self._indexes: dict[str, dict[str, Row[T] | dict[str, Row[T]]]] = {
+            field: {} for field in table.indexes
+        }
 
     def put(self, row: Row[T]) -> None:
         """Add or replace a row."""
@@ -69,7 +72,11 @@ class TableRows(Generic[T]):
         self.rows[row.key] = row
         for field, index in self._indexes.items():
             for text in self.table.entries(row.value, field):
-                index.setdefault(text, {})[row.key] = row
+                found = index.setdefault(text, row)
+                if isinstance(found, dict):
+                    found[row.key] = row
+                elif found is not row:
+                    index[text] = {found.key: found, row.key: row}
 
     def remove(self, key: str) -> None:
         """Remove a row, if it is there."""
@@ -78,10 +85,11 @@ class TableRows(Generic[T]):
             return
         for field, index in self._indexes.items():
             for text in self.table.entries(old.value, field):
-                found = index.get(text, {})
-                found.pop(key, None)
-                if not found:
-                    index.pop(text, None)
+                found = index.get(text)
+                if isinstance(found, dict):
+                    found.pop(key, None)
+                if found is old or found == {}:
+                    del index[text]
 
     def find(self, field: str, value: str) -> list[Row[T]]:
         """Return the rows that *field* leads to, by key."""
@@ -91,7 +99,7 @@ class TableRows(Generic[T]):
         found = index.get(value)
         if found is None:
             return []
-        return list(found.values()) if len(found) == 1 else sorted(found.values(), key=_key)
+        return sorted(found.values(), key=_key) if isinstance(found, dict) else [found]
 
     def sorted_rows(self) -> list[Row[T]]:
         """Return all rows by key."""

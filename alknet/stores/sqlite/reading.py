@@ -150,8 +150,6 @@ def _decoded(
 ) -> Row[T] | None:
     try:
         decoded = table.decode(value)
-        for field in table.indexes:
-            table.entries(decoded, field)
     except (msgspec.DecodeError, RecursionError) as exc:
         if is_strict:
             raise StoreError(

@@ -78,15 +78,15 @@ async def test_all_that_wait_hear_of_the_failure(path: Path, disk: FaultyDisk) -
         except StoreError as exc:
             failed.append(exc)
 
-    threads = threading.active_count()
     async with open_sqlite_store(path, TABLES, vfs=disk.name) as store:
+        threads = [thread for thread in threading.enumerate() if "apsw" in thread.name]
         disk.write_error = apsw.FullError("full")
         async with trio.open_nursery() as nursery:
             for n in range(20):
                 nursery.start_soon(write, store, n)
         assert len({id(exc) for exc in failed}) == 20
     # Closing copies the log into the database, which fails too, and ends the threads all the same.
-    await until(lambda: threading.active_count() == threads)
+    await until(lambda: not any(thread.is_alive() for thread in threads))
 
 
 @pytest.mark.slow
