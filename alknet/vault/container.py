@@ -22,10 +22,11 @@ import msgspec
 from msgspec import Meta
 
 from alknet.errors import Malformed
-from alknet.vault.envelope import FIRST_KEK, Sealed
+from alknet.vault.envelope import FIRST_KEK, MAX_KEK, Sealed
 from alknet.vault.slots import Slot
 
 __all__ = [
+    "MAX_KEY_VERSIONS",
     "Container",
     "Header",
     "Index",
@@ -43,6 +44,9 @@ _LENGTH = struct.Struct(">I")
 # 32 slots with age files of 16 KiB would fit.
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_SLOTS = 32
+# All versions in use are derived at each unlock, and every secret is under one of them; with a
+# rotation a month they last for eight years, then 'rewrap --retire' makes room.
+MAX_KEY_VERSIONS = 100
 # Everything is read at once: 64 MiB hold a hundred thousand tokens.
 MAX_VAULT_BYTES = 64 * 1024 * 1024
 
@@ -65,7 +69,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     vault_id: Annotated[bytes, Meta(min_length=16, max_length=16)]
     generation: Annotated[int, Meta(ge=1)]
-    kek_version: Annotated[int, Meta(ge=FIRST_KEK)]
+    kek_version: Annotated[int, Meta(ge=FIRST_KEK, le=MAX_KEK)]
     min_kek_version: Annotated[int, Meta(ge=FIRST_KEK)]
     created_at: float
     slots: Annotated[tuple[Slot, ...], Meta(max_length=MAX_SLOTS)]
@@ -140,6 +144,7 @@ def decode_container_untrusted(data: bytes) -> Container:
     if len(data) <= end:
         raise Malformed("the file is cut short")
     header = _decoded(msgspec.json.Decoder(Header), data[start:end], "header")
+    _check_versions(header)
     return Container(header, data[:end], data[end:])
 
 
@@ -150,6 +155,12 @@ def decode_index_untrusted(data: bytes | memoryview) -> Index:
         Malformed: It is something else.
     """
     return _decoded(msgspec.msgpack.Decoder(Index), data, "index")
+
+
+def _check_versions(header: Header) -> None:
+    # The header is not proven yet, and whatever it says would be derived.
+    if not 0 <= header.kek_version - header.min_kek_version < MAX_KEY_VERSIONS:
+        raise Malformed("the file's header is damaged: its key versions make no sense")
 
 
 def _decoded(

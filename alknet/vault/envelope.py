@@ -25,6 +25,7 @@ from alknet.vault.roles import KeyRole, path_of
 
 __all__ = [
     "FIRST_KEK",
+    "MAX_KEK",
     "Damaged",
     "Sealed",
     "derive_kek",

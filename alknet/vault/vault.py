@@ -15,6 +15,7 @@ import msgspec
 
 from alknet.errors import Conflict, LocalError, NotFound, Unavailable
 from alknet.vault.container import (
+    MAX_KEY_VERSIONS,
     Header,
     Index,
     Secret,
@@ -303,8 +304,17 @@ class Vault:
     # Rotation.
 
     def rotate(self) -> int:
-        """Begin a new key version for all that is written from now on, and return it."""
+        """Begin a new key version for all that is written from now on, and return it.
+
+        Raises:
+            Conflict: There are 100 in use; `rewrap` with *retire* ends the old ones.
+        """
         with self._changing():
+            used = self.header.kek_version - self.header.min_kek_version + 1
+            if used >= MAX_KEY_VERSIONS:
+                raise Conflict(
+                    f"{used} key versions are in use: 'alknet vault rewrap --retire' ends the old"
+                )
             self._write(kek_version=self.header.kek_version + 1)
         return self.header.kek_version
 

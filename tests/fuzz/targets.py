@@ -29,6 +29,8 @@ from alknet.core.tls.x509 import certificate_untrusted, node_id_of_certificate
 from alknet.core.tokens import token_prefix_untrusted
 from alknet.errors import Malformed
 from alknet.http.h3 import proto
+from alknet.vault.container import decode_container_untrusted, decode_index_untrusted
+from alknet.vault.envelope import sealed_from_text_untrusted
 
 __all__ = ["TARGETS", "Target"]
 
@@ -126,6 +128,18 @@ def http3(data: bytes) -> None:
     proto.pull_varint_untrusted(data, 0)
 
 
+def vault(data: bytes) -> None:
+    """A file that somebody else may have written, its index, and a value sealed for outside."""
+    for file in (data, b"alknet vault 1\n" + data, _vault_file(data)):
+        with refused_with(Malformed):
+            decode_container_untrusted(file)
+    with refused_with(Malformed):
+        decode_index_untrusted(data)
+    for text in (data.decode(errors="replace"), "alkv1:v2:" + data.decode("latin-1")):
+        with refused_with(Malformed):
+            sealed_from_text_untrusted(text)
+
+
 def handshake(data: bytes) -> None:
     """A client whose TLS messages are changed before they are sealed, so that they are parsed.
 
@@ -162,6 +176,10 @@ def datagrams(data: bytes) -> None:
         server.receive_datagram(data[at : at + size].ljust(size, b"\0"), ("192.0.2.2", 2), 0.0)
     if server.has_keys:
         server.datagrams_to_send(0.0)
+
+
+def _vault_file(header: bytes) -> bytes:
+    return b"alknet vault 1\n" + len(header).to_bytes(4, "big") + header + b"index"
 
 
 def _mutate(buffer: Buffer, data: bytes) -> None:
@@ -202,6 +220,7 @@ TARGETS: dict[str, Target] = {
     "raw_public_key": raw_public_key,
     "packet_header": packet_header,
     "http3": http3,
+    "vault": vault,
     "handshake": handshake,
     "datagrams": datagrams,
 }
