@@ -22,6 +22,7 @@ from benchmarks import (
     bench_mix,
     bench_packet,
     bench_session,
+    bench_store,
 )
 from benchmarks.table import RESULTS, Table, as_json, machine
 
@@ -34,6 +35,7 @@ BENCHES: dict[str, Callable[[bool], Table]] = {
     "hostile": bench_hostile.run,
     "packet": bench_packet.run,
     "congestion": bench_congestion.run,
+    "store": bench_store.run,
 }
 
 

@@ -1,0 +1,205 @@
+"""The SQLite store: writes in groups, reads from memory, wakes across processes, loading.
+
+Beside it stands what one would do with apsw alone: one commit for each write, a select for each
+read, and a look at ``PRAGMA data_version`` every millisecond.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import apsw
+import trio
+
+from alknet.core.identity import Peer
+from alknet.core.storage import Put
+from alknet.stores.sqlite import open_sqlite_store
+from alknet.stores.sqlite.bell import VERSION_BYTES
+from alknet.stores.sqlite.place import Place
+from alknet.stores.sqlite.reading import newest_change
+from benchmarks.store_listener import CELLS, KEY, PEERS, Cell
+from benchmarks.table import Aim, Row, Table, row_of
+
+OURS, ALONE = "alknet sqlite", "apsw alone"
+WRITERS = (1, 16, 256)
+READS, WAKES = "read a row by key", "wake another process"
+TEXT = "x" * 200
+NOTES = [
+    "Rows of 200 bytes, `synchronous=FULL`. A write counts once it is durable.",
+    "apsw alone: a commit for each write, a select for each read.",
+    "To notice what another process wrote, it looks at `PRAGMA data_version` every millisecond.",
+    "Wakes are measured from the end of the commit to the row read in the other process.",
+    "Loading is CPU time and resident memory of a new process.",
+]
+AIMS = [
+    Aim(f"{OURS} / {ALONE}, 256 writers, writes/s", 8),
+    Aim(f"{OURS} / {ALONE}, {READS}, ns", 0.05, is_at_least=False),
+    Aim(f"{OURS} / {ALONE}, {WAKES}, p50 us", 0.35, is_at_least=False),
+]
+
+
+def run(is_quick: bool) -> Table:
+    seconds, rounds, wakes, peers = (0.3, 1, 30, 10_000) if is_quick else (2.0, 3, 300, 100_000)
+    rows = measure(seconds=seconds, rounds=rounds, wakes=wakes, peers=peers)
+    return Table("store", "Stores", ALONE, rows, NOTES, AIMS)
+
+
+def measure(*, seconds: float, rounds: int, wakes: int, peers: int) -> list[Row]:
+    """Alternate rounds of both; *wakes* are commits, *peers* are loaded."""
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    with TemporaryDirectory() as home:
+        for n in range(rounds):
+            for writers in WRITERS:
+                case = f"{writers} writers"
+                path = Path(home) / f"{n}-{writers}.db"
+                ours = trio.run(_write_ours, path, writers, seconds)
+                found.setdefault((OURS, case), []).append(ours)
+                found.setdefault((ALONE, case), []).append(_write_alone(path, seconds))
+            path = Path(home) / "reads.db"
+            found.setdefault((OURS, READS), []).append(trio.run(_read_ours, path))
+            found.setdefault((ALONE, READS), []).append(_read_alone(path))
+            for name, how in ((OURS, "follow"), (ALONE, "poll")):
+                found.setdefault((name, WAKES), []).append(_wake(path, how, wakes))
+        path = Path(home) / "peers.db"
+        trio.run(_fill, path, peers)
+        found[OURS, f"load {peers:,} peers"] = [_load(path) for _ in range(rounds)]
+    return [row_of(name, case, figures) for (name, case), figures in found.items()]
+
+
+async def _write_ours(path: Path, writers: int, seconds: float) -> dict[str, float]:
+    count = 0
+
+    async def write(n: int) -> None:
+        nonlocal count
+        while time.perf_counter() < end:
+            await store.write(Put(CELLS, f"{n}", Cell(count, TEXT)))
+            count += 1
+
+    async with open_sqlite_store(path, [CELLS]) as store:
+        began, cpu = time.perf_counter(), time.process_time()
+        end = began + seconds
+        async with trio.open_nursery() as nursery:
+            for n in range(writers):
+                nursery.start_soon(write, n)
+        took = time.perf_counter() - began
+        return {
+            "writes/s": count / took,
+            "CPU us/write": (time.process_time() - cpu) / count * 1e6,
+        }
+
+
+def _write_alone(path: Path, seconds: float) -> dict[str, float]:
+    """Write the same rows; more writers would only wait for one another."""
+    connection = _connect(path)
+    count, began, cpu = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() < began + seconds:
+        _put(connection, count, f"{count % 256}")
+        count += 1
+    took = time.perf_counter() - began
+    connection.close()
+    return {"writes/s": count / took, "CPU us/write": (time.process_time() - cpu) / count * 1e6}
+
+
+async def _read_ours(path: Path) -> dict[str, float]:
+    async with open_sqlite_store(path, [CELLS]) as store:
+        await store.write([Put(CELLS, f"{n}", Cell(n, TEXT)) for n in range(1_000)])
+        keys = [f"{n}" for n in range(1_000)] * 20
+        began = time.process_time()
+        for key in keys:
+            store.get(CELLS, key)
+        return {"ns": (time.process_time() - began) / len(keys) * 1e9}
+
+
+def _read_alone(path: Path) -> dict[str, float]:
+    connection = _connect(path)
+    keys = [f"{n}" for n in range(1_000)] * 5
+    began = time.process_time()
+    for key in keys:
+        connection.execute(
+            "SELECT value FROM row WHERE tab = 'cell' AND key = ?", (key,)
+        ).fetchone()
+    took = time.process_time() - began
+    connection.close()
+    return {"ns": took / len(keys) * 1e9}
+
+
+def _wake(path: Path, how: str, commits: int) -> dict[str, float]:
+    """Commit as a store does, a few ms apart, and ask the listener when it saw each."""
+    connection, bell = _connect(path), os.open(Place(path).bell_path, os.O_RDWR)
+    with _listener(how, path) as lines:
+        idle = float(next(lines).split()[1])
+        assert next(lines) == "ready"
+        took = []
+        for number in range(1, commits + 1):
+            time.sleep(0.005 + number % 7 / 500)
+            connection.execute("BEGIN IMMEDIATE")
+            _put(connection, number, KEY)
+            os.pwrite(bell, newest_change(connection).to_bytes(VERSION_BYTES, "big"), 0)
+            connection.execute("COMMIT")
+            committed_at = time.monotonic()
+            os.utime(bell)
+            took.append((_when(lines, number) - committed_at) * 1e6)
+    os.close(bell)
+    connection.close()
+    p99 = sorted(took)[int(len(took) * 0.99)]
+    return {"p50 us": statistics.median(took), "p99 us": p99, "idle CPU %": idle * 100}
+
+
+def _when(lines: Iterator[str], number: int) -> float:
+    for line in lines:
+        seen, at = line.split()
+        if int(seen) == number:
+            return float(at)
+    raise AssertionError("the listener ended")
+
+
+def _load(path: Path) -> dict[str, float]:
+    with _listener("load", path) as lines:
+        seconds, mib = next(lines).split()
+    return {"CPU s": float(seconds), "MiB": float(mib)}
+
+
+@contextmanager
+def _listener(how: str, path: Path) -> Iterator[Iterator[str]]:
+    command = [sys.executable, "-m", "benchmarks.store_listener", how, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield (line.rstrip("\n") for line in process.stdout)
+        finally:
+            process.kill()
+
+
+async def _fill(path: Path, peers: int) -> None:
+    async with open_sqlite_store(path, [PEERS]) as store:
+        for begin in range(0, peers, 5_000):
+            names = [f"peer-{n}" for n in range(begin, min(begin + 5_000, peers))]
+            await store.write([Put(PEERS, name, _peer(name)) for name in names])
+
+
+def _peer(name: str) -> Peer:
+    return Peer(name=name, fingerprints=(f"ed25519:{name:0>64}",), scopes=("fs:read",))
+
+
+def _connect(path: Path) -> apsw.Connection:
+    connection = apsw.Connection(str(path))
+    connection.set_busy_timeout(5_000)
+    connection.pragma("synchronous", "FULL")
+    return connection
+
+
+def _put(connection: apsw.Connection, number: int, key: str) -> None:
+    value = f'{{"number":{number},"text":"{TEXT}"}}'
+    connection.execute(
+        "INSERT INTO row (tab, key, value) VALUES ('cell', ?, ?) "
+        "ON CONFLICT DO UPDATE SET value = excluded.value",
+        (key, value),
+    )

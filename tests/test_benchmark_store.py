@@ -1,0 +1,22 @@
+"""The store's benchmark measures what it says, in a form so small that the figures mean nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import bench_store
+
+pytestmark = pytest.mark.slow
+
+
+def test_stores_are_measured_beside_apsw_alone() -> None:
+    rows = bench_store.measure(seconds=0.02, rounds=1, wakes=3, peers=100)
+    assert all(row.values[metric] > 0 for row in rows for metric in list(row.values)[:1])
+    assert [row.case for row in rows if row.peer == bench_store.ALONE] == [
+        "1 writers",
+        "16 writers",
+        "256 writers",
+        bench_store.READS,
+        bench_store.WAKES,
+    ]
+    assert rows[-1].case == "load 100 peers"
