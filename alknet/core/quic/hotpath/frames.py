@@ -95,7 +95,7 @@ class FrameWriter:
     def start_frame(
         self,
         frame_type: int,
-        capacity: int = 1,
+        capacity: int,
         handler: Callable[..., None] | None = None,
         handler_args: Sequence[Any] = (),
     ) -> FrameWriter:

@@ -120,6 +120,15 @@ def test_pacing_ends_a_pass_before_its_cap_does() -> None:
     assert pair.dialer._pacing_at is not None
 
 
+def test_without_pacing_a_burst_is_whole() -> None:
+    pair, (stream_id,) = with_streams(1)
+    assert pair.dialer._loss._pacer.packet_time is None
+    pair.dialer._loss._pacer.bucket_time = 0.0
+    pair.dialer.send_stream_data(stream_id, bytes(10_000))
+    assert carry(pair, to_server=True) == 9
+    assert pair.dialer._pacing_at is None
+
+
 # acknowledgements that ride
 
 
