@@ -49,7 +49,7 @@ def test_connecting_is_measured_with_its_memory() -> None:
 
 
 def test_calls_are_measured_beside_bulk() -> None:
-    rows = bench_mix.measure(bench_call.OURS[:1], seconds=0.05, rounds=1, links=3)
+    rows = bench_mix.measure(bench_call.OURS[:1], seconds=0.3, rounds=1, links=3)
     by_case = {row.case: row.values for row in rows}
     assert by_case[bench_mix.ALONE].keys() == {"p50 us", "p99 us", "calls/s"}
     assert by_case[bench_mix.BULK].keys() == {"bulk MB/s"}
