@@ -94,6 +94,13 @@ class Twins:
         """Bring both into a state by hand."""
         self.do(lambda engine: bool(change(engine)) and None)
 
+    def watch(self) -> list[int]:
+        """Return a list of the frames that `hot` leaves to aioquic's handlers from now on."""
+        name = "_QuicConnection__frame_handlers"
+        watched = _Watched(self.hot.__dict__[name])
+        self.hot.__dict__[name] = watched
+        return watched.asked
+
     def receive(self, data: bytes, address: Address, now: float) -> None:
         self.do(lambda engine: engine.receive_datagram(data, address, now), is_hot=self._receives)
 
@@ -144,6 +151,21 @@ class Twins:
         sealed = crypto.encrypt_packet(head + truncated, frames, number)
         assert isinstance(sealed, bytes)
         return sealed
+
+
+class _Watched:
+    """A table of frame handlers that remembers which it was asked for."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self.asked: list[int] = []
+
+    def __contains__(self, frame_type: int) -> bool:
+        return frame_type in self._table
+
+    def __getitem__(self, frame_type: int) -> Any:
+        self.asked.append(frame_type)
+        return self._table[frame_type]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from alknet.core.quic.bounds import MAX_IDLE_FRAMES
 from alknet.core.quic.engine import Engine
-from alknet.core.quic.hotpath.acks import read_ack_untrusted
+from alknet.core.quic.hotpath.acks import acknowledge, read_ack_untrusted
 from tests.core.quic.hostile import varint
 from tests.core.quic.hotpath.differential import Duel, Twins
 
@@ -67,8 +67,10 @@ def waiting() -> tuple[Duel, Twins, int]:
 def hear(duel: Duel, frames: bytes) -> None:
     """Let the client receive *frames*, the short way."""
     before = duel.client.hot._hot_inbound
+    left = duel.client.watch()
     duel.deliver(duel.server.seal(frames, first=ANY_LENGTH), duel.client)
     assert before is duel.client.hot._hot_inbound is not None
+    assert left == [] or duel.client.hot.close_event is not None
 
 
 # reading
@@ -233,6 +235,20 @@ def test_losses_are_found_when_something_older_is_outstanding() -> None:
     assert space.loss_time is None
     hear(duel, ack((first + 9, first + 9)))
     assert first + 6 not in space.sent_packets
+
+
+def test_losses_are_not_looked_for_when_nothing_older_is_outstanding() -> None:
+    duel, client, first = waiting()
+
+    def refuse(**_: object) -> None:
+        raise AssertionError("looked for")
+
+    loss, space = client.hot._loss, client.hot._spaces[Epoch.ONE_RTT]
+    loss._detect_loss = refuse  # type: ignore[method-assign]
+    acknowledge(loss, space, [(first, first)], 0.0, duel.now)
+    acknowledge(loss, space, [(first, first + 3)], 0.0, duel.now)
+    with pytest.raises(AssertionError):
+        acknowledge(loss, space, [(first + 5, first + 5)], 0.0, duel.now)
 
 
 def test_the_loss_time_is_forgotten_with_the_last_outstanding_packet() -> None:

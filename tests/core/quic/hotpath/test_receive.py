@@ -133,6 +133,17 @@ def test_a_packet_for_another_connection_id_of_ours_takes_the_long_way_once() ->
     assert duel.server.received(0) == b"helloold"
 
 
+def test_a_packet_that_only_probes_does_not_choose_the_connection_id() -> None:
+    duel = forked()
+    before = duel.server.plain.host_cid
+    duel.client.do(lambda engine: engine.change_connection_id())
+    hear(duel, duel.server, FRAMES["path challenge"])
+    assert duel.server.hot._hot_inbound is None
+    assert duel.server.plain.host_cid == before
+    hear(duel, duel.server, PING)
+    assert duel.server.plain.host_cid != before
+
+
 def test_a_client_takes_any_of_its_connection_ids_the_short_way() -> None:
     duel = forked()
     duel.server.do(lambda engine: engine.change_connection_id())
@@ -393,6 +404,20 @@ def test_the_spin_bit_follows_the_newest_packet(name: str) -> None:
     assert seen == {False, True}
 
 
+def test_packet_zero_does_not_turn_the_spin_bit_that_nothing_has_set() -> None:
+    duel = forked()
+    duel.server.set(lambda e: setattr(e, "_spin_highest_pn", 0))
+    assert hear(duel, duel.server, PING, number=0, first=ANY_LENGTH | SPIN)
+    assert not duel.server.hot._spin_bit
+
+
+def test_a_peer_that_is_closed_for_its_frames_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    duel = forked()
+    duel.server.plain._logger.logger.propagate = True
+    hear(duel, duel.server, varint(0x1F))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+
 @pytest.mark.parametrize("name", ["client", "server"])
 def test_keys_are_updated_by_the_long_way(name: str) -> None:
     duel = forked()
@@ -444,6 +469,57 @@ def test_bytes_in_order_become_an_event(fin: int) -> None:
     receiver = duel.server.hot._streams[0].receiver
     assert receiver.is_finished == bool(fin)
     assert (duel.server.hot._hot_ended[-1:] == [duel.server.hot._streams[0]]) == bool(fin)
+
+
+@pytest.mark.parametrize("kind", range(8, 16))
+@pytest.mark.parametrize("length", [1, 63, 64, 1000])
+def test_bytes_in_order_are_not_left_to_aioquic(kind: int, length: int) -> None:
+    duel = forked()
+    far = duel.server.fork()
+    for stream_id, offset in ((0, 5), (64, 0), (64, 100), (0, 20_000), (0, 2**31)):
+        duel.server = far.fork()
+        duel.server.set(lambda e, i=stream_id, at=offset: _begin(e, i, at))  # type: ignore[misc]
+        left = duel.server.watch()
+        hear(duel, duel.server, stream(stream_id, offset, bytes(length), kind))
+        assert (left == []) == (bool(kind & 4) or offset == 0)
+
+
+def _begin(engine: Engine, stream_id: int, offset: int) -> None:
+    known = engine._get_or_create_stream(0x08, stream_id)
+    known.receiver.highest_offset = known.receiver._buffer_start = offset
+    known.max_stream_data_local = engine._local_max_data.value = 2**40
+
+
+def test_the_last_byte_of_a_window_is_not_left_to_aioquic() -> None:
+    for name in ("stream", "connection"):
+        duel = forked()
+        if name == "stream":
+            duel.server.set(lambda e: setattr(e._streams[0], "max_stream_data_local", 15))
+        else:
+            duel.server.set(lambda e: setattr(e._local_max_data, "value", 20))
+        left = duel.server.watch()
+        hear(duel, duel.server, stream(0, 5, bytes(10)) + bytes(3) + stream(0, 15, b"x"))
+        assert left == [0x0E]
+
+
+def test_padding_and_acknowledgements_are_not_left_to_aioquic() -> None:
+    duel = forked()
+    left = duel.server.watch()
+    hear(duel, duel.server, bytes(5) + varint(2, 4, 0, 0, 0) + bytes(5) + PING)
+    assert left == [1]
+
+
+def test_packets_in_order_need_no_search_for_their_place() -> None:
+    duel = forked()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("searched")
+
+    duel.server.hot._spaces[Epoch.ONE_RTT].ack_queue.add = refuse  # type: ignore[method-assign, assignment]
+    hear(duel, duel.server, PING)
+    hear(duel, duel.server, PING)
+    with pytest.raises(AssertionError):
+        hear(duel, duel.server, PING, number=duel.client.plain._packet_number + 1)
 
 
 def test_bytes_after_a_gap_wait_for_it() -> None:
