@@ -44,8 +44,10 @@ SLOWER = "the general way is taken, to the same end"
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("if length == 2:", "if False:"): SLOWER,
     (
-        "if loss._rtt_smoothed != inbound.rtt_smoothed"
-        " or loss._rtt_variance != inbound.rtt_variance:",
+        (
+            "if loss._rtt_smoothed != inbound.rtt_smoothed"
+            " or loss._rtt_variance != inbound.rtt_variance:"
+        ),
         "if True:",
     ): SLOWER,
     (
