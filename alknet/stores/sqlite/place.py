@@ -69,7 +69,8 @@ class Place:
         """Check the directory and tighten the modes of what is there. Blocks.
 
         Raises:
-            StoreError: There is no such directory, or it is of a network file system.
+            StoreError: There is no such directory, it is of a network file system, or of another
+                user.
         """
         with store_errors(f"cannot use {self.path}"):
             found = file_system_type(self.path.parent)
@@ -80,6 +81,7 @@ class Place:
                     "processes would destroy each other's data: put it on a local disk, or use "
                     "PostgreSQL"
                 )
+            self._check_owner()
             for path in self.files():
                 if path.exists() and path.stat().st_mode & 0o077:
                     path.chmod(0o600)
@@ -131,6 +133,22 @@ class Place:
             raise StoreError(
                 f"{self.path} was replaced or removed while it was in use: stop all alknet "
                 "processes before you put another file there, then start them again"
+            )
+
+    def _check_owner(self) -> None:
+        """Raise StoreError if what we make here could not be used by whose it is."""
+        user = os.geteuid()
+        if self.path.exists():
+            place = self.path
+        elif user == 0:  # may write anywhere, and would leave files behind that are root's
+            place = self.path.parent
+        else:
+            return
+        owner = place.stat().st_uid
+        if owner != user:
+            raise StoreError(
+                f"{place} belongs to another user (uid {owner}): run the command as that user "
+                f"(sudo -u '#{owner}' alknet …)"
             )
 
 

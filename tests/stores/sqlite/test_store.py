@@ -76,6 +76,33 @@ async def test_a_network_file_system_is_refused(
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_what_belongs_to_another_user_is_left_alone(
+    is_new: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_new:
+        async with open_sqlite_store(path, TABLES):
+            pass
+    owner = path.parent.stat().st_uid
+    before = list(path.parent.iterdir())
+    if is_new:
+        real = Path.stat
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        monkeypatch.setattr(Path, "stat", lambda self, **more: _of_user(real(self, **more), 1000))
+        owner = 1000
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(StoreError, match=rf"another user \(uid {owner}\).*sudo -u '#{owner}'"):
+        async with open_sqlite_store(path, TABLES):
+            pass
+    monkeypatch.undo()
+    assert list(path.parent.iterdir()) == before
+
+
+def _of_user(info: os.stat_result, user: int) -> os.stat_result:
+    return os.stat_result((*info[:4], user, *info[5:10]))
+
+
 async def test_threads_end_with_the_store(path: Path) -> None:
     async with open_sqlite_store(path, TABLES):
         threads = [thread for thread in threading.enumerate() if "apsw" in thread.name]
