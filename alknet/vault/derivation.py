@@ -41,7 +41,9 @@ def derive_keys(entropy: memoryview, paths: Sequence[str]) -> list[LockedBuffer]
     for path in paths:
         parse_path(path)
     child = subprocess.Popen(  # noqa: S603  our own interpreter, and paths that were checked
-        [sys.executable, "-m", __name__, *paths],
+        # -P: whoever can write into the current directory shall not give it a module.
+        [sys.executable, "-P", "-m", __name__, *paths],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -8,36 +8,31 @@ passphrase, makes the node ask at every start.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from alknet.errors import NotFound
-from alknet.vault.derivation import derive_keys
+from alknet.errors import Conflict, LocalError
+from alknet.vault.derivation import ENTROPY_BYTES
 from alknet.vault.durable import replace_file, store_errors, sync_directory
-from alknet.vault.envelope import Damaged
 from alknet.vault.keyfile import KEY_FILE, read_key
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.roles import KeyRole, path_of
-from alknet.vault.slots import key_file_slot
+from alknet.vault.slots import Slot, key_file_slot, passphrase_slot
 from alknet.vault.unlock import HOME_KEY_FILE, UnlockWith, create_key_file, find_entropy
-from alknet.vault.vault import Vault, create_vault
-from alknet.vault.vaultfile import VaultFile
+from alknet.vault.vault import IDENTITY_SECRET, Vault, create_vault
+from alknet.vault.vaultfile import NotConfirmed, VaultFile
 
 __all__ = [
     "CREDENTIAL_NAME",
-    "IDENTITY_SECRET",
     "create_home_vault",
     "has_vault",
-    "identity_key_of",
     "migrate_key_file",
     "open_home_vault",
     "unlock_home_vault",
 ]
-
-IDENTITY_SECRET = "node/identity"  # noqa: S105  a path
-"""Where an identity is that was made before there were vaults: no words lead to it."""
 
 CREDENTIAL_NAME = "alknet-vault-key"
 """The name of the systemd credential that is a key file (``LoadCredentialEncrypted=``)."""
@@ -49,22 +44,41 @@ def has_vault(home: Path) -> bool:
 
 
 def create_home_vault(
-    home: Path, entropy: LockedBuffer, *, now: float, device: int = 0
+    home: Path,
+    entropy: LockedBuffer,
+    *,
+    now: float,
+    device: int = 0,
+    passphrase: bytearray | None = None,
+    has_key_file: bool = True,
 ) -> tuple[Vault, Ed25519PrivateKey]:
-    """Make a home's vault with a key file beside it; return it unlocked, and the identity.
+    """Make a home's vault; return it unlocked, and the identity.
 
     *entropy* is the vault's from now on. The vault's file comes last: a home with one is whole.
 
+    Args:
+        passphrase: Opens it too; takes half a second.
+        has_key_file: Put a key file beside it, so that the node starts unasked.
+
     Raises:
         Conflict: There is a vault already.
-        LocalError: There is no device of that number.
+        LocalError: There is no device of that number, the passphrase is too short, or neither
+            passphrase nor key file is wanted.
         StoreError: A file could not be written; none stays behind.
     """
-    (child,) = derive_keys(entropy.view, [path_of(KeyRole.IDENTITY, device)])
-    with child:
-        key = Ed25519PrivateKey.from_private_bytes(child.view)
-    vault = _create(home, entropy, key, now=now, device=device)
-    return vault, key
+    if passphrase is None and not has_key_file:
+        entropy.close()
+        raise LocalError("a vault needs a passphrase or a key file")
+    try:
+        path_of(KeyRole.IDENTITY, device)
+    except LocalError:
+        entropy.close()
+        raise
+    maker = _SlotMaker(home, passphrase, has_key_file=has_key_file, now=now)
+    vault = maker.make(
+        lambda file, slots: create_vault(file, entropy, slots, now=now, device=device)
+    )
+    return vault, vault.identity()
 
 
 def open_home_vault(home: Path) -> Vault:
@@ -86,33 +100,27 @@ def unlock_home_vault(
     vault.unlock(find_entropy(vault.header, given), accepts_older=accepts_older)
 
 
-def identity_key_of(vault: Vault) -> Ed25519PrivateKey:
-    """Return the node's key from its unlocked vault.
-
-    Raises:
-        Unavailable: The vault is locked.
-        Damaged: It is not the key that the header names.
-    """
-    key = _imported(vault) or _derived(vault)
-    if vault.header.public_key not in {b"", key.public_key().public_bytes_raw()}:
-        raise Damaged("the vault's identity is not the one that its header names")
-    return key
-
-
 def migrate_key_file(home: Path, backup: Path, *, now: float) -> Vault:
     """Move the key of an older home into a new vault; return it unlocked.
 
     The old file goes to *backup*, a directory of mode 0700, when the vault is whole. Killed at
-    any point, the home has its key in one place or in both, and the next call goes on.
+    any point, the home has its key in one place or in both, and the next call goes on. Only one
+    process at a time may do this to one home.
 
     Raises:
         NotFound: There is no key file.
+        Conflict: The home has a vault, and of another node.
         LocalError: The key file is damaged or not private.
         StoreError: A file could not be written.
     """
     key = read_key(home)
-    entropy = LockedBuffer.random(32)
-    vault = _create(home, entropy, key, now=now, device=0, is_imported=True)
+    if has_vault(home):
+        vault = open_home_vault(home)
+        if vault.header.public_key != key.public_key().public_bytes_raw():
+            raise Conflict(f"{home} has a vault, and in {KEY_FILE} the key of another node")
+        unlock_home_vault(vault, home)
+    else:
+        vault = _vault_of(home, key, now=now)
     with store_errors(f"cannot keep {KEY_FILE} in {backup}"):
         backup.mkdir(mode=0o700, exist_ok=True)
         replace_file(backup / KEY_FILE, (home / KEY_FILE).read_bytes())
@@ -121,41 +129,55 @@ def migrate_key_file(home: Path, backup: Path, *, now: float) -> Vault:
     return vault
 
 
-def _create(
-    home: Path,
-    entropy: LockedBuffer,
-    key: Ed25519PrivateKey,
-    *,
-    now: float,
-    device: int,
-    is_imported: bool = False,
-) -> Vault:
-    path = home / HOME_KEY_FILE
-    file = VaultFile(home)
-    if not file.exists():
-        path.unlink(missing_ok=True)  # of an attempt that did not come to its vault
-    with create_key_file(path) as file_key:
-        try:
-            vault = create_vault(
-                file,
-                entropy,
-                lambda vault_id, root: [
-                    key_file_slot(vault_id, root, file_key.view, label=HOME_KEY_FILE, now=now)
-                ],
-                now=now,
-                device=device,
-                public_key=key.public_key().public_bytes_raw(),
-                secrets=_identity_secret(key) if is_imported else (),
-            )
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-    return vault
-
-
-def _identity_secret(key: Ed25519PrivateKey) -> tuple[tuple[str, bytes], ...]:
+def _vault_of(home: Path, key: Ed25519PrivateKey, *, now: float) -> Vault:
     raw = key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
-    return ((IDENTITY_SECRET, raw),)
+    return _SlotMaker(home, None, has_key_file=True, now=now).make(
+        lambda file, slots: create_vault(
+            file,
+            LockedBuffer.random(ENTROPY_BYTES),
+            slots,
+            now=now,
+            public_key=key.public_key().public_bytes_raw(),
+            secrets=((IDENTITY_SECRET, raw),),
+        )
+    )
+
+
+class _SlotMaker:
+    """Makes the first slots of a home's vault, and takes the key file back if that fails."""
+
+    def __init__(
+        self, home: Path, passphrase: bytearray | None, *, has_key_file: bool, now: float
+    ) -> None:
+        self._home = home
+        self._passphrase = passphrase
+        self._has_key_file = has_key_file
+        self._now = now
+        self._made: Path | None = None
+
+    def make(self, create: Callable[[VaultFile, _MakeSlots], Vault]) -> Vault:
+        try:
+            return create(VaultFile(self._home), self._slots)
+        except NotConfirmed:  # the vault is there, and the key file belongs to it
+            raise
+        except BaseException:
+            if self._made is not None:
+                self._made.unlink(missing_ok=True)
+            raise
+
+    def _slots(self, vault_id: bytes, root: memoryview) -> list[Slot]:
+        slots = []
+        if self._has_key_file:
+            path = self._home / HOME_KEY_FILE
+            path.unlink(missing_ok=True)  # of an attempt that did not come to its vault
+            with create_key_file(path) as key:
+                self._made = path
+                slots.append(
+                    key_file_slot(vault_id, root, key.view, label=HOME_KEY_FILE, now=self._now)
+                )
+        if self._passphrase is not None:
+            slots.append(passphrase_slot(vault_id, root, self._passphrase, now=self._now))
+        return slots
 
 
 def _provided(home: Path) -> list[Path]:
@@ -166,15 +188,4 @@ def _provided(home: Path) -> list[Path]:
     return [path for path in found if path.exists()]
 
 
-def _imported(vault: Vault) -> Ed25519PrivateKey | None:
-    try:
-        with vault.get(IDENTITY_SECRET, now=0.0) as raw:
-            return Ed25519PrivateKey.from_private_bytes(raw.view)
-    except NotFound:
-        return None
-
-
-def _derived(vault: Vault) -> Ed25519PrivateKey:
-    (child,) = vault.derive([path_of(KeyRole.IDENTITY, vault.header.device)])
-    with child:
-        return Ed25519PrivateKey.from_private_bytes(child.view)
+_MakeSlots = Callable[[bytes, memoryview], Sequence[Slot]]

@@ -16,6 +16,7 @@ from alknet.vault.container import (
 from alknet.vault.derivation import derive_keys
 from alknet.vault.envelope import decrypt, derive_kek, encrypt, kek_path
 from alknet.vault.locked import LockedBuffer
+from alknet.vault.roles import KeyRole, path_of
 
 __all__ = ["VaultKeys"]
 
@@ -27,11 +28,16 @@ class VaultKeys:
         self.entropy = entropy
         self._keks: dict[int, LockedBuffer] = {}
         self._index_keys: dict[int, LockedBuffer] = {}
+        self._identity: LockedBuffer | None = None
+        self._device: int | None = None
 
     def close(self) -> None:
         """Wipe. Idempotent."""
         for buffer in (*self._keks.values(), *self._index_keys.values(), self.entropy):
             buffer.close()
+        if self._identity is not None:
+            self._identity.close()
+        self._identity = self._device = None
         self._keks.clear()
         self._index_keys.clear()
 
@@ -39,12 +45,22 @@ class VaultKeys:
         """Return the private keys at *paths*; raises like `derivation.derive_keys`."""
         return derive_keys(self.entropy.view, paths)
 
+    @property
+    def identity(self) -> memoryview:
+        """The private key of the device that the header followed last names."""
+        assert self._identity is not None
+        return self._identity.view
+
     def follow(self, header: Header) -> None:
-        """Make the key versions that *header* names, and wipe those that it has retired."""
+        """Make the keys that *header* names, and wipe the versions that it has retired."""
         versions = range(header.min_kek_version, header.kek_version + 1)
         wanted = [version for version in versions if version not in self._keks]
-        children = self.derive([kek_path(version) for version in wanted]) if wanted else []
-        for version, child in zip(wanted, children, strict=True):
+        paths = [kek_path(version) for version in wanted]
+        if header.device != self._device:
+            paths.append(path_of(KeyRole.IDENTITY, header.device))
+        # All at once: what costs is the start of the child.
+        children = self.derive(paths) if paths else []
+        for version, child in zip(wanted, children, strict=False):
             with child:
                 self._keks[version] = derive_kek(
                     child.view, header.vault_id, f"alknet kek {version}"
@@ -52,6 +68,10 @@ class VaultKeys:
                 self._index_keys[version] = derive_kek(
                     child.view, header.vault_id, f"alknet index {version}"
                 )
+        if len(children) > len(wanted):
+            if self._identity is not None:
+                self._identity.close()
+            self._identity, self._device = children[-1], header.device
         for version in [known for known in self._keks if known not in versions]:
             self._keks.pop(version).close()
             self._index_keys.pop(version).close()

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.errors import Conflict, LocalError, NotFound, Unavailable
 from alknet.vault.container import (
@@ -37,7 +38,10 @@ from alknet.vault.locked import LockedBuffer
 from alknet.vault.slots import Slot
 from alknet.vault.vaultfile import VaultFile
 
-__all__ = ["MAX_VERSIONS", "SecretInfo", "Vault", "create_vault"]
+__all__ = ["IDENTITY_SECRET", "MAX_VERSIONS", "SecretInfo", "Vault", "create_vault"]
+
+IDENTITY_SECRET = "node/identity"  # noqa: S105  a path
+"""Where an identity is that was made before there were vaults: no words lead to it."""
 
 # What a mistaken `put` can be undone with; older values are forgotten.
 MAX_VERSIONS = 10
@@ -75,51 +79,63 @@ def create_vault(
     """Write a new vault and return it unlocked; *entropy* is its own from now on.
 
     Args:
-        make_slots: Called with the vault's id and the entropy.
+        make_slots: Called with the vault's id and the entropy, while no other process can make
+            a vault of the same file.
         device: The number of the node's identity key.
-        public_key: Of the node's identity.
+        public_key: Of the node's identity, if it is not that of *device*.
         secrets: Paths and values that it has from the first.
 
     Raises:
         Conflict: There is one already; a vault is never replaced.
         StoreError: It cannot be written.
     """
-    vault_id = os.urandom(16)
-    header = Header(
-        vault_id=vault_id,
-        generation=1,
-        kek_version=FIRST_KEK,
-        min_kek_version=FIRST_KEK,
-        created_at=now,
-        slots=tuple(make_slots(vault_id, entropy.view)),
-        device=device,
-        public_key=public_key,
-    )
     keys = VaultKeys(entropy)
-    keys.follow(header)
-    index = Index(
-        secrets={path: _first_version(keys, header, path, value) for path, value in secrets}
-    )
-    data, _ = keys.encrypt_file(header, index)
-    with file.writing():
+
+    def first_header() -> Header:
         if file.exists():
             raise Conflict(f"{file.path} exists: a vault is never replaced")
-        file.write(data, header)
-    vault = Vault(file)
-    vault.unlock(entropy)
-    return vault
+        vault_id = os.urandom(16)
+        return Header(
+            vault_id=vault_id,
+            generation=1,
+            kek_version=FIRST_KEK,
+            min_kek_version=FIRST_KEK,
+            created_at=now,
+            slots=tuple(make_slots(vault_id, entropy.view)),
+            device=device,
+            public_key=public_key,
+        )
+
+    try:
+        with file.writing():
+            header = first_header()
+            keys.follow(header)
+            if not public_key:
+                header = msgspec.structs.replace(header, public_key=_public_key(keys.identity))
+            index = Index(secrets={path: _first(keys, header, path, v) for path, v in secrets})
+            file.write(keys.encrypt_file(header, index)[0], header)
+    except BaseException:
+        keys.close()
+        raise
+    return Vault(file, keys)
 
 
 class Vault:
     """A vault file, locked at first."""
 
-    def __init__(self, file: VaultFile) -> None:
-        """Read the header of *file*; raises like `VaultFile.read`."""
+    def __init__(self, file: VaultFile, keys: VaultKeys | None = None) -> None:
+        """Read the header of *file*; raises like `VaultFile.read`.
+
+        Args:
+            keys: Those of the vault, which is unlocked then.
+        """
         self._file = file
         self._signature = file.signature()
         self._container = file.read()
-        self._keys: VaultKeys | None = None
+        self._keys = keys
         self._index = Index(secrets={})
+        if keys is not None:
+            self._load()
 
     @property
     def header(self) -> Header:
@@ -175,6 +191,32 @@ class Vault:
         """
         return self._open_keys().derive(paths)
 
+    def reread(self) -> None:
+        """Take over what another process has written; locked, what anyone may read of it."""
+        if self._file.signature() != self._signature:
+            if self.is_unlocked:
+                self._load()
+            else:
+                self._signature, self._container = self._file.signature(), self._file.read()
+
+    def identity(self) -> Ed25519PrivateKey:
+        """Return the node's key: the one that was brought in, else that of the words.
+
+        Raises:
+            Unavailable: The vault is locked.
+            Damaged: It is not the key that the header names.
+        """
+        keys = self._open_keys()
+        secret = self._index.secrets.get(IDENTITY_SECRET)
+        if secret is not None and (newest := secret.versions[-1]).sealed is not None:
+            with self._unseal(IDENTITY_SECRET, newest.version, newest.sealed) as raw:
+                key = Ed25519PrivateKey.from_private_bytes(raw.view)
+        else:
+            key = Ed25519PrivateKey.from_private_bytes(keys.identity)
+        if self.header.public_key not in {b"", key.public_key().public_bytes_raw()}:
+            raise Damaged("the vault's identity is not the one that its header names")
+        return key
+
     # Slots.
 
     def add_slot(self, make_slot: Callable[[bytes, memoryview], Slot]) -> Slot:
@@ -226,6 +268,7 @@ class Vault:
             Unavailable: The vault is locked.
         """
         _check_path(path)
+        _check_not_ours(path)
         with self._changing():
             known = self._index.secrets.get(path)
             newest = known.versions[-1].version if known else 0
@@ -246,6 +289,7 @@ class Vault:
             Unavailable: The vault is locked.
             Damaged: The record was altered.
         """
+        _check_not_ours(path)
         self._refresh()
         secret = self._secret(path)
         if secret.expires_at is not None and secret.expires_at <= now:
@@ -270,6 +314,7 @@ class Vault:
         Raises:
             NotFound: There is none.
         """
+        _check_not_ours(path)
         with self._changing():
             secret = self._secret(path)
             if version is None:
@@ -391,10 +436,8 @@ class Vault:
         return self._keys
 
     def _refresh(self) -> None:
-        """Take over what another process has written."""
         self._open_keys()
-        if self._file.signature() != self._signature:
-            self._load()
+        self.reread()
 
     def _load(self) -> None:
         signature, container = self._file.signature(), self._file.read()
@@ -428,7 +471,11 @@ class Vault:
             yield
 
 
-def _first_version(keys: VaultKeys, header: Header, path: str, value: bytes) -> Secret:
+def _public_key(private: memoryview) -> bytes:
+    return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def _first(keys: VaultKeys, header: Header, path: str, value: bytes) -> Secret:
     _check_path(path)
     newest = header.kek_version
     sealed = seal(keys.kek(newest), newest, context_of(header.vault_id, path, 1), value)
@@ -442,6 +489,11 @@ def _check_path(path: str) -> None:
             f"{path[:80]!r} is no path of a secret: up to 8 names of a-z, 0-9, '.', '_', '-' "
             "with '/' between them"
         )
+
+
+def _check_not_ours(path: str) -> None:
+    if path == IDENTITY_SECRET:
+        raise LocalError(f"{path} is the node's own key: it is neither shown nor changed by itself")
 
 
 def _info(path: str, secret: Secret) -> SecretInfo:

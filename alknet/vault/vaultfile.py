@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from alknet.errors import LocalError, Malformed, NotFound
+from alknet.errors import LocalError, Malformed, NotFound, StoreError
 from alknet.vault.container import (
     MAX_VAULT_BYTES,
     Container,
@@ -25,13 +26,19 @@ from alknet.vault.container import (
 from alknet.vault.durable import replace_file, store_errors, sync_directory
 from alknet.vault.keyfile import check_private
 
-__all__ = ["VAULT_FILE", "RolledBack", "VaultFile"]
+__all__ = ["VAULT_FILE", "NotConfirmed", "RolledBack", "VaultFile"]
+
+log = logging.getLogger(__name__)
 
 VAULT_FILE = "vault.alk"
 
 
 class RolledBack(LocalError):
     """The file is older than one that was here before."""
+
+
+class NotConfirmed(StoreError):
+    """The new generation is in place, but the disk did not say that it will last."""
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -66,9 +73,7 @@ class VaultFile:
                     check_private(self.path, os.fstat(file.fileno()))
                     data = file.read(MAX_VAULT_BYTES + 1)
             except FileNotFoundError:
-                raise NotFound(
-                    f"no vault in {self.path.parent}: 'alknet vault init' makes one"
-                ) from None
+                raise NotFound(f"no vault in {self.path.parent}: 'alknet init' makes one") from None
         if len(data) > MAX_VAULT_BYTES:
             raise LocalError(f"{self.path} is longer than {MAX_VAULT_BYTES} bytes")
         try:
@@ -82,19 +87,37 @@ class VaultFile:
         After a crash at any point, the old or the new generation is there, whole.
 
         Raises:
+            NotConfirmed: The new generation is in place; a power failure now may undo it.
             StoreError: The system refuses; the old generation stays.
         """
-        with store_errors(f"cannot write {self.path}"):
+        with store_errors(f"cannot write {self.path}, nothing was changed"):
             self._keep_previous()
-            replace_file(self.path, data)
+            try:
+                replace_file(self.path, data)
+            except OSError as exc:
+                if not self._holds(data):
+                    raise
+                raise NotConfirmed(
+                    f"{self.path} was written, but the disk did not confirm it "
+                    f"({exc.strerror or exc}): a power failure now may undo it"
+                ) from exc
         self.remember(header)
 
     def remember(self, header: Header) -> None:
-        """Note that this generation was met."""
-        with store_errors(f"cannot write {self._seen}"):
-            seen = _Seen(header.vault_id, header.generation)
+        """Note that this generation was met.
+
+        Where that fails, an older file in its place may go unnoticed, and that is all: it is
+        logged, for what was to be done is done.
+        """
+        seen = _Seen(header.vault_id, header.generation)
+        try:
             if self._read_seen() != seen:
                 replace_file(self._seen, msgspec.json.encode(seen))
+        except OSError as exc:
+            log.warning(
+                "vault.generation_not_noted",
+                extra={"path": str(self._seen), "error": exc.strerror or str(exc)},
+            )
 
     def check_generation(self, header: Header) -> None:
         """Compare with the newest generation that was met here.
@@ -132,6 +155,12 @@ class VaultFile:
         except OSError:
             return None
         return found.st_mtime_ns, found.st_ino, found.st_size
+
+    def _holds(self, data: bytes) -> bool:
+        try:
+            return self.path.read_bytes() == data
+        except OSError:
+            return False
 
     def _keep_previous(self) -> None:
         if not self.path.exists():

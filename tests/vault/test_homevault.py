@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from alknet.errors import Conflict, NotFound, StoreError, Unavailable
+from alknet.errors import Conflict, LocalError, NotFound, Unavailable
 from alknet.vault.derive import identity_key
+from alknet.vault.durable import write_private
 from alknet.vault.homevault import (
     CREDENTIAL_NAME,
     create_home_vault,
     has_vault,
-    identity_key_of,
     migrate_key_file,
     open_home_vault,
     unlock_home_vault,
@@ -21,6 +21,7 @@ from alknet.vault.homevault import (
 from alknet.vault.keyfile import create_home, write_key
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.recovery import words_from_entropy
+from alknet.vault.unlock import UnlockWith
 
 ENTROPY = bytes(range(32))
 
@@ -46,7 +47,7 @@ def test_a_home_unlocks_itself_with_its_key_file(home: Path) -> None:
     vault = open_home_vault(home)
     assert not vault.is_unlocked
     unlock_home_vault(vault, home)
-    assert raw(identity_key_of(vault)) == raw(key)
+    assert raw(vault.identity()) == raw(key)
 
 
 def test_a_device_has_an_identity_of_its_own(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_device_has_an_identity_of_its_own(tmp_path: Path) -> None:
         home = tmp_path / str(device)
         create_home(home)
         vault, key = create_home_vault(home, LockedBuffer.of(ENTROPY), now=1.0, device=device)
-        assert raw(identity_key_of(vault)) == raw(key)
+        assert raw(vault.identity()) == raw(key)
         keys.add(raw(key))
     assert len(keys) == 3
 
@@ -80,11 +81,11 @@ def test_a_systemd_credential_is_as_good(
 
 def test_a_second_vault_is_refused_and_the_first_still_opens(home: Path) -> None:
     _, key = create_home_vault(home, LockedBuffer.of(ENTROPY), now=1.0)
-    with pytest.raises((Conflict, StoreError)):
+    with pytest.raises(Conflict):
         create_home_vault(home, LockedBuffer.random(32), now=2.0)
     vault = open_home_vault(home)
     unlock_home_vault(vault, home)
-    assert raw(identity_key_of(vault)) == raw(key)
+    assert raw(vault.identity()) == raw(key)
 
 
 def test_an_older_home_keeps_its_identity(home: Path, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_an_older_home_keeps_its_identity(home: Path, tmp_path: Path) -> None:
     assert (home / "backup").stat().st_mode & 0o777 == 0o700
     vault = open_home_vault(home)
     unlock_home_vault(vault, home)
-    assert raw(identity_key_of(vault)) == raw(key)
+    assert raw(vault.identity()) == raw(key)
 
 
 def test_an_attempt_that_was_killed_is_begun_anew(home: Path) -> None:
@@ -106,6 +107,46 @@ def test_an_attempt_that_was_killed_is_begun_anew(home: Path) -> None:
     (home / "vault.key").chmod(0o600)
     migrate_key_file(home, home / "backup", now=1.0)
     assert has_vault(home)
+
+
+def test_a_migration_that_was_killed_before_its_end_goes_on(home: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    write_key(home, key)
+    old = (home / "node.key").read_bytes()
+    migrate_key_file(home, home / "backup", now=1.0)
+    write_private(home / "node.key", old)
+    vault = migrate_key_file(home, home / "backup", now=2.0)
+    assert raw(vault.identity()) == raw(key)
+    assert not (home / "node.key").exists()
+
+
+def test_a_key_of_another_node_beside_a_vault_is_left_alone(home: Path) -> None:
+    create_home_vault(home, LockedBuffer.of(ENTROPY), now=1.0)
+    write_key(home, Ed25519PrivateKey.generate())
+    with pytest.raises(Conflict, match="another node"):
+        migrate_key_file(home, home / "backup", now=2.0)
+    assert (home / "node.key").exists()
+
+
+def test_without_a_key_file_the_passphrase_opens_it(home: Path) -> None:
+    passphrase = bytearray(b"correct horse")
+    _, key = create_home_vault(
+        home, LockedBuffer.of(ENTROPY), now=1.0, passphrase=passphrase, has_key_file=False
+    )
+    assert not (home / "vault.key").exists()
+    vault = open_home_vault(home)
+    with pytest.raises(Unavailable, match="passphrase"):
+        unlock_home_vault(vault, home)
+    unlock_home_vault(vault, home, UnlockWith(passphrase=passphrase))
+    assert raw(vault.identity()) == raw(key)
+
+
+def test_a_vault_that_nothing_opens_is_not_made(home: Path) -> None:
+    with pytest.raises(LocalError, match="a passphrase or a key file"):
+        create_home_vault(home, LockedBuffer.of(ENTROPY), now=1.0, has_key_file=False)
+    with pytest.raises(LocalError, match="no identity key number"):
+        create_home_vault(home, LockedBuffer.of(ENTROPY), now=1.0, device=-1)
+    assert list(home.iterdir()) == []
 
 
 def test_there_is_nothing_to_migrate_in_an_empty_home(home: Path) -> None:

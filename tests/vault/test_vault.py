@@ -5,14 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from alknet.errors import Conflict, LocalError, NotFound, Unavailable
+from alknet.errors import Conflict, LocalError, NotFound, StoreError, Unavailable
+from alknet.vault import durable
+from alknet.vault.container import encode_header
+from alknet.vault.derivation import derive_keys
 from alknet.vault.envelope import Damaged
 from alknet.vault.locked import LockedBuffer
+from alknet.vault.roles import KeyRole, path_of
 from alknet.vault.slots import key_file_slot, open_slot
 from alknet.vault.vault import MAX_VERSIONS, Vault, create_vault
-from alknet.vault.vaultfile import RolledBack, VaultFile
+from alknet.vault.vaultfile import NotConfirmed, RolledBack, VaultFile
 
 
 class Keeper:
@@ -188,3 +193,66 @@ def test_no_path_can_be_a_traversal_or_a_flag(keeper: Keeper) -> None:
 def test_an_empty_value_is_a_value(keeper: Keeper) -> None:
     keeper.vault.put("a", b"", now=2.0)
     assert value(keeper.vault, "a") == b""
+
+
+def test_a_write_that_is_in_place_does_not_claim_that_nothing_was_changed(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(durable, "sync_directory", fail)
+    with pytest.raises(NotConfirmed, match="was written, but the disk did not confirm it"):
+        keeper.vault.put("a", b"1", now=2.0)
+    monkeypatch.undo()
+    assert value(keeper.vault, "a") == b"1"
+
+
+def test_a_note_that_cannot_be_written_is_no_failure_of_the_write(
+    keeper: Keeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    (keeper.home / "vault.seen").unlink()
+    (keeper.home / "vault.seen").mkdir()
+    keeper.vault.put("a", b"1", now=2.0)
+    assert "vault.generation_not_noted" in caplog.text
+    assert value(keeper.open_again(), "a") == b"1"
+
+
+def test_a_write_that_the_disk_refuses_changes_nothing(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(durable, "write_private", fail)
+    with pytest.raises(StoreError, match="nothing was changed: No space left"):
+        keeper.vault.put("a", b"1", now=2.0)
+    monkeypatch.undo()
+    with pytest.raises(NotFound):
+        value(keeper.vault, "a")
+
+
+def test_the_node_s_own_key_is_no_secret_to_be_shown(keeper: Keeper) -> None:
+    with pytest.raises(LocalError, match="neither shown nor changed"):
+        value(keeper.vault, "node/identity")
+    with pytest.raises(LocalError, match="neither shown nor changed"):
+        keeper.vault.put("node/identity", b"1", now=2.0)
+
+
+def test_a_header_that_asks_for_many_keys_is_refused(keeper: Keeper) -> None:
+    path = keeper.home / "vault.alk"
+    data = path.read_bytes()
+    header = msgspec.structs.replace(keeper.vault.header, kek_version=10**6)
+    end = data.index(b"}", data.rindex(b'"public_key"')) + 1
+    path.write_bytes(encode_header(header) + data[end:])
+    with pytest.raises(LocalError, match="key versions make no sense"):
+        Vault(VaultFile(keeper.home))
+
+
+def test_a_module_in_the_current_directory_is_not_given_the_entropy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mnemonic.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    for key in derive_keys(memoryview(bytes(32)), [path_of(KeyRole.IDENTITY)]):
+        key.close()
