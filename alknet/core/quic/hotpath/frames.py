@@ -108,6 +108,7 @@ class FrameWriter:
         return self
 
     def push_uint_var(self, value: int) -> None:
+        """Append a variable-length integer to the frame."""
         encoded = varint(value)
         self._frames.append(encoded)
         self.used += len(encoded)
