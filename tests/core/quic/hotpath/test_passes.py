@@ -461,3 +461,13 @@ def test_a_window_of_a_forgotten_stream_is_not_announced_again() -> None:
     pair.dialer._on_max_stream_data_delivery(QuicDeliveryState.LOST, stream)
     assert pair.dialer.datagrams_to_send(pair.now) == []
     assert not pair.dialer._hot_raised
+
+
+def test_a_stream_that_the_peer_resets_is_forgotten() -> None:
+    pair, (stream_id, other) = with_streams(2)
+    pair.dialer.send_stream_data(stream_id, b"", end_stream=True)
+    pair.run()
+    pair.acceptor.reset_stream(stream_id, 7)
+    pair.run()
+    assert list(pair.dialer._streams) == [other]
+    assert list(pair.acceptor._streams) == [other]
