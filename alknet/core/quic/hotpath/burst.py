@@ -161,12 +161,12 @@ class Burst:
         ):
             return self._fill(used, frames, handlers)
         ack = self._ack()
-        if not self._fill(used + len(ack), frames, handlers):
-            return False
-        frames.insert(0, ack)
-        handlers.append(self._ack_handler())
-        space.ack_at = None
-        return True
+        is_filled = self._fill(used + len(ack), frames, handlers)
+        if is_filled:
+            frames.insert(0, ack)
+            handlers.append(self._ack_handler())
+            space.ack_at = None
+        return is_filled
 
     def _write_more(self, pacer: QuicPacketPacer) -> None:
         """Write packets of data alone; *pacer* has counted the packet before."""

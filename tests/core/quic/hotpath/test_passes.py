@@ -471,3 +471,42 @@ def test_a_stream_that_the_peer_resets_is_forgotten() -> None:
     pair.run()
     assert list(pair.dialer._streams) == [other]
     assert list(pair.acceptor._streams) == [other]
+
+
+def test_a_reset_that_was_lost_is_sent_again() -> None:
+    pair, (stream_id,) = with_streams(1)
+    engine = pair.dialer
+    sender = engine._streams[stream_id].sender
+    engine.reset_stream(stream_id, 7)
+    engine.datagrams_to_send(pair.now)
+    engine._on_rare_delivery(QuicDeliveryState.LOST, sender.on_reset_delivery)
+    assert sender.reset_pending
+    assert engine._is_special()
+
+
+def test_a_window_of_the_connection_is_announced_alone() -> None:
+    pair, _ = with_streams(1)
+    limit = pair.dialer._local_max_data
+    limit.value += 1 << 20
+    assert carry(pair, to_server=True) == 1
+    assert limit.sent == limit.value == pair.acceptor._remote_max_data
+
+
+def test_an_end_fits_in_four_bytes() -> None:
+    pair, _ = with_streams(1)
+    loss = pair.dialer._loss
+    loss._cc.congestion_window = loss.bytes_in_flight + 11 + 16 + 4
+    stream_id = pair.dialer.open_stream(unidirectional=False)
+    pair.dialer.send_stream_data(stream_id, b"", end_stream=True)
+    assert carry(pair, to_server=True) == 1
+
+
+def test_the_timer_without_a_round_trip_is_aioquics() -> None:
+    pair, (stream_id,) = with_streams(1)
+    pair.dialer.send_stream_data(stream_id, b"x")
+    pair.dialer.datagrams_to_send(pair.now)
+    pair.dialer._loss._rtt_initialized = False
+    pair.dialer._loss._rtt_initial = 0.7
+    timer = pair.dialer.get_timer()
+    pair.dialer.is_hot = False
+    assert timer == pair.dialer.get_timer()
