@@ -44,6 +44,10 @@ SLOWER = "the general way is taken, to the same end"
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("if length == 2:", "if False:"): SLOWER,
     (
+        "self.mask = hp._mask if hp._is_chacha20 else hp._encryptor.update",
+        "self.mask = hp._mask if True else hp._encryptor.update",
+    ): SLOWER,
+    (
         (
             "if loss._rtt_smoothed != inbound.rtt_smoothed"
             " or loss._rtt_variance != inbound.rtt_variance:"

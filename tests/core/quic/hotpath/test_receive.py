@@ -94,6 +94,10 @@ def test_every_suite_has_its_short_way(suite: CipherSuite) -> None:
     assert duel.client.received(1) == b"hellomore"
 
 
+def test_engines_take_the_short_way_unless_told_otherwise() -> None:
+    assert Engine.is_hot
+
+
 def test_nothing_is_plain_before_the_handshake_is_confirmed() -> None:
     duel = forked()
     duel.client.set(lambda engine: setattr(engine, "_handshake_confirmed", False))
