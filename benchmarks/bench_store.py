@@ -25,7 +25,7 @@ from alknet.stores.sqlite import open_sqlite_store
 from alknet.stores.sqlite.bell import VERSION_BYTES
 from alknet.stores.sqlite.place import Place
 from alknet.stores.sqlite.reading import newest_change
-from benchmarks.store_listener import CELLS, KEY, PEERS, Cell
+from benchmarks.store_listener import CELLS, KEY, PEERS, SELECT, Cell
 from benchmarks.table import Aim, Row, Table, row_of
 
 OURS, ALONE = "alknet sqlite", "apsw alone"
@@ -123,9 +123,7 @@ def _read_alone(path: Path) -> dict[str, float]:
     keys = [f"{n}" for n in range(1_000)] * 5
     began = time.process_time()
     for key in keys:
-        connection.execute(
-            "SELECT value FROM row WHERE tab = 'cell' AND key = ?", (key,)
-        ).fetchone()
+        connection.execute(SELECT, (key,)).fetchone()
     took = time.process_time() - began
     connection.close()
     return {"ns": took / len(keys) * 1e9}

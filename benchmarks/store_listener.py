@@ -30,6 +30,7 @@ class Cell(msgspec.Struct, frozen=True):
 CELLS = Table("cell", Cell)
 PEERS = Table("peer", Peer, unique=("fingerprints",))
 KEY = "shared"
+SELECT = "SELECT value FROM row WHERE tab = 'cell' AND key = ?"
 POLL_S = 0.001
 IDLE_S = 1.0
 
@@ -57,7 +58,7 @@ async def poll(path: Path) -> None:
             found = connection.pragma("data_version")
             if found != before:
                 before = found
-                value = connection.execute("SELECT value FROM row WHERE key = ?", (KEY,)).get
+                value = connection.execute(SELECT, (KEY,)).get
                 if value is not None:
                     _seen(msgspec.json.decode(str(value), type=Cell).number)
 

@@ -9,10 +9,11 @@ import apsw
 import msgspec
 import trio
 
-from alknet.errors import AlknetError
+from alknet.errors import AlknetError, StoreError
 from alknet.stores.resident import Delta, Resident, Snapshot
 from alknet.stores.sqlite.bell import Bell
 from alknet.stores.sqlite.failures import explained
+from alknet.stores.sqlite.glance import Glance
 from alknet.stores.sqlite.place import Place
 from alknet.stores.sqlite.reading import (
     Tables,
@@ -57,7 +58,7 @@ class Follower:
         tables: Tables,
         reader: Worker,
         bell: Bell,
-        layout: int,
+        glance: Glance,
         resident: Resident,
         own_batch: Callable[[], Awaitable[None]],
     ) -> None:
@@ -65,7 +66,7 @@ class Follower:
         self._tables = tables
         self._reader = reader
         self._bell = bell
-        self._layout = layout
+        self._glance = glance
         self._resident = resident
         self._own_batch = own_batch
         self._data_version = 0
@@ -101,7 +102,7 @@ class Follower:
                     # Our own rings, and those whose news a batch of ours brings, tell nothing.
                     with trio.move_on_after(OWN_BATCH_S):
                         await self._own_batch()
-                    if silence.cancelled_caught or self._bell.has_news(self._resident.version):
+                    if silence.cancelled_caught or not self._is_done_with_bell():
                         await self.look()
         finally:
             self._ended.set()
@@ -120,6 +121,23 @@ class Follower:
         if found.news is not None:
             self._resident.deliver(found.news)
         self.note_fresh(started)
+
+    def _is_done_with_bell(self) -> bool:
+        return not self._bell.has_news(self._resident.version) or self.glance()
+
+    def glance(self) -> bool:
+        """Take over what changed, if it is little; say whether that was done."""
+        started = trio.current_time()
+        try:
+            self._place.check_same()
+        except StoreError:
+            return False
+        news = self._glance.news(self._resident.version)
+        if news is None:
+            return False
+        self._resident.deliver(news)
+        self.note_fresh(started)
+        return True
 
     def note_fresh(self, moment: float) -> None:
         """Note that memory holds all that was written before *moment*."""
@@ -141,7 +159,7 @@ class Follower:
         data_version = int(connection.pragma("data_version"))
         if data_version == self._data_version:
             return _Found(data_version, None)
-        check_layout(connection, self._layout)
+        check_layout(connection, self._glance.layout)
         news = in_one_view(connection, lambda: read_since(connection, cursor, self._tables))
         return _Found(data_version, news)
 

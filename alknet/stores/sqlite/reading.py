@@ -20,6 +20,7 @@ from alknet.stores.sqlite.schema import layout_of
 __all__ = [
     "Tables",
     "check_layout",
+    "decoded",
     "fetch",
     "in_one_view",
     "newest_change",
@@ -95,7 +96,7 @@ def snapshot(connection: apsw.Connection, tables: Tables, *, is_strict: bool = F
         if table.is_resident:
             rows = connection.execute("SELECT key, version, value FROM row WHERE tab = ?", (name,))
             for key, row_version, value in rows:
-                row = _decoded(table, str(key), int(row_version), str(value), is_strict=is_strict)
+                row = decoded(table, str(key), int(row_version), str(value), is_strict=is_strict)
                 if row is not None:
                     found[name].put(row)
     return Snapshot(version, found)
@@ -108,7 +109,7 @@ def fetch(connection: apsw.Connection, table: Table[T], key: str) -> Row[T] | No
     ).fetchone()
     if found is None:
         return None
-    return _decoded(table, key, int(found[0]), str(found[1]), is_strict=True)
+    return decoded(table, key, int(found[0]), str(found[1]), is_strict=True)
 
 
 def scan(
@@ -126,7 +127,7 @@ def scan(
         )
     page = connection.execute(query, (table.name, after, limit))
     rows = (
-        _decoded(table, str(key), int(version), str(value), is_strict=True)
+        decoded(table, str(key), int(version), str(value), is_strict=True)
         for key, version, value in page
     )
     return [row for row in rows if row is not None]
@@ -142,12 +143,17 @@ def _row_change(
     change = Changed(seq, tab, key, gone=found is None)
     if found is None or found[1] is None:
         return RowChange(change, None)
-    return RowChange(change, _decoded(tables[tab], key, int(found[0]), str(found[1])))
+    return RowChange(change, decoded(tables[tab], key, int(found[0]), str(found[1])))
 
 
-def _decoded(
+def decoded(
     table: Table[T], key: str, version: int, value: str, *, is_strict: bool = False
 ) -> Row[T] | None:
+    """Make a row of what the database holds; None, and a line in the log, if it is damaged.
+
+    Raises:
+        StoreError: It is damaged; only when *is_strict*.
+    """
     try:
         decoded = table.decode(value)
     except (msgspec.DecodeError, RecursionError) as exc:

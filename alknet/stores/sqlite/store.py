@@ -1,11 +1,11 @@
 """A store in an SQLite database, shared by the processes of one host.
 
-Two connections, each with a thread: one writes, in batches of all that wait; the other follows
-what anybody wrote and reads what is not in memory. Order at the start: hear the bell, then load
-everything in one view. Whatever is committed after that rings, or is found within a second by the
-look that needs no bell.
+Two connections have a thread each: one writes, in batches of all that wait; the other follows what
+anybody wrote and reads what is not in memory. A third looks at small news on the event loop. Order
+at the start: hear the bell, then load everything in one view. Whatever is committed after that
+rings, or is found within a second by the look that needs no bell.
 
-Memory is complete up to the resident version, at any time: both connections deliver *all* changes
+Memory is complete up to the resident version, at any time: all connections deliver *all* changes
 from a version that memory had to a later one, whoever made them. So a batch brings what others
 wrote before it, and pieces that overlap do no harm.
 """
@@ -31,6 +31,7 @@ from alknet.stores.sqlite import reading
 from alknet.stores.sqlite.bell import Bell
 from alknet.stores.sqlite.failures import explained
 from alknet.stores.sqlite.follower import Follower
+from alknet.stores.sqlite.glance import Glance
 from alknet.stores.sqlite.place import Place
 from alknet.stores.sqlite.schema import MIGRATIONS, Migration
 from alknet.stores.sqlite.worker import Worker, prepare
@@ -58,15 +59,15 @@ class SqliteStore:
         self,
         place: Place,
         tables: reading.Tables,
-        layout: int,
         writer: Worker,
         reader: Worker,
         bell: Bell,
+        glance: Glance,
     ) -> None:
         self.path = place.path
         self._place = place
         self._tables = tables
-        self._layout = layout
+        self._layout = glance.layout
         self._writer = writer
         self._reader = reader
         self._bell = bell
@@ -77,7 +78,7 @@ class SqliteStore:
             tables,
             reader,
             bell,
-            layout,
+            glance,
             self._resident,
             self._group.wait_batch,
         )
@@ -250,7 +251,10 @@ async def open_sqlite_store(
             await writer.run(prepare, place, tables, migrations)
         reader = await Worker.open(place, vfs)
         stack.push_async_callback(reader.aclose)
-        store = SqliteStore(place, declared, len(migrations), writer, reader, bell)
+        with explained("open", place.path):
+            glance = Glance(place, declared, len(migrations), vfs)
+        stack.callback(glance.close)
+        store = SqliteStore(place, declared, writer, reader, bell, glance)
         async with open_background() as nursery:
             await store.start(nursery)
             try:

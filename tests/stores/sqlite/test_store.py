@@ -10,7 +10,7 @@ import apsw
 import pytest
 import trio
 
-from alknet.core.storage import Changed, Put, Reloaded, RowConflict, Table
+from alknet.core.storage import Changed, Delete, Put, Reloaded, RowConflict, Table
 from alknet.errors import LocalError, StoreError
 from alknet.stores.sqlite import bell, follower, open_sqlite_store, place, writing
 from alknet.stores.sqlite.bell import Bell
@@ -148,24 +148,69 @@ async def test_without_watches_the_bell_is_looked_at(
     assert caplog.messages == ["store.bell_unwatched"] * 2
 
 
-async def test_a_store_does_not_answer_its_own_bell(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = 0
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[follower.Follower]:
+    """Give a list of the looks that were made, which only the bell brings about."""
+    made: list[follower.Follower] = []
     look = follower.Follower.look
 
-    async def counted(self: follower.Follower) -> None:
-        nonlocal looks
-        looks += 1
+    async def noted(self: follower.Follower) -> None:
+        made.append(self)
         await look(self)
 
     monkeypatch.setattr(follower, "LOOK_INTERVAL_S", NEVER_S)
     monkeypatch.setattr(follower, "OWN_BATCH_S", NEVER_S)
-    monkeypatch.setattr(follower.Follower, "look", counted)
+    monkeypatch.setattr(follower.Follower, "look", noted)
+    return made
+
+
+async def test_a_store_does_not_answer_its_own_bell(
+    path: Path, looks: list[follower.Follower]
+) -> None:
     async with open_sqlite_store(path, TABLES) as store:
         for n in range(20):
             await store.write(Put(NOTES, f"{n}", Note("1")))
-    assert looks == 0
+    assert looks == []
+
+
+async def test_little_news_is_seen_at_a_glance(path: Path, looks: list[follower.Follower]) -> None:
+    async with open_sqlite_store(path, TABLES) as one, open_sqlite_store(path, TABLES) as two:
+        feed = two.changes()
+        for ops in (
+            [Put(NOTES, "a", Note("1", ("x",))), Put(NOTES, "b", Note("2"))],
+            [Put(NOTES, "a", Note("3")), Put(NOTES, "a", Note("4")), Put(LOG, "l", Line("1"))],
+            [Delete(NOTES, "b")],
+        ):
+            await one.write(ops)
+            await until(lambda: two.version == one.version)
+            assert two.rows(NOTES) == one.rows(NOTES)
+        assert not two.find(NOTES, "tags", "x")
+        found = [await anext(feed) for _ in range(6)]
+        assert [c.version for c in found] == [1, 2, 3, 4, 5, 6]
+        assert [c.gone for c in found if isinstance(c, Changed)][-2:] == [False, True]
+    assert looks == []
+
+
+@pytest.mark.parametrize("kind", ["many rows", "a long row", "lost history"])
+async def test_much_news_is_left_to_the_thread(
+    kind: str, path: Path, looks: list[follower.Follower]
+) -> None:
+    async with open_sqlite_store(path, TABLES) as one, open_sqlite_store(path, TABLES) as two:
+        if kind == "many rows":
+            await one.write([Put(NOTES, f"{n}", Note("1")) for n in range(100)])
+        elif kind == "a long row":
+            await one.write(Put(NOTES, "a", Note("x" * 10_000)))
+        else:
+            shell = apsw.Connection(str(path))
+            shell.execute(
+                "INSERT INTO row (tab, key, value) VALUES ('note', 'a', '{\"text\":\"1\"}')"
+            )
+            shell.execute("DELETE FROM change")
+            shell.close()
+            await one.write(Put(NOTES, "b", Note("1")))
+        await until(lambda: two.version == one.version)
+        assert two.rows(NOTES) == one.rows(NOTES) != []
+    assert looks != []
 
 
 async def test_a_deleted_bell_is_made_anew(tmp_path: Path) -> None:
