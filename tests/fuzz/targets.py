@@ -21,7 +21,11 @@ from alknet.call.schema import Mismatch, Shape
 from alknet.core.limits import Limits
 from alknet.core.quic.engine import Engine, client_engine, server_engine
 from alknet.core.quic.handshake import _offers_raw_untrusted, _raw_public_key_untrusted
-from alknet.core.quic.packets import read_header_untrusted, read_invariants_untrusted
+from alknet.core.quic.packets import (
+    open_first_untrusted,
+    read_header_untrusted,
+    read_invariants_untrusted,
+)
 from alknet.core.quic.policy import client_policy, server_policy
 from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.tls.trust import PinnedKey
@@ -109,6 +113,8 @@ def packet_header(data: bytes) -> None:
         parse: Callable[[bytes], object] = read
         with refused_with(Malformed):
             parse(data)
+    with refused_with(Malformed):
+        open_first_untrusted(read_header_untrusted(data), data)
 
 
 def http3(data: bytes) -> None:

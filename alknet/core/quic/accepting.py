@@ -13,7 +13,7 @@ from alknet.core.quic import packets
 from alknet.core.quic.connection import QuicConnection
 from alknet.core.quic.engine import server_engine
 from alknet.core.quic.reset import Budget
-from alknet.errors import Denied, Unavailable
+from alknet.errors import Denied, Malformed, Unavailable
 
 if TYPE_CHECKING:
     from aioquic.quic.packet import QuicHeader
@@ -86,13 +86,13 @@ class Accepting:
         self._unproven = Budget(UNPROVEN_PER_S, at_once=UNPROVEN_AT_ONCE)
 
     def begin(
-        self, header: QuicHeader, size: int, address: NetworkPath, now: float
+        self, header: QuicHeader, datagram: bytes, address: NetworkPath, now: float
     ) -> Entry | None:
-        """Make the connection that a first packet of *size* bytes asks for.
+        """Make the connection that a first *datagram* asks for.
 
-        None if there is none to make: the packet was answered without one, or not at all.
+        None if there is none to make: it was answered without one, or not at all.
         """
-        if not packets.is_acceptable_initial(header, size):
+        if not packets.is_acceptable_initial(header, len(datagram)):
             self._endpoint.counters["stray"] += 1
             return None
         if not self.is_open:
@@ -100,12 +100,18 @@ class Accepting:
             return None
         try:
             original_cid, retry_cid = self._validate_address(header, address, now)
-            return self._begin(header, address, original_cid, retry_cid)
+            keys = packets.open_first_untrusted(header, datagram)
+            entry = self._begin(header, address, original_cid, retry_cid)
         except _Answered:
+            return None
+        except Malformed:
+            self._endpoint.counters["undecryptable"] += 1
             return None
         except (Denied, Unavailable):
             self._refuse(header, address, now)
             return None
+        entry.connection.engine.first_keys = keys
+        return entry
 
     def hand_over(self, connection: QuicConnection) -> bool:
         """Give a connection whose handshake is complete to its handler; False if we stop."""

@@ -18,7 +18,7 @@ from aioquic.quic import connection as aioquic_connection
 from aioquic.quic.connection import QuicConnection, QuicReceiveContext
 from aioquic.quic.crypto import CryptoContext, CryptoPair
 
-__all__ = ["LeanConnection"]
+__all__ = ["InitialPair", "LeanConnection"]
 
 FrameHandler = Callable[[QuicReceiveContext, int, Buffer], None]
 # The connection IDs that we ask a peer for, and so the number that it asks us for if it is like
@@ -30,7 +30,7 @@ ACTIVE_CONNECTION_IDS = 4
 aioquic_connection.EPOCHS = functools.cache(aioquic_connection.EPOCHS)
 
 
-class _InitialPair(CryptoPair):
+class InitialPair(CryptoPair):
     """Keys for Initial packets of one version, made when a packet of that version needs them.
 
     aioquic makes those of all versions for each connection: 55 us for one that nobody speaks.
@@ -57,11 +57,11 @@ class _InitialPair(CryptoPair):
 
 
 # aioquic sets handlers that log on all other pairs.
-vars(aioquic_connection)[CryptoPair.__name__] = _InitialPair
+vars(aioquic_connection)[CryptoPair.__name__] = InitialPair
 
 # Nothing is ever written here: no tickets are issued, so TLS has no more to say.
 _UNUSED = Buffer(capacity=0)
-_NO_KEYS = _InitialPair()
+_NO_KEYS = InitialPair()
 
 
 def _do_nothing(*_: object) -> None:
@@ -73,11 +73,24 @@ _handlers: dict[type, dict[int, tuple[Callable[..., None], frozenset[tls.Epoch]]
 
 
 class LeanConnection(QuicConnection):
-    """aioquic's connection, with less of its own."""
+    """aioquic's connection, with less of its own.
+
+    Attributes:
+        first_keys: What has opened the first packet of a client already, see `packets`.
+    """
+
+    first_keys: InitialPair | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._local_active_connection_id_limit = ACTIVE_CONNECTION_IDS
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        if self.first_keys is not None:
+            pair = self._cryptos_initial[self._version]
+            pair.recv, pair.send = self.first_keys.recv, self.first_keys.send
+            self.first_keys = None
 
     # aioquic assigns the table, and reads it for each frame, under the name that Python makes of
     # a private one.
@@ -99,7 +112,7 @@ class LeanConnection(QuicConnection):
 
     def _discard_epoch(self, epoch: tls.Epoch) -> None:
         for version, pair in self._cryptos_initial.items():
-            if not cast(_InitialPair, pair).is_used:
+            if not cast(InitialPair, pair).is_used:
                 self._cryptos_initial[version] = _NO_KEYS  # aioquic would make them to drop them
         super()._discard_epoch(epoch)
 

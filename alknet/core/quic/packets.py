@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aioquic._buffer import Buffer
+from aioquic._crypto import CryptoError
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
 from aioquic.quic.connection import TRANSPORT_CLOSE_FRAME_CAPACITY
 from aioquic.quic.crypto import CryptoPair
@@ -27,6 +28,7 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 
 from alknet.core.datagram import Address
 from alknet.core.quic.cids import CID_LENGTH
+from alknet.core.quic.memory import InitialPair
 from alknet.errors import Malformed
 
 __all__ = [
@@ -36,11 +38,14 @@ __all__ = [
     "encode_retry",
     "encode_version_negotiation",
     "is_acceptable_initial",
+    "open_first_untrusted",
     "read_header_untrusted",
     "read_invariants_untrusted",
 ]
 
 VERSIONS = tuple(QuicConfiguration().supported_versions)
+PADDING_AND_PING = bytes((QuicFrameType.PADDING, QuicFrameType.PING))
+CRYPTO = bytes((QuicFrameType.CRYPTO,))
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,34 @@ def is_acceptable_initial(header: QuicHeader, size: int) -> bool:
         and size >= SMALLEST_MAX_DATAGRAM_SIZE
         and len(header.destination_cid) >= 8
     )
+
+
+def open_first_untrusted(header: QuicHeader, datagram: bytes) -> InitialPair:
+    """Check that the Initial at the head of *datagram* opens and brings a ClientHello's bytes.
+
+    Anyone can seal such a packet, but who sends noise, or a copy with a bit changed, has not; this
+    costs a tenth of what a connection does.
+
+    Returns:
+        The keys that have opened it, for the connection.
+
+    Raises:
+        Malformed: It does not open, or holds no CRYPTO frame, as first packets must
+            (RFC 9000 sec. 17.2.2).
+    """
+    if header.packet_type != QuicPacketType.INITIAL or header.version is None:
+        raise Malformed("not an Initial packet")
+    keys = InitialPair()
+    keys.setup_initial(cid=header.destination_cid, is_client=False, version=header.version)
+    buf = Buffer(data=datagram)
+    pull_quic_header(buf, host_cid_length=CID_LENGTH)
+    try:
+        _, plain, _ = keys.decrypt_packet(datagram[: header.packet_length], buf.tell(), 0)
+    except CryptoError as exc:
+        raise Malformed(f"an Initial packet that does not decrypt: {exc}") from exc
+    if not plain.lstrip(PADDING_AND_PING).startswith(CRYPTO):
+        raise Malformed("a first packet without a CRYPTO frame")
+    return keys
 
 
 def encode_version_negotiation(header: Invariants, size: int) -> bytes | None:

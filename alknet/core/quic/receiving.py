@@ -106,7 +106,7 @@ class Receiving:
             if (entry := self._reset_by(data, address[:2], now)) is None:
                 self._counters["malformed"] += 1
             return entry
-        entry = self._accepting.begin(header, len(data), address, now)
+        entry = self._accepting.begin(header, data, address, now)
         return self._deliver_first(entry, data, address, now) if entry else None
 
     def _deliver(self, entry: Entry, data: bytes, address: NetworkPath, now: float) -> None:
@@ -129,7 +129,7 @@ class Receiving:
     def _deliver_first(
         self, entry: Entry, data: bytes, address: NetworkPath, now: float
     ) -> Entry | None:
-        """Deliver an Initial; one that does not decrypt leaves no connection behind."""
+        """Deliver an Initial; one that aioquic does not take leaves no connection behind."""
         self._deliver(entry, data, address, now)
         connection = entry.connection
         if connection.engine.has_begun or connection.close_reason is not None:
