@@ -3,7 +3,8 @@
 A record is an event name and fields: ``log.info("peer.accepted", extra={"alpn": alpn})``. Which
 peer, connection and call it belongs to comes from context variables, which Trio copies into child
 tasks, so nobody passes them along. Types that hold secrets never show them; the formatters still
-blank what looks like one, in case a third party's message carries it.
+blank what looks like one, in case a third party's message carries it. Events that strangers can
+cause are withheld from a certain number a minute on (`logfloods`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from typing import Literal, TextIO
+
+from alknet.core.logfloods import FloodFilter
 
 __all__ = ["ContextFilter", "HumanFormatter", "JsonFormatter", "bind", "configure"]
 
@@ -107,6 +110,7 @@ def configure(
     if number is None or level not in {"debug", "info", "warning", "error"}:
         raise ValueError(f"{level!r} is not a log level: use debug, info, warning or error")
     handler = _Handler(stream)
+    handler.addFilter(FloodFilter())
     handler.addFilter(ContextFilter())
     handler.setFormatter(JsonFormatter() if format == "json" else HumanFormatter())
     root = logging.getLogger()

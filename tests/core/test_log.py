@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from alknet.core.log import MAX_FIELD_CHARS, bind, configure
+from alknet.core.logfloods import FAULTS_PER_WINDOW
 
 log = logging.getLogger("alknet.tests.log")
 TOKEN = "alk_0123abcd_" + "S" * 43
@@ -148,3 +149,11 @@ def test_configuring_again_replaces_the_handler(stream: io.StringIO) -> None:
 def test_an_unknown_level_is_named() -> None:
     with pytest.raises(ValueError, match="'loud' is not a log level"):
         configure("loud", "json", io.StringIO())
+
+
+def test_faults_of_strangers_do_not_fill_the_log(stream: io.StringIO) -> None:
+    configure("info", "json", stream)
+    for _ in range(1_000):
+        log.warning("call.protocol_fault", extra={"fault": "nonsense"})
+    assert len(lines(stream)) == FAULTS_PER_WINDOW
+    assert "others_withheld_s" in lines(stream)[-1]

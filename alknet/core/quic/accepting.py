@@ -33,9 +33,9 @@ __all__ = ["Accepting", "QuicAcceptor"]
 # ones: a Retry costs a hundredth of that. A handshake that succeeds gives its place back at once.
 UNPROVEN_PER_S = 50.0
 UNPROVEN_AT_ONCE = 50.0
-# Retries per second and at once: 25 us each with all around them, a tenth of a core. The first
-# packets above that are dropped, and honest clients send theirs again. A refusal counts as three,
-# for it is sealed with keys made for it alone.
+# Retries and version negotiations per second and at once: 25 us each with all around them, a tenth
+# of a core. The first packets above that are dropped, and honest clients send theirs again. A
+# refusal counts as three, for it is sealed with keys made for it alone.
 ANSWERS_PER_S = 4_000.0
 ANSWERS_AT_ONCE = 200.0
 REFUSAL_COSTS = 3.0
@@ -127,6 +127,13 @@ class Accepting:
             entry.admission.close()
             entry.admission = None
 
+    def may_answer(self, now: float, cost: float = 1.0) -> bool:
+        """Whether the second's budget has an answer left for those who have no connection."""
+        if self._answers.take(now, cost):
+            return True
+        self._endpoint.counters["answer_withheld"] += 1
+        return False
+
     def _validate_address(
         self, header: QuicHeader, address: NetworkPath, now: float
     ) -> tuple[bytes, bytes | None]:
@@ -143,7 +150,7 @@ class Accepting:
         is_calm = self.half_open < self._endpoint.limits.half_open_before_retry
         if is_calm and self._unproven.take(now):
             return header.destination_cid, None
-        if not self._may_answer(now):
+        if not self.may_answer(now):
             raise _Answered
         self._endpoint.counters["retry"] += 1
         cid = self._cids.new()
@@ -178,14 +185,8 @@ class Accepting:
 
     def _refuse(self, header: QuicHeader, address: NetworkPath, now: float) -> None:
         self._endpoint.counters["refused"] += 1
-        if self._may_answer(now, REFUSAL_COSTS):
+        if self.may_answer(now, REFUSAL_COSTS):
             self._outbox.send(packets.encode_refusal(header), address)
-
-    def _may_answer(self, now: float, cost: float = 1.0) -> bool:
-        if self._answers.take(now, cost):
-            return True
-        self._endpoint.counters["answer_withheld"] += 1
-        return False
 
 
 class _Answered(Exception):

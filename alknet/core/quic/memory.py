@@ -87,7 +87,7 @@ class LeanConnection(QuicConnection):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
-        if self.first_keys is not None:
+        if self.first_keys is not None and self._version is not None:
             pair = self._cryptos_initial[self._version]
             pair.recv, pair.send = self.first_keys.recv, self.first_keys.send
             self.first_keys = None

@@ -98,8 +98,9 @@ class Receiving:
                 return None
             answer = packets.encode_version_negotiation(invariants, len(data))
             if answer is not None:
-                self._counters["version_negotiation"] += 1
-                self._outbox.send(answer, address)
+                if self._accepting.may_answer(now):
+                    self._counters["version_negotiation"] += 1
+                    self._outbox.send(answer, address)
                 return None
             header = packets.read_header_untrusted(data)
         except Malformed:

@@ -81,6 +81,19 @@ async def test_refusals_are_so_many_at_once(autojump_clock: MockClock) -> None:
         assert not here.server.endpoint.connections
 
 
+async def test_version_negotiations_are_so_many_at_once(autojump_clock: MockClock) -> None:
+    unknown = b"\xc0\x1a\x2a\x3a\x4a\x08" + bytes(8) + b"\x08" + bytes(1_186)
+    async with world() as here:
+        for _ in range(400):
+            here.net.carry(unknown, ("203.0.113.1", 5_000), here.server.address)
+        await trio.sleep(0.05)
+        counters = here.server.endpoint.counters
+        sent = [p for p in here.net.trace if p.target[0] == "203.0.113.1"]
+        assert ANSWERS_AT_ONCE - 1 <= len(sent) <= ANSWERS_AT_ONCE + 0.05 * ANSWERS_PER_S
+        assert counters["version_negotiation"] == len(sent)
+        assert counters["answer_withheld"] == 400 - len(sent)
+
+
 async def test_a_handshake_that_succeeds_takes_no_place(autojump_clock: MockClock) -> None:
     async with world() as here:
         for _ in range(3):
