@@ -3,8 +3,9 @@
 aioquic itself bounds connection IDs (8 active, 32 that wait for retirement), path challenges (32),
 network paths (8), acknowledgement ranges (64) and duplicates. Here: acknowledgements of packets
 that were never sent, packets stuffed with frames that carry nothing, streams in crumbs,
-connection IDs retired before they were given, packets that nobody ever acknowledges, and closes
-to addresses that are not proven. A peer that goes beyond is closed with the code of the RFC.
+connection IDs retired before they were given, packets that nobody ever acknowledges, round trips
+of minutes, and closes to addresses that are not proven. A peer that goes beyond is closed with the
+code of the RFC.
 
 tests/core/quic/test_floods.py drives each of them.
 """
@@ -35,6 +36,7 @@ __all__ = [
     "MAX_CRYPTO_GAPS",
     "MAX_GAPS",
     "MAX_IDLE_FRAMES",
+    "MAX_PATIENCE_S",
     "MAX_TRACKED_PACKETS",
     "BoundedConnection",
 ]
@@ -50,6 +52,9 @@ MAX_CRYPTO_GAPS = 64
 # Packets that wait for an acknowledgement, beyond those in flight, which congestion control
 # bounds: our own acknowledgements to a peer that never acknowledges. 4,096 hold under 3 MiB.
 MAX_TRACKED_PACKETS = 4_096
+# RFC 9000 sec. 10 keeps a quiet or closed connection for three probe time-outs, and a peer that
+# acknowledges late makes those as long as it likes: no longer than this, or our idle time-out.
+MAX_PATIENCE_S = 60.0
 # A packet number is left out somewhere in the first 64, the next 128 … 65,536 (as quinn does): who
 # acknowledges it acknowledges what it has not received, to make us send faster than the path takes.
 FIRST_SKIP, LAST_SKIP = 64, 65_536
@@ -73,6 +78,7 @@ class BoundedConnection(LeanConnection):
         self._skip_span = FIRST_SKIP
         self._skip_at = _below(FIRST_SKIP)
         super().__init__(*args, **kwargs)
+        self._most_quiet_s = max(self._configuration.idle_timeout, MAX_PATIENCE_S)
 
     # frames
 
@@ -191,6 +197,18 @@ class BoundedConnection(LeanConnection):
                 QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "a connection ID that was not given"
             )
         super()._handle_retire_connection_id_frame(context, frame_type, buf)
+
+    # the end
+
+    def _bound_patience(self, now: float) -> None:
+        """Let the idle time-out, which follows the round trip, end in time."""
+        if self._close_at is not None and self._close_at - now > self._most_quiet_s:
+            self._close_at = now + self._most_quiet_s
+
+    def _close_begin(self, is_initiator: bool, now: float) -> None:
+        super()._close_begin(is_initiator, now)
+        assert self._close_at is not None
+        self._close_at = min(self._close_at, now + MAX_PATIENCE_S)
 
     # sending
 

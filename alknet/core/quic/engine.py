@@ -194,7 +194,7 @@ class Engine(DiscoversMtu):
     @property
     def idle_timeout_s(self) -> float:
         """The idle time-out in force: the smaller of ours and the peer's (RFC 9000 sec. 10.1)."""
-        return self._idle_timeout()
+        return min(self._idle_timeout(), self._most_quiet_s)
 
     def _idle_timeout(self) -> float:
         if self._remote_max_idle_timeout == 0:  # "disabled", which aioquic takes for "at once"
@@ -245,6 +245,7 @@ class Engine(DiscoversMtu):
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         """Build what can be sent now, as in aioquic."""
         self.on_pass(now)
+        self._bound_patience(now)
         if self._datagrams_pending:
             self._drop_oversized_datagrams()
         if not self._handshake_confirmed:

@@ -17,6 +17,7 @@ from aioquic.tls import Epoch
 from alknet.core.contracts import cut_utf8
 from alknet.core.limits import Limits
 from alknet.core.quic import seams
+from alknet.core.quic.bounds import MAX_PATIENCE_S
 from alknet.core.quic.engine import Closing, Engine, client_engine, server_engine
 from alknet.core.quic.handshake import ClientPolicy
 from alknet.core.quic.policy import client_policy, server_policy
@@ -298,6 +299,40 @@ def test_keys_are_not_updated_before_the_handshake_is_confirmed() -> None:
     policy = client_policy(PinnedKey(server.node_id), None)
     engine = client_engine(policy, alpn="x", server_name=None, limits=Limits())
     assert not engine.update_keys()
+
+
+def test_a_peer_that_answers_late_holds_a_quiet_connection_no_longer_than_a_minute() -> None:
+    pair = connected()
+    engine = pair.acceptor
+    engine._loss._rtt_smoothed = 3_600.0
+    assert engine.idle_timeout_s == MAX_PATIENCE_S
+    pair.dialer.send_ping(0)
+    pair.run(0.5)
+    assert engine._close_at is not None
+    assert engine._close_at <= pair.now + MAX_PATIENCE_S
+
+
+def test_an_idle_timeout_of_ours_is_kept_however_long() -> None:
+    pair = connected(Limits(idle_timeout_s=300.0))
+    pair.acceptor._loss._rtt_smoothed = 3_600.0
+    assert pair.acceptor.idle_timeout_s == 300.0
+
+
+def test_a_slow_path_is_given_the_time_of_three_probes() -> None:
+    pair = connected()
+    pair.acceptor._loss._rtt_smoothed = 13.0
+    assert 3 * 13.0 < pair.acceptor.idle_timeout_s < MAX_PATIENCE_S
+
+
+def test_a_closed_connection_is_kept_no_longer_than_a_minute() -> None:
+    pair = connected()
+    engine = pair.acceptor
+    engine._loss._rtt_smoothed = 3_600.0
+    engine.close()
+    engine.datagrams_to_send(pair.now)
+    assert engine.get_timer() == pair.now + MAX_PATIENCE_S
+    engine.handle_timer(pair.now + MAX_PATIENCE_S)
+    assert engine.get_timer() is None
 
 
 def test_a_peer_that_disables_its_idle_timeout_gets_ours() -> None:
