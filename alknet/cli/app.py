@@ -20,7 +20,7 @@ from alknet.cli.output import prepare_streams
 __all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS = {
-    "init": ("alknet.cli.init:init", "Create this node: a key from 24 words, and a config file."),
+    "init": ("alknet.cli.init:init", "Create this node: keys from 24 words, and a config file."),
     "up": ("alknet.cli.up:up", "Run the node until it is told to stop."),
     "id": ("alknet.cli.identity:show_id", "Print this node's id, fingerprint and ticket."),
     "whoami": ("alknet.cli.identity:whoami", "Ask a node whom it takes you for."),
@@ -30,6 +30,8 @@ COMMANDS = {
     "ops": ("alknet.cli.ops:ops", "List the operations that a node lets you call."),
     "call": ("alknet.cli.call:call", "Call an operation of a node."),
     "ping": ("alknet.cli.ping:ping", "Measure round trips to a node."),
+    "backup": ("alknet.cli.backup:backup", "Write this node into one encrypted file."),
+    "restore": ("alknet.cli.backup:restore", "Make this node from a backup."),
     "config": ("alknet.cli.config:config", "Check and show the configuration."),
     "doctor": ("alknet.cli.doctor:doctor", "Look for what could keep the node from working."),
     "service": ("alknet.cli.service:service", "Run the node under systemd."),
@@ -61,7 +63,7 @@ class _Commands(Group):
     cls=_Commands,
     name="alknet",
     examples=[
-        "alknet init                         make this node's key and config",
+        "alknet init                         make this node's keys and config",
         "alknet up                           run it",
         "alknet peer add bob alknet://…      know another node by its ticket",
         "alknet call @bob node/ping          call an operation of it",

@@ -16,7 +16,7 @@ from alknet.core.identity import NodeId
 from alknet.errors import Denied, StoreError
 from alknet.vault.durable import replace_file, store_errors
 
-__all__ = ["KnownNodes"]
+__all__ = ["KNOWN_FILE", "KnownNodes"]
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,15 @@ name in one step; then the directory is flushed, so that the name lasts too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from alknet.errors import StoreError
 
-__all__ = ["replace_file", "store_errors", "sync_directory", "write_private"]
+__all__ = ["replace_file", "store_errors", "sync_directory", "write_new", "write_private"]
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -43,6 +45,24 @@ def replace_file(path: Path, data: bytes) -> None:
     try:
         write_private(temporary, data)
         temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Put a new file of mode 0600 at *path* in one step; FileExistsError if there is one."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write_private(temporary, data)
+        try:
+            path.hardlink_to(temporary)  # unlike a rename, never replaces
+        except FileExistsError:
+            raise
+        except OSError:  # FAT and some network file systems know no links
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)

@@ -33,6 +33,7 @@ from alknet.core.tls.x509 import certificate_untrusted, node_id_of_certificate
 from alknet.core.tokens import token_prefix_untrusted
 from alknet.errors import Malformed
 from alknet.http.h3 import proto
+from alknet.vault.archive import decode_archive_untrusted
 from alknet.vault.container import decode_container_untrusted, decode_index_untrusted
 from alknet.vault.envelope import sealed_from_text_untrusted
 
@@ -135,7 +136,9 @@ def http3(data: bytes) -> None:
 
 
 def vault(data: bytes) -> None:
-    """A file that somebody else may have written, its index, and a value sealed for outside."""
+    """Files that somebody else may have written, an index, and a value sealed for outside."""
+    with refused_with(Malformed):
+        decode_archive_untrusted(data, {"vault.alk"})
     for file in (data, b"alknet vault 1\n" + data, _vault_file(data)):
         with refused_with(Malformed):
             decode_container_untrusted(file)
