@@ -12,8 +12,8 @@ from aioquic.quic.recovery import QuicPacketSpace
 __all__ = ["ACK_DELAY_S", "AckPolicy"]
 
 # How long one may wait for something to ride on. Less than the 25 ms that aioquic announces as
-# max_ack_delay, by what a timer of a busy event loop may be late.
-ACK_DELAY_S = 0.005
+# max_ack_delay, by what a timer of a busy event loop may be late, and by the endpoint's ticks.
+ACK_DELAY_S = 0.016
 # RFC 9000 sec. 13.2.1 wants Initial and Handshake packets acknowledged at once: aioquic waits 1 ms.
 # Stream bytes that are acknowledged in the next pass: seven packets of 1200 bytes, one jumbo.
 BULK_BYTES = 8 * 1024

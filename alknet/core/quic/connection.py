@@ -326,9 +326,11 @@ class QuicConnection(Connection):
             self._endpoint.on_moved(self, address[:2])
         for stream_id in self.account.sending:
             self.account.set_sending(stream_id, self.engine.unacknowledged(stream_id))
-        for stream in list(self.waiting_senders):
-            stream.on_room()
-        self._progress.unpark_all()
+        if self.waiting_senders:
+            for stream in list(self.waiting_senders):
+                stream.on_room()
+        if self._progress:
+            self._progress.unpark_all()
 
     def _handle_event(self, event: events.QuicEvent) -> None:
         match event:

@@ -14,6 +14,7 @@ Stray datagrams never raise; they are counted in `counters`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,10 @@ __all__ = ["QuicAcceptor", "QuicEndpoint"]
 # A deadline that has passed although its connection was just served is looked at again after
 # this, the granularity of RFC 9002 sec. 6.1.2: an engine that is stuck must not stop the clock.
 GRANULARITY_S = 0.001
+# Deadlines further off than this (acknowledgements held back, probe and idle time-outs) come in
+# ticks, so that those of many connections wake the timer task once. Nobody can tell: such a timer
+# may be late by as much on any busy loop, and the ACK delay leaves room for it.
+FAR_S, TICK_S = 0.010, 0.004
 # Datagrams that are sent before the reader and all other tasks have their turn: about a
 # millisecond's work, of which one connection takes `MAX_PACKETS_PER_PASS` at most.
 ROUND_PACKETS = 128
@@ -303,7 +308,10 @@ class QuicEndpoint:
         when = entry.connection.next_timer()
         if when is None:
             return
-        when = when if when > now else now + GRANULARITY_S
+        if when - now > FAR_S:
+            when = math.ceil(when / TICK_S) * TICK_S
+        elif when <= now:
+            when = now + GRANULARITY_S
         if self._timers.arm(entry.timer, when):
             self._alarm.move(when)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from aioquic.quic.recovery import QuicPacketPacer
+from aioquic.quic.recovery import K_MICRO_SECOND, K_SECOND, QuicPacketPacer
 
 __all__ = ["BurstPacer"]
 
@@ -19,7 +19,9 @@ BURST_S = 0.002
 # The shortest wait that a timer keeps.
 MIN_WAIT_S = 0.001
 # RFC 9002 sec. 7.7: pace a little faster than the window, or it is never filled.
-GAIN_NUMERATOR, GAIN_DENOMINATOR = 5, 4
+GAIN = 1.25
+# On a slow path, a burst is no more than a quarter of the window or this.
+MAX_BURST_PACKETS = 16
 
 
 class BurstPacer(QuicPacketPacer):
@@ -32,6 +34,9 @@ class BurstPacer(QuicPacketPacer):
 
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
         """Take over a new window and round trip."""
-        paced = congestion_window * GAIN_NUMERATOR // GAIN_DENOMINATOR
-        super().update_rate(paced, smoothed_rtt)
-        self.bucket_max = max(self.bucket_max, BURST_S)
+        rate = congestion_window * GAIN / max(smoothed_rtt, K_MICRO_SECOND)
+        size = self._max_datagram_size
+        self.packet_time = max(K_MICRO_SECOND, min(size / rate, K_SECOND))
+        burst = max(2 * size, min(congestion_window // 4, MAX_BURST_PACKETS * size))
+        self.bucket_max = max(burst / rate, BURST_S)
+        self.bucket_time = min(self.bucket_time, self.bucket_max)
