@@ -68,7 +68,7 @@ class QuicStream(Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         with self._send_conflict:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             self._check_sendable()
             rest = memoryview(data)
             while rest:
@@ -81,6 +81,9 @@ class QuicStream(Stream):
                     self._connection.schedule()
                     rest = rest[room:]
                 self._check_sendable()
+            # Behind the hand-over, so that the bytes leave while others have their turn; shielded,
+            # for they were accepted, all of them.
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_now(self, data: bytes) -> bool:
         with self._send_conflict:
