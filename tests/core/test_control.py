@@ -14,7 +14,8 @@ import trio
 
 from alknet.core.contracts import CARRIER_UNIX, Connection
 from alknet.core.endpoint import Endpoint, connect_control, serve_control
-from alknet.core.endpoint.control import UidCheck, is_own_uid
+from alknet.core.endpoint.control import UidCheck
+from alknet.core.endpoint.unixsocket import is_own_uid
 from alknet.core.identity import OWNER
 from alknet.core.router import Router
 from alknet.core.tcp.connection import StreamConnection

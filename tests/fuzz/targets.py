@@ -33,6 +33,7 @@ from alknet.core.tls.x509 import certificate_untrusted, node_id_of_certificate
 from alknet.core.tokens import token_prefix_untrusted
 from alknet.errors import Malformed
 from alknet.http.h3 import proto
+from alknet.ssh.agent.proto import MessageDecoder, decode_request_untrusted
 from alknet.vault.archive import decode_archive_untrusted
 from alknet.vault.container import decode_container_untrusted, decode_index_untrusted
 from alknet.vault.envelope import sealed_from_text_untrusted
@@ -149,6 +150,17 @@ def vault(data: bytes) -> None:
             sealed_from_text_untrusted(text)
 
 
+def ssh_agent(data: bytes) -> None:
+    """What a client of the agent's socket may send: a stream, and a message."""
+    decoder = MessageDecoder()
+    with refused_with(Malformed):
+        decoder.receive_data_untrusted(data)
+        while (message := decoder.next_message()) is not None:
+            decode_request_untrusted(message)
+    with refused_with(Malformed):
+        decode_request_untrusted(b"\x0d" + data)
+
+
 def handshake(data: bytes) -> None:
     """A client whose TLS messages are changed before they are sealed, so that they are parsed.
 
@@ -230,6 +242,7 @@ TARGETS: dict[str, Target] = {
     "packet_header": packet_header,
     "http3": http3,
     "vault": vault,
+    "ssh_agent": ssh_agent,
     "handshake": handshake,
     "datagrams": datagrams,
 }

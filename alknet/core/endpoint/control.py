@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 import stat
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +21,7 @@ import trio
 
 from alknet.core.contracts import CARRIER_UNIX
 from alknet.core.endpoint.endpoint import Endpoint
+from alknet.core.endpoint.unixsocket import check_length, is_own_uid, listening, peer_of
 from alknet.core.tcp.connection import StreamConnection
 from alknet.core.tcp.listener import serve
 from alknet.errors import Denied, LocalError, Unavailable
@@ -32,16 +32,9 @@ log = logging.getLogger(__name__)
 
 SOCKET_NAME = "control.sock"
 CONTROL_ALPN = "alknet/call"
-# sun_path has 108 bytes, one of them for the terminating zero (unix(7)).
-MAX_PATH_BYTES = 107
-BACKLOG = 64
+SHORTER = "choose a shorter home (--home or ALKNET_HOME)"
 
 UidCheck = Callable[[int], bool]
-
-
-def is_own_uid(uid: int) -> bool:
-    """Whether *uid* is the user that this process acts as."""
-    return uid == os.geteuid()
 
 
 async def serve_control(
@@ -79,11 +72,11 @@ async def connect_control(home: Path, *, is_allowed: UidCheck = is_own_uid) -> S
         LocalError: The path is too long.
     """
     path = home / SOCKET_NAME
-    _check_length(path)
+    check_length(path, SHORTER)
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         await sock.connect(os.fspath(path))
-        uid, _ = _peer_of(sock)
+        uid, _ = peer_of(sock)
     except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError) as exc:
         sock.close()
         raise Unavailable(f"no node runs on {home}: start one with `alknet up`") from exc
@@ -102,7 +95,7 @@ async def connect_control(home: Path, *, is_allowed: UidCheck = is_own_uid) -> S
 async def _serve_stream(
     endpoint: Endpoint, is_allowed: UidCheck, stream: trio.SocketStream
 ) -> None:
-    uid, pid = _peer_of(stream.socket)
+    uid, pid = peer_of(stream.socket)
     if not is_allowed(uid):
         log.warning("control.refused", extra={"uid": uid, "pid": pid})
         await trio.aclose_forcefully(stream)
@@ -124,45 +117,13 @@ def _connection(
     )
 
 
-def _peer_of(sock: trio.socket.SocketType) -> tuple[int, int]:
-    """Return the user and the process at the other end, as the kernel knows them."""
-    size = struct.calcsize("3i")
-    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return uid, pid
-
-
 @contextmanager
 def _listening(path: Path) -> Iterator[socket.socket]:
-    """Bind, and remove the file afterwards, unless it has become another's."""
-    _check_length(path)
+    check_length(path, SHORTER)
     _check_home(path.parent)
-    _clear_away(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        _bind_private(sock, path)
-        made = path.lstat()
-        try:
-            sock.listen(BACKLOG)
-            yield sock
-        finally:
-            _unlink_if_same(path, made)
-
-
-def _bind_private(sock: socket.socket, path: Path) -> None:
-    # A chmod after the bind would leave a moment in which others can connect.
-    before = os.umask(0o177)
-    try:
-        sock.bind(os.fspath(path))
-    finally:
-        os.umask(before)
-
-
-def _check_length(path: Path) -> None:
-    length = len(os.fsencode(path))
-    if length > MAX_PATH_BYTES:
-        raise LocalError(
-            f"the control socket {path} has a path of {length} bytes, and a Unix socket's has at "
-            f"most {MAX_PATH_BYTES}: choose a shorter home (--home or ALKNET_HOME)"
-        )
+    taken = f"a node runs on {path.parent} already"
+    with listening(path, taken=taken, too_long=SHORTER) as sock:
+        yield sock
 
 
 def _check_home(home: Path) -> None:
@@ -174,31 +135,3 @@ def _check_home(home: Path) -> None:
         raise LocalError(f"{home} belongs to another user (uid {found.st_uid})")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise LocalError(f"others can write to {home}: close it with `chmod 700`")
-
-
-def _clear_away(path: Path) -> None:
-    """Remove what a dead node left; refuse to remove anything else."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise LocalError(f"{path} is in the way and is not a socket: move it elsewhere")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-        except BlockingIOError as exc:  # its backlog is full: somebody is there
-            raise LocalError(f"a node runs on {path.parent} already") from exc
-        else:
-            raise LocalError(f"a node runs on {path.parent} already")
-
-
-def _unlink_if_same(path: Path, made: os.stat_result) -> None:
-    try:
-        now = path.lstat()
-    except FileNotFoundError:
-        return
-    if (now.st_dev, now.st_ino) == (made.st_dev, made.st_ino):
-        path.unlink(missing_ok=True)

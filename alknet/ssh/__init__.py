@@ -1,0 +1,1 @@
+"""SSH: the agent that signs with the vault's user keys."""

@@ -1,0 +1,1 @@
+"""An SSH agent whose keys are the vault's: `proto` is its wire format, `server` its socket."""
