@@ -6,18 +6,24 @@ needs it gets from its context, not from here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from alknet.call.codes import ErrorCode
 from alknet.call.operations import Operation, operation, scopes
+from alknet.call.spec import ErrorSpec, OperationError
 from alknet.core.vault_service import VaultService, verify
+from alknet.errors import LocalError, Malformed, StoreError
 from alknet.vault.container import Header
+from alknet.vault.envelope import Damaged
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.roles import KeyRole
 from alknet.vault.vault import SecretInfo, Vault
+from alknet.vault.vaultfile import RolledBack
 
 __all__ = ["VAULT_SCOPE", "vault_operations"]
 
@@ -93,6 +99,13 @@ class SignInput(msgspec.Struct, frozen=True):
     """What to sign, for what purpose, with which key."""
 
     purpose: str
+    data: bytes
+    key: Index = 0
+
+
+class SshSignInput(msgspec.Struct, frozen=True):
+    """What to sign, with which of the SSH user keys."""
+
     data: bytes
     key: Index = 0
 
@@ -191,6 +204,14 @@ class Failures(msgspec.Struct, frozen=True):
 
 
 AnyOperation = Operation[..., Any]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ERRORS = (
+    ErrorSpec("DAMAGED", "What was to be opened was altered, or is under another key."),
+    ErrorSpec("ROLLED_BACK", "The vault's file is older than one that was in use here."),
+    ErrorSpec("STORE", "The vault's file can be neither read nor written."),
+)
 
 
 def vault_operations(
@@ -211,30 +232,54 @@ def vault_operations(
     )
 
 
+def _owned(
+    name: str, *, mutation: bool = False
+) -> Callable[[Callable[P, Awaitable[R]]], AnyOperation]:
+    """Make an operation for the owner that says what the vault says."""
+
+    def decorate(function: Callable[P, Awaitable[R]]) -> AnyOperation:
+        @functools.wraps(function)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return await function(*args, **kwargs)
+            except (LocalError, Malformed, StoreError) as exc:
+                raise OperationError(_code(exc), str(exc)) from exc
+
+        return operation(name, access=scopes(VAULT_SCOPE), mutation=mutation, errors=ERRORS)(run)
+
+    return decorate
+
+
+def _code(exc: Exception) -> str:
+    for kind, code in ((Damaged, "DAMAGED"), (RolledBack, "ROLLED_BACK"), (StoreError, "STORE")):
+        if isinstance(exc, kind):
+            return code
+    return ErrorCode.INVALID_INPUT
+
+
 def _lock_operations(
     service: VaultService, receive_entropy: Callable[[str], Awaitable[LockedBuffer]]
 ) -> Iterator[AnyOperation]:
-    owner = scopes(VAULT_SCOPE)
-
-    @operation("vault/status", access=owner)
+    @_owned("vault/status")
     async def status() -> VaultStatus:
         """Say whether the vault is unlocked, and how it can be."""
+        await service.reread()
         return _status(service)
 
-    @operation("vault/unlock", access=owner)
+    @_owned("vault/unlock", mutation=True)
     async def unlock(sent: PipeInput) -> VaultStatus:
         """Unlock with entropy that comes through a pipe in the node's home, never in JSON."""
         entropy = await receive_entropy(sent.pipe)
         await service.unlock(lambda _: entropy)
         return _status(service)
 
-    @operation("vault/lock", access=owner)
+    @_owned("vault/lock", mutation=True)
     async def lock() -> VaultStatus:
         """Wipe all keys and secrets; the node's identity goes on."""
         await service.lock()
         return _status(service)
 
-    @operation("vault/slots/remove", access=owner)
+    @_owned("vault/slots/remove", mutation=True)
     async def remove_slot(sent: SlotInput) -> VaultStatus:
         """Remove a way to unlock."""
         await service.use(Vault.remove_slot, sent.id)
@@ -244,9 +289,7 @@ def _lock_operations(
 
 
 def _secret_operations(service: VaultService) -> Iterator[AnyOperation]:
-    owner = scopes(VAULT_SCOPE)
-
-    @operation("vault/put", access=owner)
+    @_owned("vault/put", mutation=True)
     async def put(sent: PutInput) -> VersionMade:
         """Store a new version of a secret."""
         version = await service.put(
@@ -254,24 +297,24 @@ def _secret_operations(service: VaultService) -> Iterator[AnyOperation]:
         )
         return VersionMade(version)
 
-    @operation("vault/get", access=owner)
+    @_owned("vault/get")
     async def get(sent: PathInput) -> Value:
         """Return a secret's value."""
         with await service.get(sent.path, version=sent.version) as value:
             return Value(bytes(value.view))
 
-    @operation("vault/list", access=owner)
+    @_owned("vault/list")
     async def list_secrets(sent: PrefixInput) -> SecretList:
         """List secrets without their values."""
         return SecretList(await service.use(lambda vault: list(vault.secrets(sent.prefix))))
 
-    @operation("vault/remove", access=owner)
+    @_owned("vault/remove", mutation=True)
     async def remove(sent: PathInput) -> VersionMade:
         """Forget a secret, or destroy one version; answers with that version, or 0 for all."""
         await service.use(Vault.remove, sent.path, version=sent.version)
         return VersionMade(sent.version or 0)
 
-    @operation("vault/check", access=owner)
+    @_owned("vault/check")
     async def check() -> Failures:
         """Open every value of every secret and name those that fail."""
         return Failures(await service.use(Vault.verify))
@@ -280,37 +323,35 @@ def _secret_operations(service: VaultService) -> Iterator[AnyOperation]:
 
 
 def _sealing_operations(service: VaultService) -> Iterator[AnyOperation]:
-    owner = scopes(VAULT_SCOPE)
-
-    @operation("vault/encrypt", access=owner)
+    @_owned("vault/encrypt")
     async def encrypt(sent: NamedValue) -> SealedText:
         """Seal a value that somebody else keeps."""
         return SealedText(await service.use(Vault.encrypt, sent.name, sent.value))
 
-    @operation("vault/decrypt", access=owner)
+    @_owned("vault/decrypt")
     async def decrypt(sent: NamedText) -> Value:
         """Open a sealed value."""
         with await service.use(Vault.decrypt, sent.name, sent.sealed) as value:
             return Value(bytes(value.view))
 
-    @operation("vault/rewrap-sealed", access=owner)
+    @_owned("vault/rewrap-sealed")
     async def rewrap_sealed(sent: NamedText) -> SealedText:
         """Put a sealed value under the newest key version; its content does not appear."""
         return SealedText(await service.use(Vault.rewrap_text, sent.name, sent.sealed))
 
-    @operation("vault/datakey", access=owner)
+    @_owned("vault/datakey")
     async def datakey(sent: NameInput) -> DataKey:
         """Make a key for encrypting bulk elsewhere, and seal it for keeping."""
         with LockedBuffer.random(DATA_KEY_BYTES) as key:
             sealed = await service.use(Vault.encrypt, sent.name, key.view)
             return DataKey(bytes(key.view), sealed)
 
-    @operation("vault/rotate", access=owner)
+    @_owned("vault/rotate", mutation=True)
     async def rotate() -> VersionMade:
         """Begin a new key version for what is written from now on."""
         return VersionMade(await service.use(Vault.rotate))
 
-    @operation("vault/rewrap", access=owner)
+    @_owned("vault/rewrap", mutation=True)
     async def rewrap(sent: RewrapInput) -> Count:
         """Put every secret of the vault under the newest key version."""
         return Count(await service.use(Vault.rewrap, retire=sent.retire))
@@ -319,35 +360,38 @@ def _sealing_operations(service: VaultService) -> Iterator[AnyOperation]:
 
 
 def _key_operations(service: VaultService) -> Iterator[AnyOperation]:
-    owner = scopes(VAULT_SCOPE)
-
-    @operation("vault/derive", access=owner)
+    @_owned("vault/derive")
     async def derive(sent: DeriveInput) -> Value:
         """Return a public key; the private one stays."""
         return Value(await service.public_key(sent.role, sent.index))
 
-    @operation("vault/sign", access=owner)
+    @_owned("vault/sign")
     async def sign(sent: SignInput) -> Value:
         """Sign data for a purpose, never with the identity or a host key."""
         return Value(await service.sign(sent.purpose, sent.data, index=sent.key))
 
-    @operation("vault/verify", access=owner)
+    @_owned("vault/ssh-sign")
+    async def ssh_sign(sent: SshSignInput) -> Value:
+        """Sign data as it is with an SSH user key, as an SSH agent does."""
+        return Value(await service.ssh_sign(sent.data, index=sent.key))
+
+    @_owned("vault/verify")
     async def verify_signature(sent: VerifyInput) -> Verdict:
         """Check a signature that 'vault/sign' made, here or elsewhere."""
         public = sent.public_key or await service.public_key(KeyRole.SIGNING, sent.key)
         return Verdict(verify(public, sent.purpose, sent.data, sent.signature))
 
-    @operation("vault/hmac", access=owner)
+    @_owned("vault/hmac")
     async def hmac(sent: SignInput) -> Value:
         """Return HMAC-SHA256 of data under a key of this vault, for a purpose."""
         return Value(await service.hmac(sent.purpose, sent.data, index=sent.key))
 
-    @operation("vault/x25519", access=owner)
+    @_owned("vault/x25519")
     async def x25519(sent: ExchangeInput) -> Value:
         """Return the secret that this vault's key shares with another's."""
         return Value(await service.x25519(sent.public_key, index=sent.key))
 
-    yield from (derive, sign, verify_signature, hmac, x25519)
+    yield from (derive, sign, ssh_sign, verify_signature, hmac, x25519)
 
 
 def _status(service: VaultService) -> VaultStatus:
