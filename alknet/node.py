@@ -10,6 +10,7 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from alknet.call.dispatch import OperationDispatcher
 from alknet.call.handler import CallHandler
 from alknet.call.operations import Operation
 from alknet.call.registry import Registry
+from alknet.call.vault_operations import vault_operations
 from alknet.core.address import Address
 from alknet.core.clock import wall_clock
 from alknet.core.config import NodeConfig, load_config, what_needs_restart
@@ -45,13 +47,16 @@ from alknet.core.tcp.contexts import check_certificate
 from alknet.core.tcp.handshake import accept_tls
 from alknet.core.ticket import Ticket
 from alknet.core.tls.credentials import NodeCredentials, WebCertificate
+from alknet.core.vault_pipe import receive_entropy, remove_stale_pipes
+from alknet.core.vault_service import VaultService
 from alknet.errors import AlknetError, LocalError
 from alknet.http import NotFoundHandler, NotFoundOverQuic
 from alknet.stores.file import FileIdentityStore
 from alknet.stores.homelock import hold_home
 from alknet.stores.memory import MemoryIdentityStore, MemoryOwnership
-from alknet.vault.keyfile import read_key
+from alknet.vault.homevault import home_vault
 from alknet.vault.resetkey import load_reset_key
+from alknet.vault.vault import Vault
 
 __all__ = ["Node"]
 
@@ -71,9 +76,10 @@ class Node:
         endpoint: Connections and their supervision.
         registry: The operations that `alknet/call` serves.
         listening: What it listens on, once it runs.
+        vault: Its secrets; None for a node without a home.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  each is a part of the node, and named
         self,
         key: Ed25519PrivateKey | None = None,
         *,
@@ -83,6 +89,7 @@ class Node:
         handlers: Iterable[ProtocolHandler] = (),
         home: Path | None = None,
         qlog: Path | None = None,
+        vault: Vault | None = None,
     ) -> None:
         """Wire a node; it runs inside ``async with``.
 
@@ -95,6 +102,7 @@ class Node:
             home: Where the control socket and the lock are; None for neither.
             qlog: The directory for a qlog file of each QUIC connection, which costs much of the
                 transport's speed; None for none.
+            vault: That of *home*, which the node locks when it ends.
 
         Raises:
             LocalError: Two handlers claim an ALPN, two operations a name, nobody serves the
@@ -117,6 +125,10 @@ class Node:
         self._quic: list[QuicEndpoint] = []
         self._started_at = wall_clock()
         self._running: AsyncExitStack | None = None
+        self.vault = None
+        if vault is not None:
+            idle_s = self.config.vault.lock_after_s
+            self.vault = VaultService(vault, lock_after_s=idle_s)
         self._wire(operations, handlers)
         self._check_default_alpn(self.config)
 
@@ -129,34 +141,41 @@ class Node:
         operations: Iterable[Operation[..., Any]] = (),
         handlers: Iterable[ProtocolHandler] = (),
         qlog: Path | None = None,
+        vault: Vault | None = None,
     ) -> Self:
-        """Wire the node whose key, ``node.toml`` and state are in *home*. Blocks on small files.
+        """Wire the node whose key, ``node.toml`` and state are in *home*.
+
+        Blocks on small files, and for some 0.1 s on the vault, if it is not given unlocked.
+        A home from before there were vaults gets one (`alknet.vault.homevault.home_vault`).
 
         Args:
             listen: Instead of the configured addresses.
             qlog: As for a `Node`.
+            vault: That of *home*, unlocked; by default what lies in the home unlocks it.
 
         Raises:
-            NotFound: There is no key in *home*.
+            NotFound: There is no node in *home*.
+            Unavailable: The vault needs a passphrase, or another key than lies in the home.
             LocalError: The configuration is wrong (`ConfigError` says where), or others can read
-                the key.
+                the vault.
             StoreError: A file cannot be read or is damaged.
         """
-        key = read_key(home)
         # Looked at before it is read: an edit from now on is a change.
         seen = _signature(home / CONFIG_FILE)
         config = load_config(home / CONFIG_FILE)
         if listen is not None:
             config = msgspec.structs.replace(config, listen=tuple(listen))
         store = FileIdentityStore(home / STATE_FILE, config.peers)
+        vault = vault or home_vault(home, now=wall_clock())
         node = cls(
-            key,
+            vault.identity(),
             config=config,
             identities=store,
             operations=operations,
             handlers=handlers,
             home=home,
             qlog=qlog,
+            vault=vault,
         )
         node._listen_override = None if listen is None else tuple(listen)
         node._config_seen = seen
@@ -223,7 +242,10 @@ class Node:
         self._quic = await nursery.start(
             listen, self.endpoint, ports, self.credentials, reset_key, qlog
         )
+        if self.vault is not None:
+            await nursery.start(self.vault.lock_when_idle)
         if self._home is not None:
+            remove_stale_pipes(self._home)
             await nursery.start(serve_control, self._home, self.endpoint)
         self._bound = tuple(port.address for port in ports)
         self._addresses = self._ticket_addresses()
@@ -317,6 +339,8 @@ class Node:
         self.endpoint.limits = self._calls.limits = self._dispatcher.limits = config.limits
         for quic in self._quic:
             quic.limits = config.limits
+        if self.vault is not None and config.vault != self.config.vault:
+            self.vault.lock_after(config.vault.lock_after_s)
         if config.log.level != self.config.log.level:
             logging.getLogger("alknet").setLevel(config.log.level.upper())
         self.config = config
@@ -351,6 +375,10 @@ class Node:
         self.registry = Registry()
         self.registry.extend(self._builtins(), builtin=True)
         self.registry.extend(discovery_operations(self.registry), builtin=True)
+        if self.vault is not None and self._home is not None:
+            receive = partial(receive_entropy, self._home)
+            served = vault_operations(self.vault, receive_entropy=receive)
+            self.registry.extend(served, builtin=True)
         self.registry.extend(operations)
         self._dispatcher = OperationDispatcher(
             self.registry,

@@ -22,7 +22,14 @@ from alknet.core.home import CONFIG_FILE, STATE_FILE
 from alknet.core.limits import Limits
 from alknet.errors import AlknetError, Unavailable
 from alknet.stores.file import FileIdentityStore
-from alknet.vault.keyfile import KEY_FILE, read_key
+from alknet.vault.homevault import (
+    has_node,
+    has_vault,
+    home_identity,
+    open_home_vault,
+    unlock_home_vault,
+)
+from alknet.vault.vault import Vault
 
 __all__ = ["Finding", "examine"]
 
@@ -68,7 +75,7 @@ async def examine(home: Path) -> list[Finding]:
 def _examine_offline(home: Path) -> list[Finding]:
     found = [_home(home)]
     if home.is_dir():
-        found += [_key(home), _config(home), _state(home)]
+        found += [*_key(home), _config(home), _state(home)]
     return [*found, _clock(), _buffers(), _ipv6()]
 
 
@@ -83,13 +90,55 @@ def _home(home: Path) -> Finding:
     return Finding("home", "ok", f"{home}, for its user alone")
 
 
-def _key(home: Path) -> Finding:
+def _key(home: Path) -> Iterator[Finding]:
+    """The node's key, and the vault that it is in."""
+    if not has_node(home):
+        yield Finding("key", "fail", f"no node in {home}", "alknet init")
+        return
+    if not has_vault(home):
+        yield _key_file(home)
+        return
+    for path in sorted(home.glob("vault.*")):
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            yield Finding("vault", "fail", f"others may read {path}", f"chmod 600 '{path}'")
+            return
     try:
-        read_key(home)
+        yield _unlocks(home, open_home_vault(home))
     except AlknetError as exc:
-        todo = "alknet init" if not (home / KEY_FILE).exists() else "see the message"
-        return Finding("key", "fail", str(exc), todo)
-    return Finding("key", "ok", "readable, for its user alone")
+        yield Finding("vault", "fail", str(exc), "see the message")
+
+
+def _key_file(home: Path) -> Finding:
+    """The key of a home from before there were vaults."""
+    try:
+        home_identity(home)
+    except AlknetError as exc:
+        return Finding("key", "fail", str(exc), "see the message")
+    todo = "the next 'alknet up' moves it into a vault"
+    return Finding("key", "ok", "readable, for its user alone", todo)
+
+
+def _unlocks(home: Path, vault: Vault) -> Finding:
+    """Whether the node starts unasked, and every secret opens."""
+    slots = ", ".join(sorted({slot.kind.value for slot in vault.header.slots}))
+    try:
+        unlock_home_vault(vault, home)
+    except Unavailable:
+        todo = "'alknet up' asks at every start, or takes --unlock-file or a systemd credential"
+        return Finding("vault", "ok", f"nothing in the home unlocks it; it takes: {slots}", todo)
+    except AlknetError as exc:
+        return Finding("vault", "fail", str(exc), "see the message")
+    try:
+        vault.identity()
+        damaged = vault.verify()
+    except AlknetError as exc:
+        return Finding("vault", "fail", str(exc), "restore it from a backup, or from the words")
+    finally:
+        vault.lock()
+    if damaged:
+        message = f"{len(damaged)} secrets do not open: {', '.join(damaged[:3])}"
+        return Finding("vault", "fail", message, "put them anew, or restore a backup")
+    return Finding("vault", "ok", f"a key file unlocks it, every secret opens ({slots})")
 
 
 def _config(home: Path) -> Finding:
@@ -194,7 +243,7 @@ def _is_free(address: Address, kind: socket.SocketKind) -> bool:
 async def _reach(home: Path, status: Status, transport: str) -> Finding:
     """Dial the node from here, as a peer would, and let it answer a ping."""
     try:
-        key = read_key(home)
+        key = _key_if_unlocked(home)
         rtt_ms = await _ping(status, transport, key)
     except DialError as exc:
         outcomes = "; ".join(f"{one.address}: {one.outcome}" for one in exc.attempts)
@@ -203,6 +252,14 @@ async def _reach(home: Path, status: Status, transport: str) -> Finding:
     except (AlknetError, trio.TooSlowError, OSError) as exc:
         return Finding(transport, "fail", f"the node does not answer: {exc}")
     return Finding(transport, "ok", f"the node answers in {rtt_ms:.1f} ms")
+
+
+def _key_if_unlocked(home: Path) -> Ed25519PrivateKey:
+    """Return the node's key, or any: a stranger may ping as well."""
+    try:
+        return home_identity(home)
+    except Unavailable:
+        return Ed25519PrivateKey.generate()
 
 
 async def _ping(status: Status, transport: str, key: Ed25519PrivateKey) -> float:

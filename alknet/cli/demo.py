@@ -22,6 +22,8 @@ from typing import Any
 
 import click
 
+from alknet.core.home import NODE_FILES
+
 __all__ = ["main"]
 
 SCRATCH = Path("scratch")
@@ -69,7 +71,7 @@ def _demo() -> None:
 
 def _init(name: str) -> None:
     home = SCRATCH / name
-    if (home / "node.key").exists():
+    if any((home / name).exists() for name in NODE_FILES):
         click.echo(f"{name}: the node in {home} is used again.")
         return
     words = SCRATCH / f"{name}.words"

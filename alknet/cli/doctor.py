@@ -23,7 +23,7 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 def doctor() -> None:
     """Look for what could keep the node from working.
 
-    Checks the home, the key, the configuration, the clock, the ports, the system's buffers and
+    Checks the home, the vault, the configuration, the clock, the ports, the system's buffers and
     IPv6; and if the node runs, that it is reached over QUIC and over TCP. Changes nothing. Exits
     with 1 if a check fails; warnings do not count.
     """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from alknet.cli.failures import CommandError
 from alknet.cli.options import the_home
-from alknet.core.home import CONFIG_FILE, STATE_FILE
+from alknet.core.home import CONFIG_FILE, NODE_FILES, STATE_FILE
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,7 +21,8 @@ __all__ = [
     "find_peer",
     "key_if_any",
     "load_home_config",
-    "need_key",
+    "need_node",
+    "node_key",
     "open_store",
 ]
 
@@ -38,25 +39,36 @@ def load_home_config() -> NodeConfig:
     return load_config(config_path())
 
 
-def need_key() -> Ed25519PrivateKey:
-    """Return the node's key, or say that there is no node yet."""
-    from alknet.vault.keyfile import KEY_FILE, read_key
-
+def need_node() -> Path:
+    """Return the home, or say that there is no node in it yet."""
     home = the_home()
-    if not (home / KEY_FILE).exists():
+    if not _has_node(home):
         raise CommandError(
             "NOT_FOUND",
             f"there is no node in {home}",
             hint="make one with 'alknet init', or name its home with --home",
         )
-    return read_key(home)
+    return home
+
+
+def node_key() -> Ed25519PrivateKey:
+    """Return the node's key from its vault, asking for a passphrase if nothing else opens it."""
+    from alknet.cli.unlocking import open_vault
+    from alknet.vault.homevault import has_vault, home_identity
+
+    home = need_node()
+    if not has_vault(home):
+        return home_identity(home)
+    vault = open_vault(None)
+    try:
+        return vault.identity()
+    finally:
+        vault.lock()
 
 
 def key_if_any() -> Ed25519PrivateKey | None:
     """Return the node's key, or None where there is no node: then we call as a stranger."""
-    from alknet.vault.keyfile import KEY_FILE
-
-    return need_key() if (the_home() / KEY_FILE).exists() else None
+    return node_key() if _has_node(the_home()) else None
 
 
 def open_store() -> FileIdentityStore:
@@ -65,7 +77,7 @@ def open_store() -> FileIdentityStore:
 
     home = the_home()
     if not home.is_dir():
-        need_key()  # says what to do
+        need_node()  # says what to do
     return FileIdentityStore(home / STATE_FILE, load_home_config().peers)
 
 
@@ -79,3 +91,7 @@ def find_peer(name: str) -> Peer:
             hint="'alknet peer list' lists them, 'alknet peer add NAME TICKET' adds one",
         )
     return found
+
+
+def _has_node(home: Path) -> bool:
+    return any((home / name).exists() for name in NODE_FILES)

@@ -34,10 +34,11 @@ def show_id() -> None:
     The ticket is what others need to reach it. If the node runs, it is the ticket of what it
     really listens on; if not, of what node.toml says.
     """
-    from alknet.cli.home import need_key
+    from alknet.cli.home import need_node
     from alknet.core.nodeid import NodeId
+    from alknet.vault.homevault import home_public_key
 
-    node_id = NodeId.from_public_key(need_key().public_key())
+    node_id = NodeId(home_public_key(need_node()))
     ticket = _running_ticket() or _configured_ticket(node_id)
     if is_json():
         emit({"id": str(node_id), "fingerprint": node_id.fingerprint, "ticket": ticket})

@@ -1,4 +1,4 @@
-"""``alknet init``: a home with a key and a config file, whole or not at all."""
+"""``alknet init``: a home with a vault and a config file, whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,12 @@ import click
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json, the_home
 from alknet.cli.output import emit, fields, note, paint, say
-from alknet.core.home import CONFIG_FILE
+from alknet.core.home import CONFIG_FILE, NODE_FILES
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from alknet.core.nodeid import NodeId
 
-__all__ = ["init"]
+__all__ = ["Plan", "init", "make_home"]
 
 STDIN = Path("-")
 WORDS_PER_LINE = 6
@@ -32,8 +33,9 @@ TRIES = 3
     examples=[
         "alknet init                                   words on the terminal, to write down",
         "alknet init --words-file words.txt            words to a new file that only you can read",
-        "alknet init --restore                         asks for the words, without echo",
         "alknet init --restore --words-file words.txt  reads them from a file",
+        "alknet init --restore --device 1              another node id of the same words",
+        "alknet init --no-key-file                     opened by a passphrase, at each start",
     ],
 )
 @click.option(
@@ -43,54 +45,100 @@ TRIES = 3
     help="Write the words to a new file of mode 0600; with --restore, read them from there "
     "('-': standard input).",
 )
-@click.option("--restore", is_flag=True, help="Take the key from words that you have.")
-def init(words_file: Path | None, restore: bool) -> None:
-    """Create this node: a new key from 24 words, and a config file.
+@click.option("--restore", is_flag=True, help="Take the keys from words that you have.")
+@click.option(
+    "--device",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    metavar="N",
+    help="Be device N of the words: each has a node id of its own. By default 0.",
+)
+@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that opens the vault, too.")
+@click.option(
+    "--passphrase-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Take that passphrase from the first line of FILE.",
+)
+@click.option(
+    "--no-key-file",
+    is_flag=True,
+    help="Put no key file beside the vault: the passphrase is asked for at every start.",
+)
+def init(
+    words_file: Path | None,
+    restore: bool,
+    device: int,
+    passphrase: bool,
+    passphrase_file: str | None,
+    no_key_file: bool,
+) -> None:
+    """Create this node: a vault whose keys come from 24 words, and a config file.
 
-    The words are the only way to get the key back on another machine. They are shown once, on a
+    The words are the only way to get the keys back on another machine. They are shown once, on a
     terminal; they are never printed into a pipe, unless --json asks for them there (then the
-    object has a field "words") or --words-file names a file. A home that has a key is left alone.
+    object has a field "words") or --words-file names a file. A home that has a node is left alone.
     Interrupted at any point, nothing is left behind.
+
+    A key file beside the vault lets the node start unasked; whoever copies the whole home has its
+    secrets then. With --no-key-file a passphrase protects a copy, and a restart waits for you.
     """
-    from alknet.vault.derive import identity_key
+    from alknet.vault.words import generate_words
 
     home = the_home()
     _refuse_existing(home)
+    _check_words_file(words_file, restore)
+    plan = Plan(device, _passphrase(passphrase, passphrase_file, no_key_file), not no_key_file)
     if restore:
-        words = _read_words(words_file)
-        key = identity_key(words)
-        _commit(home, key)
-        _report(home, key, words=None, words_file=None)
+        node_id = _commit(home, _read_words(words_file), plan)
+        _report(home, node_id, words=None, words_file=None)
         return
-    words = _new_words(words_file)
-    key = identity_key(words)
+    words = generate_words()
     if words_file is not None:
-        _commit(home, key, words=words, words_file=words_file.absolute())
-        _report(home, key, words=None, words_file=words_file)
+        node_id = _commit(home, words, plan, words_file=words_file.absolute())
+        _report(home, node_id, words=None, words_file=words_file)
     elif is_json():
         # First, for a node whose words went to a full disk could never be restored.
-        _report(home, key, words=words, words_file=None)
-        _commit(home, key)
+        _report(home, _node_id(words, plan), words=words, words_file=None)
+        _commit(home, words, plan)
     else:
         _show(words)
-        _commit(home, key)
-        _report(home, key, words=None, words_file=None)
+        _report(home, _commit(home, words, plan), words=None, words_file=None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What opens the vault, and which of the words' nodes it is."""
+
+    device: int = 0
+    passphrase: bytearray | None = None
+    has_key_file: bool = True
+
+
+def _passphrase(asks: bool, file: str | None, is_needed: bool) -> bytearray | None:
+    from alknet.cli.unlocking import choose_passphrase, is_terminal, read_passphrase
+
+    if file is not None:
+        return read_passphrase(file)
+    if not asks and not is_needed:
+        return None
+    if not is_terminal():
+        raise click.UsageError("there is no terminal to ask for a passphrase: --passphrase-file")
+    return choose_passphrase()
 
 
 def _refuse_existing(home: Path) -> None:
-    from alknet.vault.keyfile import KEY_FILE
-
-    if (home / KEY_FILE).exists():
+    if any((home / name).exists() for name in NODE_FILES):
         raise CommandError(
             "CONFLICT",
-            f"{home} holds a node already, its key is never replaced",
+            f"{home} holds a node already, its keys are never replaced",
             hint="'alknet id' shows it; --home DIR makes another node elsewhere",
         )
 
 
-def _new_words(words_file: Path | None) -> str:
-    from alknet.vault.words import generate_words
-
+def _check_words_file(words_file: Path | None, restore: bool) -> None:
+    if restore:
+        return
     if words_file is None and not is_json() and not sys.stdout.isatty():
         raise click.UsageError(
             "the words would go into a pipe or file: name one with --words-file, or ask for --json"
@@ -101,7 +149,6 @@ def _new_words(words_file: Path | None) -> str:
         raise click.BadParameter(
             "the file exists, it is not overwritten", param_hint="--words-file"
         )
-    return generate_words()
 
 
 def _read_words(words_file: Path | None) -> str:
@@ -161,9 +208,7 @@ def _show(words: str) -> None:
         )
 
 
-def _commit(
-    home: Path, key: Ed25519PrivateKey, *, words: str = "", words_file: Path | None = None
-) -> None:
+def _commit(home: Path, words: str, plan: Plan, *, words_file: Path | None = None) -> NodeId:
     """Make the home, and the file of words before it; both or none."""
     from alknet.cli.running import uninterrupted
     from alknet.vault.durable import store_errors, sync_directory, write_private
@@ -177,62 +222,72 @@ def _commit(
                 with store_errors(f"cannot write {words_file}"):
                     sync_directory(words_file.parent)  # no key lasts without its words
             with store_errors(f"cannot create {home}"):
-                _make_home(home, key)
+                return make_home(home, words, plan)
         except BaseException:
-            if words_file is not None:
+            if words_file is not None and not (home / NODE_FILES[0]).exists():
                 words_file.unlink(missing_ok=True)
             raise
 
 
-def _make_home(home: Path, key: Ed25519PrivateKey) -> None:
+def make_home(home: Path, words: str, plan: Plan = Plan()) -> NodeId:
+    """Make the home of a node and return its id; the home appears whole, or not at all."""
+    from alknet.vault.durable import sync_directory
     from alknet.vault.keyfile import create_home
 
     if home.exists() or home.is_symlink():
         create_home(home)  # checks that it is ours and private
-        _fill(home, key)
-        return
+        return _fill(home, words, plan)
     home.parent.mkdir(parents=True, exist_ok=True)
     building = home.with_name(f".{home.name}.{secrets.token_hex(4)}")
     try:
         create_home(building)
-        _fill(building, key)
+        node_id = _fill(building, words, plan)
         building.rename(home)
     finally:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(building)
-    _flush(home.parent)
+    sync_directory(home.parent)
+    return node_id
 
 
-def _fill(home: Path, key: Ed25519PrivateKey) -> None:
-    """Write config and key; the key comes last, for a home with a key is a finished one."""
+def _fill(home: Path, words: str, plan: Plan) -> NodeId:
+    """Write config and vault; the vault comes last, for a home with one is finished."""
+    from alknet.core.clock import wall_clock
     from alknet.core.config import default_config_text
+    from alknet.core.nodeid import NodeId
     from alknet.vault.durable import write_private
-    from alknet.vault.keyfile import write_key
+    from alknet.vault.homevault import create_home_vault
+    from alknet.vault.recovery import entropy_from_words
 
     config = home / CONFIG_FILE
     is_new = not config.exists()
     try:
         if is_new:
             write_private(config, default_config_text().encode())
-        write_key(home, key)
+        vault, key = create_home_vault(
+            home,
+            entropy_from_words(words),
+            now=wall_clock(),
+            device=plan.device,
+            passphrase=plan.passphrase,
+            has_key_file=plan.has_key_file,
+        )
     except BaseException:
         if is_new:
             config.unlink(missing_ok=True)
         raise
+    vault.lock()
+    return NodeId.from_public_key(key.public_key())
 
 
-def _flush(directory: Path) -> None:
-    from alknet.vault.durable import sync_directory
-
-    sync_directory(directory)
-
-
-def _report(
-    home: Path, key: Ed25519PrivateKey, *, words: str | None, words_file: Path | None
-) -> None:
+def _node_id(words: str, plan: Plan) -> NodeId:
     from alknet.core.nodeid import NodeId
+    from alknet.vault.derive import identity_key
 
-    node_id = NodeId.from_public_key(key.public_key())
+    return NodeId.from_public_key(identity_key(words, device=plan.device).public_key())
+
+
+def _report(home: Path, node_id: NodeId, *, words: str | None, words_file: Path | None) -> None:
     if is_json():
         made: dict[str, object] = {
             "id": str(node_id),

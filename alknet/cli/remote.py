@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from alknet.cli.failures import CommandError
-from alknet.cli.options import Duration, the_home, usage_errors
+from alknet.cli.options import Duration, usage_errors
 
 if TYPE_CHECKING:
     from alknet.call.calling import CallOptions
@@ -210,21 +210,19 @@ def _resolve(text: str) -> tuple[Any, Sequence[str]]:
 
 
 def _known_nodes() -> KnownNodes:
-    from alknet.cli.home import need_key
+    from alknet.cli.home import need_node
     from alknet.stores.known import KnownNodes
 
-    need_key()  # what is trusted is remembered in a home
-    return KnownNodes(the_home())
+    return KnownNodes(need_node())  # what is trusted is remembered in a home
 
 
 @asynccontextmanager
 async def _own_node() -> AsyncGenerator[CallSession]:
-    from alknet.cli.home import need_key
+    from alknet.cli.home import need_node
     from alknet.client import open_control_session
     from alknet.errors import Unavailable
 
-    home = the_home()
-    need_key()
+    home = need_node()
     opened = False
     try:
         async with open_control_session(home) as session:

@@ -81,12 +81,10 @@ def print_unit(system: bool, user: str | None, unit_dir: Path | None) -> None:
 @click.option("--now", is_flag=True, help="Enable and start it too.")
 def install(system: bool, user: str | None, unit_dir: Path | None, now: bool) -> None:
     """Write the unit and tell systemd. An older unit of ours is replaced."""
-    from alknet.cli.home import need_key
+    from alknet.cli.home import need_node
     from alknet.vault.durable import store_errors
-    from alknet.vault.keyfile import KEY_FILE
 
-    if not (the_home() / KEY_FILE).exists():
-        need_key()  # says what to do; one that is there may be for another user's eyes alone
+    need_node()
     path, text = _path(system, unit_dir), _unit(system, user)
     with store_errors(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)

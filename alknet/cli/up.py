@@ -7,20 +7,23 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import click
 
 from alknet.cli.interrupts import Interrupted
 from alknet.cli.lines import LineWriter
-from alknet.cli.options import Command, is_json, the_home, usage_errors
+from alknet.cli.options import Command, is_json, usage_errors
 from alknet.cli.output import note, paint
+from alknet.cli.unlocking import make_unlock, unlock_options
 
 if TYPE_CHECKING:
     import trio
 
     from alknet.core.address import Address
     from alknet.node import Node
+    from alknet.vault.unlock import UnlockWith
+    from alknet.vault.vault import Vault
 
 __all__ = ["up"]
 
@@ -49,7 +52,8 @@ __all__ = ["up"]
     help="Write a qlog file of each QUIC connection into DIR, for qvis. For finding faults: "
     "connections take the slow way through the transport meanwhile.",
 )
-def up(listen: Sequence[str], qlog: Path | None) -> None:
+@unlock_options
+def up(listen: Sequence[str], qlog: Path | None, **unlock: Any) -> None:
     """Run the node until it is told to stop.
 
     Prints its ticket and what listens with which ALPNs, then a line for each event of its life.
@@ -61,16 +65,39 @@ def up(listen: Sequence[str], qlog: Path | None) -> None:
     """
     import trio
 
-    from alknet.cli.home import need_key
+    from alknet.cli.home import need_node
     from alknet.core.collector import calm_collector
     from alknet.node import Node
 
     addresses = _addresses(listen)
-    home = the_home()
-    need_key()  # says what to do if there is none
+    home = need_node()
+    _harden()
+    vault = _unlocked(home, make_unlock(**unlock))
     calm_collector()
+    make_node = partial(Node.from_home, home, listen=addresses, qlog=qlog, vault=vault)
     with LineWriter(sys.stdout) as out:
-        trio.run(_run, partial(Node.from_home, home, listen=addresses, qlog=qlog), out, is_json())
+        trio.run(_run, make_node, out, is_json())
+
+
+def _harden() -> None:
+    """Keep keys out of core dumps and from other processes of this user."""
+    from alknet.vault.locked import harden_process
+
+    if refused := harden_process():
+        note(f"This system does not protect the node's memory: no {' and no '.join(refused)}.")
+
+
+def _unlocked(home: Path, given: UnlockWith | None) -> Vault:
+    """Open the vault before the loop begins, for it may take a second, or a person's answer."""
+    from alknet.cli.unlocking import open_vault
+    from alknet.core.clock import wall_clock
+    from alknet.vault.homevault import home_vault, needs_vault
+
+    if needs_vault(home):
+        vault = home_vault(home, given, now=wall_clock())
+        note(f"This home has a vault now; its former key is in {home / 'backup'}.")
+        return vault
+    return open_vault(given)
 
 
 def _addresses(listen: Sequence[str]) -> list[Address] | None:

@@ -27,6 +27,7 @@ from alknet.core.config_tables import (
     HOMES,
     LogTable,
     TopTable,
+    VaultTable,
     WebCertificateFiles,
 )
 from alknet.core.identity import Peer
@@ -38,6 +39,7 @@ __all__ = [
     "ConfigProblem",
     "LogTable",
     "NodeConfig",
+    "VaultTable",
     "WebCertificateFiles",
     "check_config",
     "default_config_text",
@@ -59,6 +61,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
         default_alpn: Whose handler gets TCP clients that offer no ALPN; None refuses them.
         limits: See `Limits`.
         log: Level and format.
+        vault: When it is locked.
         peers: Those of the file, read-only.
         web_certificates: X.509 certificates by server name.
     """
@@ -68,6 +71,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     default_alpn: str | None = None
     limits: Limits = Limits()
     log: LogTable = LogTable()
+    vault: VaultTable = VaultTable()
     peers: tuple[Peer, ...] = ()
     web_certificates: tuple[WebCertificateFiles, ...] = ()
 
@@ -144,6 +148,7 @@ def _understand(
         default_alpn=node.default_alpn,
         limits=read_limits(reader, top.limits),
         log=LogTable(**reader.table(top.log, LogTable, ("log",))),
+        vault=VaultTable(**reader.table(top.vault, VaultTable, ("vault",))),
         peers=read_peers(reader, top.peers),
         web_certificates=read_web_certificates(reader, top.web_certificates, path.parent),
     )
@@ -163,7 +168,7 @@ def _flat(config: NodeConfig) -> dict[str, object]:
         "node.advertise": config.advertise,
         "node.default_alpn": config.default_alpn,
     }
-    for table in ("limits", "log"):
+    for table in ("limits", "log", "vault"):
         values = msgspec.structs.asdict(getattr(config, table))
         flat |= {f"{table}.{key}": value for key, value in values.items()}
     return flat | {"peers": config.peers, "web_certificates": config.web_certificates}
@@ -185,6 +190,9 @@ _TEMPLATE = """\
 [log]
 # level = "info"      # debug, info, warning, error
 # format = "auto"     # human, json; auto: human on a terminal
+
+[vault]
+# lock_after_s = 900  # lock it when it was not used for so long; by default never
 
 # [[peers]]
 # name = "hub"

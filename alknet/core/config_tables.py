@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from alknet.core.limits import Limits
 
@@ -15,12 +16,15 @@ __all__ = [
     "NodeTable",
     "PeerTable",
     "TopTable",
+    "VaultTable",
     "WebCertificateFiles",
     "WebCertificateTable",
 ]
 
 # The IANA ephemeral and registered ranges leave it free; one wildcard serves IPv6 and IPv4.
 DEFAULT_LISTEN = "[::]:4433"
+# A month: what is longer means never.
+MAX_LOCK_AFTER_S = 2_592_000
 
 
 class NodeTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +45,18 @@ class LogTable(msgspec.Struct, frozen=True, kw_only=True):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "human", "json"] = "auto"
+
+
+class VaultTable(msgspec.Struct, frozen=True, kw_only=True):
+    """``[vault]``: when the running node forgets the vault's keys.
+
+    Attributes:
+        lock_after_s: Lock the vault when nobody used it for so long; its identity stays with the
+            node. By default never: where a key file lies beside the vault a lock protects little,
+            and whatever needs a secret would wait for a person.
+    """
+
+    lock_after_s: Annotated[float, Meta(ge=1, le=MAX_LOCK_AFTER_S)] | None = None
 
 
 class PeerTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +100,7 @@ class TopTable(msgspec.Struct, frozen=True, kw_only=True):
     node: dict[str, Any] = {}
     limits: dict[str, Any] = {}
     log: dict[str, Any] = {}
+    vault: dict[str, Any] = {}
     peers: list[dict[str, Any]] = []
     web_certificates: list[dict[str, Any]] = []
 
@@ -91,6 +108,7 @@ class TopTable(msgspec.Struct, frozen=True, kw_only=True):
 _SHAPES: dict[str, type[msgspec.Struct]] = {
     "[[web_certificates]]": WebCertificateTable,
     "[[peers]]": PeerTable,
+    "[vault]": VaultTable,
     "[log]": LogTable,
     "[limits]": Limits,
     "[node]": NodeTable,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["CONFIG_FILE", "STATE_FILE"]
+__all__ = ["CONFIG_FILE", "NODE_FILES", "STATE_FILE"]
 
 CONFIG_FILE = "node.toml"
 """The configuration; written by people, read by the node."""
+
+NODE_FILES = ("vault.alk", "node.key")
+"""A home with one of them has a node; the second is from before there were vaults."""
 
 STATE_FILE = "state.json"
 """Peers made by commands, and API keys; see `alknet.stores.file`."""

@@ -69,8 +69,9 @@ class VaultService:
         self._clock = clock
         self._lock_after_s = math.inf if lock_after_s is None else lock_after_s
         self._one_at_a_time = trio.CapacityLimiter(1)
-        self._used_at = trio.current_time()
-        self._used = trio.Event()
+        self._used_at = -math.inf
+        self._running = 0
+        self._news = trio.Event()
         self._signers: dict[str, Ed25519PrivateKey] = {}
         self._exchangers: dict[str, X25519PrivateKey] = {}
 
@@ -84,22 +85,31 @@ class VaultService:
         """Secrets can be had."""
         return self._vault.is_unlocked
 
+    def lock_after(self, idle_s: float | None) -> None:
+        """Lock when it was not used for *idle_s* from now on; None for never."""
+        self._lock_after_s = math.inf if idle_s is None else idle_s
+        self._news.set()
+
     async def lock_when_idle(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Lock the vault whenever it was not used for long enough; lock it on the way out."""
+        self._touch()
         task_status.started()
         try:
             while True:
-                await self._used.wait()
-                self._used = trio.Event()
-                while self.is_unlocked and not math.isinf(self._lock_after_s):
-                    await trio.sleep_until(self._used_at + self._lock_after_s)
-                    if trio.current_time() >= self._used_at + self._lock_after_s:
-                        await self.lock()
+                with trio.move_on_at(self._lock_at()):
+                    await self._news.wait()
+                    self._news = trio.Event()
+                if trio.current_time() >= self._lock_at():
+                    await self.lock()
         finally:
             with trio.CancelScope(shield=True):
                 await self.lock()
+
+    def _lock_at(self) -> float:
+        is_idle = self.is_unlocked and not self._running
+        return self._used_at + self._lock_after_s if is_idle else math.inf
 
     # Locking.
 
@@ -115,6 +125,10 @@ class VaultService:
         self._signers.clear()
         self._exchangers.clear()
         await self._in_thread(Vault.lock)
+
+    async def reread(self) -> None:
+        """Take over what another process has written; does not count as use."""
+        await trio.to_thread.run_sync(Vault.reread, self._vault, limiter=self._one_at_a_time)
 
     # Secrets.
 
@@ -227,14 +241,16 @@ class VaultService:
         return key
 
     async def _in_thread(self, function: Callable[[Vault], T]) -> T:
+        self._running += 1
         try:
             return await trio.to_thread.run_sync(function, self._vault, limiter=self._one_at_a_time)
         finally:
+            self._running -= 1
             self._touch()
+            self._news.set()
 
     def _touch(self) -> None:
         self._used_at = trio.current_time()
-        self._used.set()
 
 
 def signed_message(purpose: str, data: bytes) -> bytes:

@@ -7,14 +7,16 @@ passphrase, makes the node ask at every start.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from alknet.errors import Conflict, LocalError
+from alknet.errors import Conflict, LocalError, NotFound
 from alknet.vault.derivation import ENTROPY_BYTES
 from alknet.vault.durable import replace_file, store_errors, sync_directory
 from alknet.vault.keyfile import KEY_FILE, read_key
@@ -26,13 +28,23 @@ from alknet.vault.vault import IDENTITY_SECRET, Vault, create_vault
 from alknet.vault.vaultfile import NotConfirmed, VaultFile
 
 __all__ = [
+    "BACKUP",
     "CREDENTIAL_NAME",
     "create_home_vault",
+    "has_node",
     "has_vault",
+    "home_identity",
+    "home_public_key",
+    "home_vault",
     "migrate_key_file",
     "open_home_vault",
+    "needs_vault",
     "unlock_home_vault",
+    "what_unlocks",
 ]
+
+BACKUP = "backup"
+"""The directory in a home for what an update has replaced."""
 
 CREDENTIAL_NAME = "alknet-vault-key"
 """The name of the systemd credential that is a key file (``LoadCredentialEncrypted=``)."""
@@ -96,16 +108,63 @@ def unlock_home_vault(
         Damaged: What was given does not open it.
         RolledBack: The file is an old one, unless *accepts_older*.
     """
-    given = given or UnlockWith(key_files=tuple(_provided(home)))
+    given = given or what_unlocks(home)
     vault.unlock(find_entropy(vault.header, given), accepts_older=accepts_older)
+
+
+def home_vault(home: Path, given: UnlockWith | None = None, *, now: float) -> Vault:
+    """Return the home's vault, unlocked; a home from before there were vaults gets one first.
+
+    Its ``node.key`` is kept in ``backup/``.
+
+    Raises:
+        NotFound: There is no node in the home.
+        Unavailable: As `unlock_home_vault`; so are Damaged and RolledBack.
+        LocalError: A file is damaged or not private.
+        StoreError: A file could not be read or written.
+    """
+    if needs_vault(home):
+        with contextlib.suppress(NotFound):  # another process was faster
+            return migrate_key_file(home, home / BACKUP, now=now)
+    vault = open_home_vault(home)
+    unlock_home_vault(vault, home, given)
+    return vault
+
+
+def home_identity(home: Path, given: UnlockWith | None = None) -> Ed25519PrivateKey:
+    """Return the node's key from a home of any age; changes nothing. Raises like `home_vault`."""
+    if not has_vault(home):
+        return read_key(home)
+    vault = open_home_vault(home)
+    try:
+        unlock_home_vault(vault, home, given)
+        return vault.identity()
+    finally:
+        vault.lock()
+
+
+def home_public_key(home: Path) -> bytes:
+    """Return the 32 bytes of the node's id, locked or not; raises like `VaultFile.read`."""
+    if has_vault(home):
+        return open_home_vault(home).header.public_key
+    return read_key(home).public_key().public_bytes_raw()
+
+
+def needs_vault(home: Path) -> bool:
+    """Return whether the home is one from before there were vaults, or on its way from there."""
+    return (home / KEY_FILE).exists()
+
+
+def has_node(home: Path) -> bool:
+    """Return whether the home has a node's key, in a vault or as a file."""
+    return has_vault(home) or (home / KEY_FILE).exists()
 
 
 def migrate_key_file(home: Path, backup: Path, *, now: float) -> Vault:
     """Move the key of an older home into a new vault; return it unlocked.
 
     The old file goes to *backup*, a directory of mode 0700, when the vault is whole. Killed at
-    any point, the home has its key in one place or in both, and the next call goes on. Only one
-    process at a time may do this to one home.
+    any point, the home has its key in one place or in both, and the next call goes on.
 
     Raises:
         NotFound: There is no key file.
@@ -113,6 +172,11 @@ def migrate_key_file(home: Path, backup: Path, *, now: float) -> Vault:
         LocalError: The key file is damaged or not private.
         StoreError: A file could not be written.
     """
+    with _held(home / KEY_FILE):
+        return _migrate(home, backup, now=now)
+
+
+def _migrate(home: Path, backup: Path, *, now: float) -> Vault:
     key = read_key(home)
     if has_vault(home):
         vault = open_home_vault(home)
@@ -127,6 +191,21 @@ def migrate_key_file(home: Path, backup: Path, *, now: float) -> Vault:
         (home / KEY_FILE).unlink()
         sync_directory(home)
     return vault
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Let one process at a time work on a file that is removed at the end; NotFound without it."""
+    with store_errors(f"cannot lock {path}"):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound(f"no key in {path.parent}: run 'alknet init' first") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _vault_of(home: Path, key: Ed25519PrivateKey, *, now: float) -> Vault:
@@ -180,12 +259,12 @@ class _SlotMaker:
         return slots
 
 
-def _provided(home: Path) -> list[Path]:
-    """The key files that need no asking, and are there."""
+def what_unlocks(home: Path) -> UnlockWith:
+    """Return the key files that need no asking: in the home, and of systemd."""
     found = [home / HOME_KEY_FILE]
     if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
         found.append(Path(directory) / CREDENTIAL_NAME)
-    return [path for path in found if path.exists()]
+    return UnlockWith(key_files=tuple(path for path in found if path.exists()))
 
 
 _MakeSlots = Callable[[bytes, memoryview], Sequence[Slot]]

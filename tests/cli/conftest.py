@@ -8,11 +8,20 @@ import pytest
 
 from tests.cli.kit import Cli, RunningNode, running_node
 
+UNLOCKING = ("ALKNET_UNLOCK_FILE", "CREDENTIALS_DIRECTORY")
+
 
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No setting of the user reaches a test, and commands leave the log as they found it."""
-    for name in ("ALKNET_HOME", "ALKNET_TOKEN", "ALKNET_DEBUG", "NO_COLOR", "NOTIFY_SOCKET"):
+    for name in (
+        "ALKNET_HOME",
+        "ALKNET_TOKEN",
+        "ALKNET_DEBUG",
+        "NO_COLOR",
+        "NOTIFY_SOCKET",
+        *UNLOCKING,
+    ):
         monkeypatch.delenv(name, raising=False)
     root, ours = logging.getLogger(), logging.getLogger("alknet")
     handlers, level = list(root.handlers), ours.level
@@ -37,11 +46,10 @@ def made(cli: Cli, tmp_path: Path) -> Cli:
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
     """A running node that the tests of a module share."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from alknet.cli.init import _make_home
+    from alknet.cli.init import make_home
+    from alknet.vault.words import generate_words
 
     home = tmp_path_factory.mktemp("shared") / "node"
-    _make_home(home, Ed25519PrivateKey.generate())
+    make_home(home, generate_words())
     with running_node(home) as running:
         yield running

@@ -29,6 +29,11 @@ PATIENCE_S = 30.0
 # How soon a person presses a key again that had no effect.
 KEY_REPEAT_S = 0.5
 
+# What a home holds that a command has made.
+MADE = {"node.toml", "vault.alk", "vault.key", "vault.lock", "vault.seen"}
+# And what a node adds that ended while it started.
+STARTED = MADE | {"node.lock", "reset.key"}
+
 Json = dict[str, Any]
 
 

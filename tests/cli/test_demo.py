@@ -27,11 +27,11 @@ def test_two_nodes_call_each_other_and_a_second_run_uses_them_again(tmp_path: Pa
         for transport in ("QUIC", "TCP"):
             assert f"{who} calls {whom} over {transport}:" in first.stdout
     assert "How to go on" in first.stdout
-    key = (tmp_path / "scratch" / "alice" / "node.key").read_bytes()
+    key = (tmp_path / "scratch" / "alice" / "vault.alk").read_bytes()
     second = run(tmp_path)
     assert second.returncode == 0, second.stderr
     assert "is used again" in second.stdout
-    assert (tmp_path / "scratch" / "alice" / "node.key").read_bytes() == key
+    assert (tmp_path / "scratch" / "alice" / "vault.alk").read_bytes() == key
 
 
 def test_a_demo_that_fails_says_why(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 from tests.cli.kit import Cli, Json
 
@@ -18,7 +19,7 @@ def test_a_good_home_has_no_failure(made: Cli) -> None:
     report = made.ok("doctor", "--json").json
     assert report["ok"] is True
     found = checks(report)
-    assert found["home"] == found["key"] == found["config"] == found["port"] == "ok"
+    assert found["home"] == found["vault"] == found["config"] == found["port"] == "ok"
     assert "ok    home" in made.ok("doctor").out
 
 
@@ -32,10 +33,28 @@ def test_a_missing_home_fails_and_says_what_to_do(cli: Cli) -> None:
 def test_open_homes_and_keys_fail(made: Cli) -> None:
     use_port(made, 0)
     made.home.chmod(0o750)
-    (made.home / "node.key").chmod(0o644)
+    (made.home / "vault.key").chmod(0o644)
     result = made.fails(1, "doctor", "--json")
-    assert checks(result.json) | {"home": "fail", "key": "fail"} == checks(result.json)
-    assert result.error["message"] == "2 checks failed: home, key"
+    assert checks(result.json) | {"home": "fail", "vault": "fail"} == checks(result.json)
+    assert result.error["message"] == "2 checks failed: home, vault"
+
+
+def test_a_vault_that_is_damaged_or_another_s_fails_and_a_passphrase_is_none(
+    made: Cli, tmp_path: Path
+) -> None:
+    use_port(made, 0)
+    path = made.home / "vault.alk"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert "cut short" in made.fails(1, "doctor").out
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert checks(made.fails(1, "doctor", "--json").json)["vault"] == "fail"
+    path.write_bytes(whole)
+    (made.home / "vault.key").rename(tmp_path / "vault.key")
+    result = made.ok("doctor", "--json").json
+    (vault,) = [one for one in result["checks"] if one["check"] == "vault"]
+    assert "it takes: key-file" in vault["message"]
+    assert "--unlock-file" in vault["todo"]
 
 
 def test_wrong_configs_and_damaged_states_fail(made: Cli) -> None:

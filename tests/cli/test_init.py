@@ -6,17 +6,19 @@ import stat
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from alknet.cli.init import _commit
+from alknet.cli.init import Plan, _commit
 from alknet.cli.running import uninterrupted
 from alknet.core.config import check_config
 from alknet.errors import StoreError
-from alknet.vault import keyfile
+from alknet.vault import homevault
 from alknet.vault.derive import identity_key
-from alknet.vault.keyfile import read_key
+from alknet.vault.homevault import home_identity, open_home_vault
+from alknet.vault.unlock import UnlockWith
 from alknet.vault.words import check_words, generate_words
-from tests.cli.kit import Cli, all_files, terminal
+from tests.cli.kit import MADE, Cli, all_files, terminal
+
+VAULT = MADE - {"node.toml"}
 
 
 def mode(path: Path) -> int:
@@ -31,15 +33,15 @@ def test_the_words_file_holds_the_words_of_the_key(cli: Cli, tmp_path: Path) -> 
     assert words_file.read_text() == words + "\n"
     assert mode(words_file) == 0o600
     key = identity_key(words)
-    assert read_key(cli.home).private_bytes_raw() == key.private_bytes_raw()
+    assert home_identity(cli.home).private_bytes_raw() == key.private_bytes_raw()
     assert set(made) == {"id", "fingerprint", "home", "config", "words_file"}
     assert made["fingerprint"] == f"ed25519:{key.public_key().public_bytes_raw().hex()}"
 
 
 def test_the_home_is_private_and_its_config_good(made: Cli) -> None:
     assert mode(made.home) == 0o700
-    assert mode(made.home / "node.key") == 0o600
-    assert all_files(made.home) == {"node.key", "node.toml"}
+    assert all_files(made.home) == MADE
+    assert {mode(made.home / name) for name in VAULT} == {0o600}
     assert check_config(made.home / "node.toml") == []
     assert "[limits]" in (made.home / "node.toml").read_text()
 
@@ -53,7 +55,7 @@ def test_restore_gives_the_same_node(made: Cli, tmp_path: Path) -> None:
 
 def test_restore_reads_words_from_a_pipe(cli: Cli) -> None:
     cli.ok("init", "--restore", stdin=generate_words() + "\n")
-    assert (cli.home / "node.key").exists()
+    assert (cli.home / "vault.alk").exists()
 
 
 def test_restore_enforces_the_checksum_and_makes_nothing(cli: Cli, tmp_path: Path) -> None:
@@ -64,10 +66,10 @@ def test_restore_enforces_the_checksum_and_makes_nothing(cli: Cli, tmp_path: Pat
 
 
 def test_a_home_with_a_key_is_left_alone(made: Cli, tmp_path: Path) -> None:
-    before = (made.home / "node.key").read_bytes()
+    before = (made.home / "vault.alk").read_bytes()
     result = made.fails(1, "init", "--words-file", tmp_path / "other", "--json")
     assert result.error["code"] == "CONFLICT"
-    assert (made.home / "node.key").read_bytes() == before
+    assert (made.home / "vault.alk").read_bytes() == before
     assert not (tmp_path / "other").exists()
 
 
@@ -80,7 +82,7 @@ def test_words_are_not_printed_into_a_pipe(cli: Cli, tmp_path: Path) -> None:
 
 def test_json_asks_for_the_words_in_a_pipe(cli: Cli) -> None:
     words = cli.ok("init", "--json").json["words"]
-    assert identity_key(words).private_bytes_raw() == read_key(cli.home).private_bytes_raw()
+    assert identity_key(words).private_bytes_raw() == home_identity(cli.home).private_bytes_raw()
 
 
 def test_an_existing_words_file_is_not_overwritten(cli: Cli, tmp_path: Path) -> None:
@@ -115,13 +117,13 @@ def test_a_home_that_cannot_be_made_leaves_no_words(cli: Cli, tmp_path: Path) ->
 def test_a_failure_amid_the_work_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(keyfile, "write_key", fail)
-    key, words_file = Ed25519PrivateKey.generate(), tmp_path / "words"
+    monkeypatch.setattr(homevault, "create_vault", fail)
+    words, words_file = generate_words(), tmp_path / "words"
     with pytest.raises(StoreError, match="No space left"):
-        _commit(tmp_path / "home", key, words="a b", words_file=words_file)
+        _commit(tmp_path / "home", words, Plan(), words_file=words_file)
     assert all_files(tmp_path) == set()
 
 
@@ -146,7 +148,7 @@ def test_words_are_shown_once_on_a_terminal(tmp_path: Path) -> None:
         screen.type("\r")
         screen.expect("alknet up")
         assert screen.end() == 0
-    assert all_files(tmp_path) == {"home", "home/node.key", "home/node.toml"}
+    assert all_files(tmp_path) == {"home", "home/node.toml"} | {f"home/{name}" for name in VAULT}
 
 
 @pytest.mark.slow
@@ -183,4 +185,73 @@ def test_words_are_asked_for_without_echo_and_again_after_a_mistake(tmp_path: Pa
         screen.type(words[split:] + "\r")
         screen.expect("alknet up")
         assert screen.end() == 0
-    assert read_key(home).private_bytes_raw() == identity_key(words).private_bytes_raw()
+    assert home_identity(home).private_bytes_raw() == identity_key(words).private_bytes_raw()
+
+
+def test_devices_of_the_same_words_have_node_ids_of_their_own(made: Cli, tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    ids = {made.ok("id", "--json").json["id"]}
+    for number in (1, 2):
+        home = tmp_path / str(number)
+        arguments = ("init", "--restore", "--words-file", words, "--device", number, "--json")
+        said = made.ok(*arguments, home=home).json["id"]
+        assert made.ok("id", "--json", home=home).json["id"] == said
+        ids.add(said)
+    assert len(ids) == 3
+    made.fails(2, "init", "--device", -1, home=tmp_path / "x")
+
+
+def test_json_tells_the_id_of_the_device(cli: Cli) -> None:
+    said = cli.ok("init", "--json", "--device", 3).json["id"]
+    assert cli.ok("id", "--json").json["id"] == said
+
+
+def test_a_passphrase_opens_the_vault_beside_or_instead_of_the_key_file(
+    cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "passphrase").write_text("correct horse\n")
+    given = ("--passphrase-file", tmp_path / "passphrase")
+    for name, extra, kinds in (
+        ("both", (), ["key-file", "passphrase"]),
+        ("one", ("--no-key-file",), ["passphrase"]),
+    ):
+        home = tmp_path / name
+        cli.ok("init", "--words-file", tmp_path / f"{name}.words", *given, *extra, home=home)
+        assert [slot.kind.value for slot in open_home_vault(home).header.slots] == kinds
+    assert not (tmp_path / "one" / "vault.key").exists()
+    cli.ok("id", home=tmp_path / "one")  # needs no secret
+
+
+def test_without_a_terminal_a_passphrase_comes_from_a_file(cli: Cli, tmp_path: Path) -> None:
+    result = cli.fails(2, "init", "--words-file", tmp_path / "words", "--no-key-file")
+    assert "--passphrase-file" in result.err
+    assert all_files(tmp_path) == set()
+
+
+def test_a_short_passphrase_makes_nothing(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "passphrase").write_text("short\n")
+    given = ("--passphrase-file", tmp_path / "passphrase")
+    result = cli.fails(1, "init", "--words-file", tmp_path / "words", *given)
+    assert "at least 8 characters" in result.err
+    assert all_files(tmp_path) == {"passphrase"}
+
+
+@pytest.mark.slow
+def test_a_new_passphrase_is_asked_for_twice(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    arguments = ("init", "--words-file", tmp_path / "words", "--no-key-file")
+    with terminal(*arguments, home=home) as screen:
+        for first, second in (("correct horse", "correct house"), ("battery staple",) * 2):
+            screen.expect("new passphrase: ")
+            screen.type(f"{first}\r")
+            screen.expect("once more: ")
+            screen.type(f"{second}\r")
+        screen.expect("alknet up")
+        assert screen.end() == 0
+        assert "staple" not in screen.seen
+    passphrase = UnlockWith(passphrase=bytearray(b"battery staple"))
+    key = home_identity(home, passphrase)
+    assert (
+        key.private_bytes_raw()
+        == identity_key((tmp_path / "words").read_text()).private_bytes_raw()
+    )

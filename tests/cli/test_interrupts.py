@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.kit import Cli, RunningNode, all_files, process, running_node, wait_until
+from tests.cli.kit import STARTED, Cli, RunningNode, all_files, process, running_node, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +134,7 @@ def test_a_signal_while_it_starts_leaves_nothing(
     # the node was ready already, and has drained.
     expected = {0, 128 + number} if stage else {128 + number, -number}
     assert result.status in expected, result.err
-    assert all_files(made.home) <= {"node.key", "node.toml", "node.lock", "reset.key"}
+    assert all_files(made.home) <= STARTED
     with running_node(made.home):
         pass
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.kit import Cli, RunningNode, all_files, process, running_node, wait_until
+from tests.cli.kit import STARTED, Cli, RunningNode, all_files, process, running_node, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -229,7 +229,7 @@ def test_a_port_that_is_taken_is_named(made: Cli, node: RunningNode) -> None:
     address = node.ready["listen"][0]["address"]
     error = made.fails(1, "up", "--listen", address, "--json").error
     assert address in error["message"]
-    assert all_files(made.home) <= {"node.key", "node.toml", "node.lock", "reset.key"}
+    assert all_files(made.home) <= STARTED
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1", "127.0.0.1:x", "h o:1"])
@@ -245,7 +245,7 @@ def test_a_signal_drains_and_ends_with_0(made: Cli, number: signal.Signals) -> N
     assert result.status == 0, result.err
     events = [json.loads(line)["event"] for line in result.out.splitlines()]
     assert events == ["node.draining", "stopped"]
-    assert all_files(made.home) <= {"node.key", "node.toml", "node.lock", "reset.key"}
+    assert all_files(made.home) <= STARTED
 
 
 def test_events_are_json_lines(made: Cli) -> None:

@@ -14,7 +14,7 @@ CERTIFICATE = '[[web_certificates]]\nserver_names = ["x.test"]\n{}\n'
     [
         ('[node]\ndefault_alpn = "nosuch"\n', "'nosuch' is served by no handler"),
         (
-            CERTIFICATE.format('cert_file = "node.toml"\nkey_file = "node.key"'),
+            CERTIFICATE.format('cert_file = "node.toml"\nkey_file = "node.toml"'),
             "holds no PEM certificate",
         ),
     ],

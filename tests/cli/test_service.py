@@ -52,7 +52,7 @@ def test_without_a_node_nothing_is_installed(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_home_whose_key_is_for_another_user_will_do(made: Cli, tmp_path: Path) -> None:
     # Root installs the unit of a user whose key it must not need to read.
-    (made.home / "node.key").chmod(0o604)
+    (made.home / "vault.alk").chmod(0o604)
     made.fails(1, "id")
     made.ok("service", "install", "--unit-dir", tmp_path / "units")
 

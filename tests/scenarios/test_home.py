@@ -21,7 +21,7 @@ from alknet.client import open_control_session, open_session
 from alknet.core.address import Address
 from alknet.core.home import STATE_FILE
 from alknet.node import Node
-from alknet.vault.keyfile import read_key
+from alknet.vault.homevault import home_identity
 from tests.scenarios.homes import command, process_node
 from tests.scenarios.rig import TRANSPORTS, Friend, make_friend
 
@@ -95,7 +95,7 @@ async def test_no_secret_is_in_the_log_of_a_whole_life(
             status = bytes(await owner.call("node/status"))
             tasks = bytes(await owner.call("node/tasks"))
         await node.identities.remove_api_key(made["prefix"])
-    key = read_key(home)
+    key = home_identity(home)
     raw = key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
     state = (home / STATE_FILE).read_text()
     text = "".join([*map(_everything, caplog.records), status.decode(), tasks.decode(), state])

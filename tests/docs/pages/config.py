@@ -16,6 +16,7 @@ from alknet.core.config_tables import (
     LogTable,
     NodeTable,
     PeerTable,
+    VaultTable,
     WebCertificateFiles,
     WebCertificateTable,
 )
@@ -56,6 +57,9 @@ session. These need a restart: {restart}.
 ## [log]
 
 {_table(LogTable, attributes(LogTable))}
+## [vault]
+
+{_table(VaultTable, attributes(VaultTable))}
 ## [[peers]]
 
 One table for each peer, beside those that `alknet peer add` keeps in the state file. Peers of the
@@ -135,6 +139,8 @@ def _type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return ", ".join(f'`"{value}"`' for value in arguments)
+    if origin is Annotated:
+        return f"{_type(arguments[0])}, {_range(annotation)}"
     if origin is tuple:
         return f"list of {_type(arguments[0])}s"
     if origin in {Union, types.UnionType}:

@@ -1,0 +1,253 @@
+"""What opens a vault, from the command line: key files, passphrases, age identities, the keyring.
+
+Passphrases are read into memory that can be wiped, from a terminal or a file, never from argv.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from alknet.cli.failures import CommandError
+from alknet.cli.options import the_home
+
+if TYPE_CHECKING:
+    from alknet.vault.container import Header
+    from alknet.vault.locked import LockedBuffer
+    from alknet.vault.unlock import UnlockWith
+    from alknet.vault.vault import Vault
+
+__all__ = [
+    "ask_passphrase",
+    "choose_passphrase",
+    "find_key",
+    "is_terminal",
+    "make_unlock",
+    "open_vault",
+    "read_passphrase",
+    "unlock_options",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STDIN = "-"
+# A line of text; what is longer is another file.
+MAX_PASSPHRASE_BYTES = 1024
+# An age identity file has a comment or two, and a key on a line of its own.
+MAX_IDENTITY_FILE_BYTES = 64 * 1024
+# How often a person may mistype the passphrase before we stop asking.
+TRIES = 3
+ENVIRONMENT = "ALKNET_UNLOCK_FILE"
+HINT = (
+    "give one with --unlock-file, --passphrase-file, --age-identity or --keyring, "
+    "or run it on a terminal to be asked"
+)
+
+
+def unlock_options(function: F) -> F:
+    """Add the options of `make_unlock`; the command gets them as keywords for it."""
+    for option in reversed(
+        (
+            click.option(
+                "--unlock-file",
+                metavar="FILE",
+                type=click.Path(path_type=Path, dir_okay=False),
+                envvar=ENVIRONMENT,
+                show_envvar=True,
+                help="Unlock the vault with this key file instead of the one in the home.",
+            ),
+            click.option(
+                "--passphrase-file",
+                metavar="FILE|-",
+                type=click.Path(allow_dash=True, dir_okay=False),
+                help="Unlock the vault with the passphrase on the first line of FILE "
+                "('-': standard input).",
+            ),
+            click.option(
+                "--age-identity",
+                metavar="FILE",
+                type=click.Path(path_type=Path, dir_okay=False),
+                help="Unlock the vault with an age identity (AGE-SECRET-KEY-1…).",
+            ),
+            click.option(
+                "--keyring", is_flag=True, help="Unlock the vault with the system's keyring."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def make_unlock(
+    *,
+    unlock_file: Path | None,
+    passphrase_file: str | None,
+    age_identity: Path | None,
+    keyring: bool,
+) -> UnlockWith | None:
+    """Build from the values of `unlock_options`; None if none was given."""
+    if not (unlock_file or passphrase_file or age_identity or keyring):
+        return None
+    from alknet.vault.unlock import UnlockWith
+
+    return UnlockWith(
+        key_files=(unlock_file,) if unlock_file else (),
+        passphrase=None if passphrase_file is None else read_passphrase(passphrase_file),
+        age_identities=() if age_identity is None else read_age_identities(age_identity),
+        keyring=keyring,
+    )
+
+
+def open_vault(given: UnlockWith | None, *, accepts_older: bool = False) -> Vault:
+    """Return the home's vault, unlocked with what was given, else by itself, else by asking."""
+    from alknet.vault.homevault import open_home_vault
+
+    vault = open_home_vault(the_home())
+    vault.unlock(find_key(vault.header, given), accepts_older=accepts_older)
+    return vault
+
+
+def find_key(header: Header, given: UnlockWith | None, *, by_itself: bool = True) -> LockedBuffer:
+    """Return the entropy of the home's vault.
+
+    Args:
+        given: What to try; None for what is at hand, and then to ask for a passphrase.
+        by_itself: Whether a key file in the home counts as being at hand.
+    """
+    from alknet.errors import Unavailable
+    from alknet.vault.envelope import Damaged
+    from alknet.vault.homevault import what_unlocks
+    from alknet.vault.unlock import find_entropy
+
+    is_open = given is None
+    if given is None:
+        from alknet.vault.unlock import UnlockWith
+
+        given = what_unlocks(the_home()) if by_itself else UnlockWith()
+    try:
+        return find_entropy(header, given)
+    except (Unavailable, Damaged) as exc:
+        if is_open and _has_passphrase(header) and is_terminal():
+            return _ask(header)
+        if isinstance(exc, Damaged):
+            raise wrong_key(exc) from exc
+        raise CommandError("UNAVAILABLE", str(exc), hint=HINT, status=4) from exc
+
+
+def wrong_key(exc: Exception) -> CommandError:
+    """Say that what was given opens nothing, and what would."""
+    hint = "'alknet vault slots list' shows what opens it; the 24 words always do"
+    return CommandError("WRONG_KEY", str(exc), hint=hint, status=3)
+
+
+def is_terminal() -> bool:
+    """Whether there is a person to be asked."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def ask_passphrase(prompt: str) -> bytearray:
+    """Ask on the terminal, without echo, straight into memory that can be wiped."""
+    import termios
+
+    terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        before = termios.tcgetattr(terminal)
+        silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, silent)
+        try:
+            os.write(terminal, prompt.encode())
+            return _line(terminal)
+        finally:
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
+            os.write(terminal, b"\n")
+    finally:
+        os.close(terminal)
+
+
+def choose_passphrase() -> bytearray:
+    """Ask for a new passphrase, twice."""
+    for tries_left in range(TRIES - 1, -1, -1):
+        first = ask_passphrase("new passphrase: ")
+        second = ask_passphrase("once more: ")
+        if first == second:
+            wipe(second)
+            return first
+        wipe(first)
+        wipe(second)
+        if tries_left:
+            click.echo("They differ. Once more:", err=True)
+    raise CommandError("CONFLICT", "the two passphrases differ")
+
+
+def read_passphrase(file: str) -> bytearray:
+    """Return the first line of a file, or of standard input for ``-``."""
+    if file == STDIN:
+        try:
+            return _line(sys.stdin.fileno())
+        except (io.UnsupportedOperation, AttributeError):  # a stream without a file behind it
+            return bytearray(sys.stdin.readline(MAX_PASSPHRASE_BYTES).rstrip("\r\n").encode())
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _line(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_age_identities(path: Path) -> tuple[str, ...]:
+    """Return the keys of an age identity file."""
+    with path.open(encoding="ascii", errors="replace") as file:
+        text = file.read(MAX_IDENTITY_FILE_BYTES)
+    found = tuple(line.strip() for line in text.splitlines() if line.startswith("AGE-SECRET-KEY-"))
+    if not found:
+        raise CommandError("LOCAL", f"{path} has no age identity: no line AGE-SECRET-KEY-1…")
+    return found
+
+
+def wipe(secret: bytearray) -> None:
+    """Overwrite."""
+    secret[:] = bytes(len(secret))
+
+
+def _ask(header: Header) -> LockedBuffer:
+    from alknet.vault.envelope import Damaged
+    from alknet.vault.unlock import UnlockWith, find_entropy
+
+    for tries_left in range(TRIES - 1, -1, -1):
+        passphrase = ask_passphrase("passphrase of the vault: ")
+        try:
+            return find_entropy(header, UnlockWith(passphrase=passphrase))
+        except Damaged as exc:
+            if not tries_left:
+                raise wrong_key(exc) from exc
+            click.echo(f"{exc}. Once more:", err=True)
+        finally:
+            wipe(passphrase)
+    raise AssertionError("unreachable")
+
+
+def _has_passphrase(header: Header) -> bool:
+    from alknet.vault.slots import SlotKind
+
+    return any(slot.kind is SlotKind.PASSPHRASE for slot in header.slots)
+
+
+def _line(descriptor: int) -> bytearray:
+    """Read one line byte by byte, for what follows it is not ours."""
+    line = bytearray()
+    byte = bytearray(1)
+    while os.readv(descriptor, [byte]) and byte != b"\n":
+        line += byte
+        if len(line) > MAX_PASSPHRASE_BYTES:
+            raise CommandError("LOCAL", f"a passphrase has at most {MAX_PASSPHRASE_BYTES} bytes")
+    wipe(byte)
+    if line.endswith(b"\r"):
+        del line[-1:]
+    if not line:
+        raise CommandError("LOCAL", "no passphrase was given")
+    return line
