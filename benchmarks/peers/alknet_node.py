@@ -1,7 +1,8 @@
 """alknet as its users run it: a node, a peer that it knows, ``node/ping``.
 
 Options: ``quic``, ``tcp``, and ``quic-bulk``, ``tcp-bulk`` for bytes on a stream of an ALPN of
-their own. The client shows its key and the node looks it up, always.
+their own; ``quic-bulk-1200`` keeps to short datagrams. The client shows its key and the node
+looks it up, always.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import msgspec
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -29,6 +31,7 @@ BULK_ALPN = "bench-bulk/1"
 LIMITS = Limits(
     connections_per_address=10_000, connections_per_identity=10_000, calls_per_connection=10_000
 )
+SHORT_LIMITS = msgspec.structs.replace(LIMITS, udp_payload_bytes=1200)
 ITEM = "x" * (64 * 1024)
 KEY = Ed25519PrivateKey.from_private_bytes(b"b" * 32)
 CLIENT = Peer(
@@ -59,25 +62,30 @@ class BulkHandler:
 
 
 @asynccontextmanager
-async def serve(_directory: str, _option: str) -> AsyncGenerator[dict[str, Any]]:
+async def serve(_directory: str, option: str) -> AsyncGenerator[dict[str, Any]]:
     async with open_node(
-        operations=[pour], handlers=[BulkHandler()], peers=[CLIENT], limits=LIMITS
+        operations=[pour], handlers=[BulkHandler()], peers=[CLIENT], limits=_limits(option)
     ) as node:
         yield {"ticket": str(node.ticket)}
 
 
 @asynccontextmanager
 async def dial(address: dict[str, Any], option: str) -> AsyncGenerator[Link]:
-    transport, _, is_bulk = option.partition("-")
+    transport, _, bulk = option.partition("-")
+    limits = _limits(option)
     ticket, transports = address["ticket"], [transport]
-    if is_bulk:
+    if bulk:
         async with connect(
-            ticket, alpn=BULK_ALPN, key=KEY, transports=transports, limits=LIMITS
+            ticket, alpn=BULK_ALPN, key=KEY, transports=transports, limits=limits
         ) as connection:
             yield BulkLink(await connection.open_stream())
     else:
         async with open_session(ticket, key=KEY, transports=transports, limits=LIMITS) as session:
             yield SessionLink(session)
+
+
+def _limits(option: str) -> Limits:
+    return SHORT_LIMITS if option.endswith("1200") else LIMITS
 
 
 class SessionLink(Link):

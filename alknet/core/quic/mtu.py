@@ -173,7 +173,8 @@ class DiscoversMtu(FlowControlled):
             return None
         if path.bytes_sent < WORTH_BYTES and not self._has_sent_datagrams:
             return None
-        self._search = Search(probe_sizes(path.addr[0], self._peer_takes))
+        longest = min(self._peer_takes, self._limits.udp_payload_bytes)
+        self._search = Search(probe_sizes(path.addr[0], longest))
         self._searched_path = path
         self._known_losses = self._congestion.full_losses
         return self._search

@@ -9,6 +9,7 @@ import trio
 
 from alknet.core.conflict import ConflictDetector
 from alknet.core.contracts import Stream, StreamReset
+from alknet.core.quic.unread import Unread
 from alknet.errors import LocalError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class QuicStream(Stream):
         self._on_stopped: Callable[[], object] | None = None
         self._receive_closed = not can_receive
         self._arrived_all = not can_receive
-        self._unread = bytearray()
+        self._unread = Unread()
         self._reset_code: int | None = None
         self._is_accepted = False
         self._send_conflict = ConflictDetector("another task is sending on this stream")
@@ -177,10 +178,12 @@ class QuicStream(Stream):
         if self._receive_closed:
             self._connection.credit(self._id, len(data), is_wanted=False)
         else:
-            self._unread += data
+            self._unread.append(data)
             self._connection.on_unread(len(data))
-        self._readable.unpark_all()
-        self._forget_if_over()
+        if self._readable:
+            self._readable.unpark_all()
+        if is_end:
+            self._forget_if_over()
 
     def on_reset(self, code: int) -> None:
         """RESET_STREAM: unread bytes are gone, as RFC 9000 sec. 3.2 allows."""
@@ -220,8 +223,7 @@ class QuicStream(Stream):
             self._connection.waiting_senders.discard(self)
 
     def _take(self, max_bytes: int) -> bytes:
-        data = bytes(self._unread[:max_bytes])
-        del self._unread[:max_bytes]
+        data = self._unread.take(max_bytes)
         self._connection.on_unread(-len(data))
         self._connection.credit(self._id, len(data))
         self._forget_if_over()

@@ -11,6 +11,7 @@ from aioquic._buffer import Buffer
 from aioquic.quic.packet import QuicTransportParameters, push_quic_transport_parameters
 from trio.testing import MockClock
 
+from alknet.core.limits import Limits
 from alknet.core.quic.connection import QuicConnection
 from alknet.core.quic.mtu import (
     BASE_BYTES,
@@ -305,3 +306,10 @@ async def test_over_the_systems_own_loopback(nursery: trio.Nursery) -> None:
             acceptor = await server.accepted.receive()
             await transfer(dialer, acceptor, 4 * MIB)
             assert dialer.engine.path_mtu == 16_000
+
+
+async def test_a_node_can_be_told_to_send_short_packets_only(autojump_clock: MockClock) -> None:
+    limits = Limits(udp_payload_bytes=BASE_BYTES)
+    async with open_fake_endpoints(FakeNetwork(), alpns=[ALPN], limits=limits) as ends:
+        dialer = await sends(ends)
+        assert dialer.engine.path_mtu == BASE_BYTES
