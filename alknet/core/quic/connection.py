@@ -194,6 +194,10 @@ class QuicConnection(Connection):
         """Have the endpoint send what the engine has, in this tick's one pass."""
         self._endpoint.schedule(self)
 
+    def send_at_once(self) -> None:
+        """Have the endpoint send what the engine has now, if nobody waits for that already."""
+        self._endpoint.send_at_once(self)
+
     def on_accepted_to_send(self, stream_id: int) -> None:
         """The engine has taken bytes of a stream: charge for those that fill more than a packet."""
         held = self.engine.unacknowledged(stream_id)

@@ -6,7 +6,8 @@ Three tasks, none of which ever waits for application code:
   touched connection handle its events and send;
 * the *timer* sleeps until the earliest of all connections' deadlines (`timers`);
 * the *flusher* sends for connections to which the application has given something; all that was
-  given in one tick leaves in one pass. A connection that has more than its turn takes is queued
+  given in one tick leaves in one pass. What says that nothing will join it (`Stream.send_now`)
+  leaves at once, without the flusher, while nobody else waits. A connection that has more than its turn takes is queued
   again behind the others, and after a round of turns the other tasks run.
 
 Stray datagrams never raise; they are counted in `counters`.
@@ -183,6 +184,16 @@ class QuicEndpoint:
         if connection in self._table.entries:
             self._dirty[connection] = None
             self._flush_wanted.ring()
+
+    def send_at_once(self, connection: QuicConnection) -> None:
+        """Send for *connection* now, unless others wait for their turn: then `schedule` it.
+
+        For what nothing else of this tick will join; never called from inside a pass.
+        """
+        if self._dirty or self._outbox or connection not in self._table.entries:
+            self.schedule(connection)
+        else:
+            self._serve(connection, trio.current_time())
 
     def add_route(self, cid: bytes, connection: QuicConnection) -> None:
         """Lead packets with that connection ID to *connection*, if it is still known."""

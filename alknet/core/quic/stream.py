@@ -87,6 +87,7 @@ class QuicStream(Stream):
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_now(self, data: bytes) -> bool:
+        """Accept all of *data* or nothing, see `Stream`; what is accepted leaves at once."""
         with self._send_conflict:
             if self._send_closed or self._stopped_code is not None:
                 return False
@@ -95,7 +96,7 @@ class QuicStream(Stream):
                 return False
             self._engine.send_stream_data(self._id, data)
             connection.on_accepted_to_send(self._id)
-            connection.schedule()
+            connection.send_at_once()
             return True
 
     async def wait_send_all_might_not_block(self) -> None:

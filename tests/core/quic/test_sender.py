@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock, assert_checkpoints
 
-from tests.core.quic.worlds import world
+from tests.core.quic.worlds import exchange, world
 
 
 class CancelAfterStep(trio.abc.Instrument):
@@ -61,3 +61,36 @@ async def test_a_sender_yields(autojump_clock: MockClock) -> None:
         for data in (b"", b"something"):
             with assert_checkpoints():
                 await stream.send_all(data)
+
+
+# what is sent at once
+
+
+async def test_what_nothing_will_join_leaves_without_another_tick(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as here:
+        dialer, acceptor = await here.connect()
+        await exchange(dialer, acceptor, b"warm")
+        await trio.sleep(1)
+        stream, before = await dialer.open_stream(), len(here.net.trace)
+        assert stream.send_now(b"alone")
+        assert len(here.net.trace) == before + 1
+        there = await acceptor.accept_stream()
+        assert await there.receive_some() == b"alone"
+
+
+async def test_who_waits_for_a_turn_is_not_overtaken(autojump_clock: MockClock) -> None:
+    async with world() as here:
+        first, _ = await here.connect()
+        second, acceptor = await here.connect()
+        await trio.sleep(1)
+        waiting, stream = await first.open_stream(), await second.open_stream()
+        before = len(here.net.trace)
+        first.engine.send_stream_data(waiting.stream_id, b"since before")
+        first.schedule()
+        assert stream.send_now(b"alone")
+        assert len(here.net.trace) == before
+        there = await acceptor.accept_stream()
+        assert await there.receive_some() == b"alone"
+        assert len(here.net.trace) >= before + 2
