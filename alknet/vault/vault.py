@@ -36,7 +36,7 @@ from alknet.vault.envelope import (
 from alknet.vault.keys import VaultKeys
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.slots import Slot
-from alknet.vault.vaultfile import VaultFile
+from alknet.vault.vaultfile import RolledBack, VaultFile
 
 __all__ = ["IDENTITY_SECRET", "MAX_VERSIONS", "SecretInfo", "Vault", "create_vault"]
 
@@ -167,10 +167,8 @@ class Vault:
         self.lock()
         self._keys = VaultKeys(entropy)
         try:
-            self._load()
-            if not accepts_older:
-                self._file.check_generation(self.header)
-            self._file.remember(self.header)
+            self._load_newest(accepts_older=accepts_older)
+            self._file.meet(self.header, is_accepted=accepts_older)
         except BaseException:
             self.lock()
             raise
@@ -192,30 +190,35 @@ class Vault:
         return self._open_keys().derive(paths)
 
     def reread(self) -> None:
-        """Take over what another process has written; locked, what anyone may read of it."""
+        """Take over what another process has written; locked, what anyone may read of it.
+
+        Raises:
+            RolledBack: An older file has taken its place.
+        """
         if self._file.signature() != self._signature:
             if self.is_unlocked:
-                self._load()
+                self._load_newest()
             else:
                 self._signature, self._container = self._file.signature(), self._file.read()
 
     def identity(self) -> Ed25519PrivateKey:
-        """Return the node's key: the one that was brought in, else that of the words.
+        """Return the node's key, which the header names: of its device, or one brought in.
 
         Raises:
             Unavailable: The vault is locked.
-            Damaged: It is not the key that the header names.
+            Damaged: The vault has not the key that the header names.
         """
-        keys = self._open_keys()
+        derived = Ed25519PrivateKey.from_private_bytes(self._open_keys().identity)
+        named = self.header.public_key
+        if named in {b"", derived.public_key().public_bytes_raw()}:
+            return derived
         secret = self._index.secrets.get(IDENTITY_SECRET)
         if secret is not None and (newest := secret.versions[-1]).sealed is not None:
             with self._unseal(IDENTITY_SECRET, newest.version, newest.sealed) as raw:
                 key = Ed25519PrivateKey.from_private_bytes(raw.view)
-        else:
-            key = Ed25519PrivateKey.from_private_bytes(keys.identity)
-        if self.header.public_key not in {b"", key.public_key().public_bytes_raw()}:
-            raise Damaged("the vault's identity is not the one that its header names")
-        return key
+            if key.public_key().public_bytes_raw() == named:
+                return key
+        raise Damaged("the vault's identity is not the one that its header names")
 
     # Slots.
 
@@ -270,16 +273,41 @@ class Vault:
         _check_path(path)
         _check_not_ours(path)
         with self._changing():
-            known = self._index.secrets.get(path)
-            newest = known.versions[-1].version if known else 0
+            newest = self._newest(path)
             if expect is not None and expect != newest:
                 raise Conflict(f"{path} is at version {newest}, not {expect}")
-            version = SecretVersion(
-                version=newest + 1, created_at=now, sealed=self._seal(path, newest + 1, value)
-            )
-            kept = (*(known.versions if known else ()), version)[-MAX_VERSIONS:]
-            self._set(path, Secret(versions=kept, expires_at=expires_at))
+            self._set(path, self._with_value(path, value, now, expires_at))
         return newest + 1
+
+    def put_all(
+        self,
+        secrets: Sequence[tuple[str, bytes, float | None]],
+        *,
+        now: float,
+        replaces: bool,
+    ) -> None:
+        """Store secrets (path, value, when it expires) in one write.
+
+        Args:
+            replaces: Store new versions of those that exist.
+
+        Raises:
+            Conflict: One exists, and *replaces* is False; none was stored.
+            LocalError: As `put`.
+        """
+        for path, _, _ in secrets:
+            _check_path(path)
+            _check_not_ours(path)
+        with self._changing():
+            taken = [path for path, _, _ in secrets if self._newest(path)]
+            if taken and not replaces:
+                raise Conflict(f"these exist already: {', '.join(taken[:10])}")
+            self._write(
+                secrets={
+                    **self._index.secrets,
+                    **{path: self._with_value(path, v, now, at) for path, v, at in secrets},
+                }
+            )
 
     def get(self, path: str, *, now: float, version: int | None = None) -> LockedBuffer:
         """Return a secret's newest value, or the one of *version*; the caller closes it.
@@ -421,6 +449,21 @@ class Vault:
             versions.append(entry)
         return msgspec.structs.replace(secret, versions=tuple(versions)), count
 
+    def _newest(self, path: str) -> int:
+        known = self._index.secrets.get(path)
+        return known.versions[-1].version if known else 0
+
+    def _with_value(
+        self, path: str, value: bytes | memoryview, now: float, expires_at: float | None
+    ) -> Secret:
+        known = self._index.secrets.get(path)
+        number = self._newest(path) + 1
+        version = SecretVersion(
+            version=number, created_at=now, sealed=self._seal(path, number, value)
+        )
+        kept = (*(known.versions if known else ()), version)[-MAX_VERSIONS:]
+        return Secret(versions=kept, expires_at=expires_at)
+
     def _context(self, path: str, version: int) -> bytes:
         return context_of(self.header.vault_id, path, version)
 
@@ -438,6 +481,19 @@ class Vault:
     def _refresh(self) -> None:
         self._open_keys()
         self.reread()
+
+    def _load_newest(self, *, accepts_older: bool = False) -> None:
+        while True:
+            self._load()
+            try:
+                if not accepts_older:
+                    self._file.check_generation(self.header)
+            except RolledBack:
+                # Another process may have written since; its note is newer than what we read.
+                if self._file.signature() == self._signature:
+                    raise
+            else:
+                return
 
     def _load(self) -> None:
         signature, container = self._file.signature(), self._file.read()

@@ -101,18 +101,32 @@ class VaultFile:
                     f"{self.path} was written, but the disk did not confirm it "
                     f"({exc.strerror or exc}): a power failure now may undo it"
                 ) from exc
-        self.remember(header)
+        self._note(header)
 
-    def remember(self, header: Header) -> None:
-        """Note that this generation was met.
+    def meet(self, header: Header, *, is_accepted: bool = False) -> None:
+        """Note that this generation was met; call it outside of `writing`.
 
         Where that fails, an older file in its place may go unnoticed, and that is all: it is
         logged, for what was to be done is done.
+
+        Args:
+            is_accepted: It may be older than what was met before, and counts from now on.
         """
-        seen = _Seen(header.vault_id, header.generation)
+        seen = self._read_seen()
+        if seen == _Seen(header.vault_id, header.generation):
+            return
         try:
-            if self._read_seen() != seen:
-                replace_file(self._seen, msgspec.json.encode(seen))
+            with self.writing():
+                seen = self._read_seen()
+                is_news = seen is None or seen.vault_id != header.vault_id
+                if is_accepted or is_news or (seen and seen.generation < header.generation):
+                    self._note(header)
+        except StoreError as exc:
+            log.warning("vault.generation_not_noted", extra={"error": str(exc)})
+
+    def _note(self, header: Header) -> None:
+        try:
+            replace_file(self._seen, msgspec.json.encode(_Seen(header.vault_id, header.generation)))
         except OSError as exc:
             log.warning(
                 "vault.generation_not_noted",

@@ -19,13 +19,17 @@ from tests.cli.kit import Cli
 def every_command() -> Iterator[tuple[str, Command | Group]]:
     context = click.Context(root)
     for name in COMMANDS:
-        command = root.get_command(context, name)
-        assert isinstance(command, Command | Group)
-        yield name, command
-        if isinstance(command, Group):
-            for below, inner in command.commands.items():
-                assert isinstance(inner, Command)
-                yield f"{name} {below}", inner
+        yield from with_those_below(name, root.get_command(context, name))
+
+
+def with_those_below(
+    name: str, command: click.Command | None
+) -> Iterator[tuple[str, Command | Group]]:
+    assert isinstance(command, Command | Group)
+    yield name, command
+    if isinstance(command, Group):
+        for below, inner in command.commands.items():
+            yield from with_those_below(f"{name} {below}", inner)
 
 
 EVERY_COMMAND = list(every_command())
