@@ -140,6 +140,7 @@ class Follower:
 
     async def _connect(self, *, is_strict: bool = False) -> Link:
         link = await self._open_link()
+        link.stop_timeout_s = 0.0  # cancelled only by `aclose`
         try:
             await link.execute(f"LISTEN {CHANNEL}".encode())
             if link.history == self.history:

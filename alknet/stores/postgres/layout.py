@@ -233,6 +233,7 @@ END $$;
 -- Does the writes, each whole or not at all. _sizes are their numbers of steps.
 CREATE FUNCTION alknet.do_batch(
     _sizes int[], _tabs text[], _keys text[], _expects bigint[], _data text[], _checks boolean[],
+    _kept bigint, _kept_s float8,
     OUT layout int, OUT begun_at bigint, OUT newest bigint, OUT versions bigint[],
     OUT failed int[], OUT refused_at bigint[],
     OUT fields text[], OUT places text[], OUT reasons text[]
@@ -303,6 +304,7 @@ BEGIN
     END LOOP;
     SELECT coalesce(max(seq), 0) INTO newest FROM alknet.change;
     IF newest <> begun_at THEN
+        PERFORM alknet.trim(2 * _kept, _kept, _kept_s);
         PERFORM pg_notify('alknet', newest::text);
     END IF;
 END $$;

@@ -7,6 +7,7 @@ replaced here, and connecting with them. Everything else is psycopg's own.
 
 from __future__ import annotations
 
+import math
 import select
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -16,6 +17,7 @@ import trio
 from psycopg import pq
 from psycopg.abc import PQGen, PQGenConn
 from psycopg.rows import AsyncRowFactory, TupleRow, tuple_row
+from psycopg.waiting import Ready, Wait
 
 from alknet.errors import StoreError, Unavailable
 from alknet.stores.postgres import seams
@@ -31,8 +33,8 @@ T = TypeVar("T")
 OLDEST_SERVER = 150_000
 # A server that says nothing for so long while it owes an answer is taken for lost.
 SILENCE_S = 5.0
-# How long a cancelled caller waits for the server to stop; then the connection is dropped.
-CANCEL_TIMEOUT_S = 5.0
+# How long a cancelled caller waits; then the connection is closed, and the server notices later.
+STOP_TIMEOUT_S = 5.0
 # Locks are held for a batch, milliseconds; less than SILENCE_S, so that the server says so itself.
 LOCK_TIMEOUT_S = 4.0
 # A node that is cut off between its batch and the commit must not keep all others from writing.
@@ -47,7 +49,6 @@ SELECT set_config('lock_timeout', %s, false),
         || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)
         || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-_BOTH = select.POLLIN | select.POLLOUT
 
 
 class Link(psycopg.AsyncConnection[TupleRow]):
@@ -57,6 +58,8 @@ class Link(psycopg.AsyncConnection[TupleRow]):
         history: Differs when the server's data may have gone another way: another server or
             database, or one that was promoted or restored.
         silence_s: How long the server may say nothing while it owes an answer.
+        stop_timeout_s: How long a cancelled caller waits for the server to stop; after 0 s the
+            connection is closed at once.
         bells: Payloads of the notifications that came and nobody has taken yet.
     """
 
@@ -69,6 +72,7 @@ class Link(psycopg.AsyncConnection[TupleRow]):
         self.lock = trio.Lock()  # type: ignore[assignment]  # used as a context manager alone
         self._autocommit = True
         self.silence_s = SILENCE_S
+        self.stop_timeout_s = STOP_TIMEOUT_S
         self.bells: list[str] = []
         self.add_notify_handler(lambda notice: self.bells.append(notice.payload))
 
@@ -124,14 +128,13 @@ class Link(psycopg.AsyncConnection[TupleRow]):
             self._closed = True
             self.pgconn.finish()
 
-    async def _drive(self, gen: PQGen[T], silence_s: float) -> T:
+    async def _drive(self, gen: PQGen[T], silence_s: float, first: Ready | None = None) -> T:
         try:
-            wanted = next(gen)
+            wanted = gen.send(first)  # type: ignore[arg-type]  # None begins a generator
             while True:
                 with trio.move_on_after(silence_s) as scope:
                     ready = await _ready(self.fileno(), wanted)
                 if scope.cancelled_caught:
-                    gen.close()
                     self.drop()
                     raise psycopg.OperationalError(f"the server said nothing for {silence_s:g} s")
                 wanted = gen.send(ready)
@@ -143,9 +146,9 @@ class Link(psycopg.AsyncConnection[TupleRow]):
     async def _stop(self, gen: PQGen[T]) -> None:
         """Make the server end what it does, or drop the connection."""
         try:
-            with trio.fail_after(CANCEL_TIMEOUT_S):
+            with trio.fail_after(self.stop_timeout_s):
                 await _connected(self._cancel_gen())
-                await self._drive(gen, CANCEL_TIMEOUT_S)
+                await self._drive(gen, math.inf, Ready.NONE)
         except psycopg.errors.QueryCanceled:
             return
         except (psycopg.Error, trio.TooSlowError, OSError):
@@ -227,36 +230,37 @@ async def _connected(gen: PQGenConn[T]) -> T:
         gen.close()
 
 
-async def _ready(descriptor: int, wanted: object) -> int:
-    """Wait for what psycopg wants, a mask of 1 (readable) and 2 (writable); say what there is."""
-    if wanted == psycopg.waiting.Wait.R:
+async def _ready(descriptor: int, wanted: Wait) -> Ready:
+    """Wait for what psycopg wants, and say what there is."""
+    if wanted == Wait.R:
         await trio.lowlevel.wait_readable(descriptor)
-        return int(psycopg.waiting.Ready.R)
-    if wanted == psycopg.waiting.Wait.W:
+        return Ready.R
+    if wanted == Wait.W:
         await trio.lowlevel.wait_writable(descriptor)
-        return int(psycopg.waiting.Ready.W)
+        return Ready.W
     return await _any_ready(descriptor)
 
 
-async def _any_ready(descriptor: int) -> int:
-    ready = 0
-
-    async def note(wait: Callable[[int], Awaitable[None]], flag: int) -> None:
-        nonlocal ready
-        await wait(descriptor)
-        ready |= flag
-        nursery.cancel_scope.cancel()
-
+async def _any_ready(descriptor: int) -> Ready:
     poll = select.poll()
-    poll.register(descriptor, _BOTH)
+    poll.register(descriptor, select.POLLIN | select.POLLOUT)
     found = poll.poll(0)
     if found:
         await trio.lowlevel.checkpoint()
         events = found[0][1]
-        return (1 if events & ~select.POLLOUT else 0) | (2 if events & select.POLLOUT else 0)
+        readable = Ready.R if events & ~select.POLLOUT else Ready.NONE
+        return Ready(readable | (Ready.W if events & select.POLLOUT else Ready.NONE))
+    ready = Ready.NONE
+
+    async def note(wait: Callable[[int], Awaitable[None]], state: Ready) -> None:
+        nonlocal ready
+        await wait(descriptor)
+        ready = Ready(ready | state)
+        nursery.cancel_scope.cancel()
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(note, trio.lowlevel.wait_readable, 1)
-        nursery.start_soon(note, trio.lowlevel.wait_writable, 2)
+        nursery.start_soon(note, trio.lowlevel.wait_readable, Ready.R)
+        nursery.start_soon(note, trio.lowlevel.wait_writable, Ready.W)
     return ready
 
 

@@ -28,7 +28,7 @@ async def prepare(
     """Bring the database to what *tables* and *migrations* say, in one transaction each.
 
     Killed or cancelled, nothing of it happened. Of several nodes that start at once, one does it
-    and the others wait.
+    and the others wait; *link* keeps a lock, so it must be closed afterwards.
 
     Raises:
         StoreError: The layout is of a newer alknet; rows that are there share a value of a field
@@ -37,9 +37,11 @@ async def prepare(
     """
     if await _layout_of(link, len(migrations)) != len(migrations):
         link.silence_s = MIGRATION_TIMEOUT_S
+        await link.execute(f"SET lock_timeout = '{MIGRATION_TIMEOUT_S:g}s'".encode())
+        # Held by the session, before the transaction: one that began earlier would not see, in
+        # its caches, what the node before us has made.
+        await link.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
         async with in_transaction(link):
-            await link.execute(f"SET LOCAL lock_timeout = '{MIGRATION_TIMEOUT_S:g}s'".encode())
-            await link.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
             await _migrate(link, migrations)
     await _claim_unique_fields(link, tables)
 

@@ -24,6 +24,11 @@ DEFAULTS = {
 }
 FORM = "expected postgresql://user:password@host:port/database"
 
+MISREAD = (
+    f"the address of the PostgreSQL database cannot be understood: {FORM}; in a password, write "
+    "'@', ':', '/', '%' and the like as percent escapes (%40)"
+)
+
 
 class Target:
     """The address of a database. Its text and repr leave the password and all options out.
@@ -40,11 +45,9 @@ class Target:
             found = conninfo_to_dict(url)
             self.connect_timeout_s = float(found.pop("connect_timeout", None) or CONNECT_TIMEOUT_S)
         except (psycopg.Error, ValueError):
-            raise LocalError(
-                f"the address of the PostgreSQL database cannot be understood: {FORM}; in a "
-                "password, write '@', ':', '/', '%' and the like as percent escapes (%40)"
-            ) from None
+            raise LocalError(MISREAD) from None
         self._parameters = {name: str(value) for name, value in found.items() if value is not None}
+        _check_parts(self._parameters)
         self._name = _name_of(self._parameters)
 
     def __str__(self) -> str:
@@ -78,6 +81,15 @@ class Target:
             assert failure is not None
             raise failure
         return found
+
+
+def _check_parts(parameters: dict[str, str]) -> None:
+    """Raise LocalError where a part of a password seems to have become another part."""
+    ports = [port for port in parameters.get("port", "").split(",") if port]
+    hosts = parameters.get("host", "").split(",")
+    names = [parameters.get("dbname", ""), *(host[1:] for host in hosts)]
+    if not all(map(str.isdecimal, ports)) or any("@" in name for name in names):
+        raise LocalError(MISREAD)
 
 
 def _name_of(parameters: dict[str, str]) -> str:

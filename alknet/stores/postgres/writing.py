@@ -1,9 +1,8 @@
 """What is written to a database: a batch of writes in one transaction, each whole or not at all.
 
-Two turns with the server. The first opens the transaction and does all writes in a function there,
-which keeps those apart that conflict: until it is answered nothing can have changed. The second is
-the commit. Only if the connection is lost during that one does nobody know what came of it, and
-the transaction's number asks for that later.
+All writes are done by one call of a function there, which keeps those apart that conflict; until
+the commit nothing can have changed. Only if the connection is lost during that does nobody know
+what came of it, and the transaction's number asks for that later.
 """
 
 from __future__ import annotations
@@ -120,7 +119,10 @@ async def outcome(link: Link, lost: LostCommit) -> str | None:
 
 async def tidy(link: Link) -> None:
     """Do what there is time for: forget old history."""
-    await link.execute(_TRIM, (CHANGES_KEPT, CHANGES_KEPT, CHANGES_KEPT_S))
+    await link.execute(
+        "SELECT alknet.trim(%s::bigint, %s::bigint, %s::float8)",
+        (CHANGES_KEPT, CHANGES_KEPT, CHANGES_KEPT_S),
+    )
 
 
 async def _do(link: Link, steps: Sequence[Step], batch: Sequence[Steps]) -> _Result:
@@ -131,12 +133,11 @@ async def _do(link: Link, steps: Sequence[Step], batch: Sequence[Steps]) -> _Res
         "expects": [step.expect for step in steps],
         "data": [None if step.data is None else step.data.decode() for step in steps],
         "checks": [step.is_check for step in steps],
+        "kept": CHANGES_KEPT,
+        "kept_s": CHANGES_KEPT_S,
     }
-    async with link.pipeline():
-        await link.execute("BEGIN")
-        cursor = await link.execute(_BATCH, parameters)
-        await link.execute(_TRIM, (2 * CHANGES_KEPT, CHANGES_KEPT, CHANGES_KEPT_S))
-        row = await cursor.fetchone()
+    await link.execute("BEGIN")
+    row = await (await link.execute(_BATCH, parameters)).fetchone()
     assert row is not None
     return _Result(*row)
 
@@ -206,8 +207,8 @@ def _row_change(step: Step, version: int) -> RowChange:
 
 
 _BATCH = b"""
-SELECT did.*, pg_current_xact_id_if_assigned()::text FROM alknet.do_batch(
+SELECT did.*, pg_current_xact_id_if_assigned()::text
+FROM alknet.do_batch(
     %(sizes)b::int[], %(tabs)b::text[], %(keys)b::text[], %(expects)s::bigint[],
-    %(data)b::text[], %(checks)s::boolean[]) AS did
+    %(data)b::text[], %(checks)s::boolean[], %(kept)s::bigint, %(kept_s)s::float8) AS did
 """
-_TRIM = b"SELECT alknet.trim(%s::bigint, %s::bigint, %s::float8)"
