@@ -44,6 +44,8 @@ CREATE TABLE alknet.row (
     value json NOT NULL,
     PRIMARY KEY (tab, key)
 );
+-- Rows are small; to compress one that is not would hold up all who wait.
+ALTER TABLE alknet.row ALTER COLUMN value SET STORAGE EXTERNAL;
 
 CREATE TABLE alknet.change (
     seq bigint PRIMARY KEY,

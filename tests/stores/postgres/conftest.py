@@ -1,4 +1,4 @@
-"""One server for all tests here, started by the first that needs it; a database for each test."""
+"""One server for all tests here, started by the first that needs it, with one database."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ def server() -> Iterator[PostgresServer]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def database(server: PostgresServer) -> str:
+    return server.new_database()
+
+
 @pytest.fixture
-def harness(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[PostgresHarness]:
+def harness(
+    server: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PostgresHarness]:
     # What a look without a bell finds is found soon enough for a test.
     monkeypatch.setattr(follower, "LOOK_INTERVAL_S", 0.05)
-    name = server.new_database()
-    yield PostgresHarness(server, name)
-    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    yield PostgresHarness(server, database)
+    server.clear(database)

@@ -99,6 +99,20 @@ class PostgresServer:
         self.execute(f"CREATE DATABASE {name} {more}")
         return name
 
+    def clear(self, database: str) -> None:
+        """Make a database as it was new, whoever uses it."""
+        self.execute(
+            f"ALTER DATABASE {database} RESET ALL;"
+            "SET client_min_messages = warning;"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE datname = '{database}' AND pid <> pg_backend_pid()"
+        )
+        self.execute(
+            "SET default_transaction_read_only = off; SET client_min_messages = warning;"
+            "DROP SCHEMA IF EXISTS alknet CASCADE; DROP FUNCTION IF EXISTS fail CASCADE",
+            database,
+        )
+
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """Run a statement as an administrator, and return its rows."""
         with psycopg.connect(self.url(database), autocommit=True) as connection:
