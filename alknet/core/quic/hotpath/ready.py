@@ -42,8 +42,6 @@ class ReadyStreams(HotReceive):
         self._hot_ready: dict[QuicStream, None] = {}
         # Streams whose receive window has grown, or whose announcement was lost.
         self._hot_raised: dict[QuicStream, None] = {}
-        # Streams that may be over in both directions.
-        self._hot_ended: list[QuicStream] = []
         # Look at all streams before the next pass; what that found is not for the short way.
         self._hot_is_stale = True
         self._hot_is_rare = True
@@ -115,6 +113,8 @@ class ReadyStreams(HotReceive):
         self, delivery: QuicDeliveryState, stream: QuicStream, start: int, stop: int, fin: bool
     ) -> None:
         """A STREAM frame was acknowledged or lost."""
+        if stream.sender.is_finished:  # a lost copy of an end that has arrived need not go again
+            return
         sender = stream.sender
         if (
             delivery is QuicDeliveryState.ACKED
@@ -142,7 +142,8 @@ class ReadyStreams(HotReceive):
 
     def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
         super()._on_max_stream_data_delivery(delivery, stream)
-        self._hot_raised[stream] = None
+        if delivery is QuicDeliveryState.LOST:
+            self._hot_raised[stream] = None
 
     def _on_new_connection_id_delivery(
         self, delivery: QuicDeliveryState, connection_id: QuicConnectionId

@@ -69,7 +69,7 @@ class HotReceive(BoundedConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._packets_received = 0
         self._hot_inbound: _Inbound | None = None
-        # Streams whose end has come: sending looks whether they are over.
+        # Streams of which one direction has ended: sending looks whether both have.
         self._hot_ended: list[QuicStream] = []
         super().__init__(*args, **kwargs)
 

@@ -143,6 +143,29 @@ def test_ends_are_sent_alike(first: bytes, loss: float) -> None:
     assert ended == set(ids)
 
 
+def test_a_lost_copy_of_an_end_that_has_arrived_is_not_sent_again() -> None:
+    duel = sending_duel()
+    client, server = duel.client, duel.server
+    duel.run(1)
+    stream_id = open_stream(client, b"data")
+    client.send(duel.now)
+    give(client, stream_id, b"", end_stream=True)
+    client.send(duel.now)
+    timer = client.timer
+    assert timer is not None
+    duel.now = timer
+    client.handle_timer(duel.now)  # the data goes again, with a second copy of the end
+    for data, _ in client.send(duel.now):
+        duel.deliver(data, server)
+    duel.now += 1
+    for data, _ in server.send(duel.now):
+        duel.deliver(data, client)  # so the first copy is lost
+    sender = client.hot._streams[stream_id].sender
+    assert sender.is_finished
+    assert not sender._pending_eof
+    assert client.send(duel.now) == []
+
+
 def test_streams_that_are_over_are_forgotten_and_replaced_alike() -> None:
     duel = sending_duel(limits=Limits(streams_per_connection=3))
     for _ in range(12):
