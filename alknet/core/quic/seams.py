@@ -45,6 +45,7 @@ CONNECTION_NAMES = (
     " _write_reset_stream_frame _write_stop_sending_frame _on_new_connection_id_delivery"
     " _get_or_create_stream_for_send _stream_limit _handle_reset_stream_frame"
     " _handle_stop_sending_frame _spin_highest_pn _remote_ack_delay_exponent"
+    " _peer_cid_available"
 )
 _LOSS_NAMES = (
     "_pacer _quic_logger _cc _pto_count _rtt_smoothed _rtt_min bytes_in_flight"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from aioquic.quic.congestion.base import K_GRANULARITY
-from aioquic.quic.connection import QuicConnectionState
+from aioquic.quic.connection import QuicConnectionState, QuicNetworkPath
 
 from alknet.core.quic.hotpath.burst import Burst, Datagrams
 from alknet.core.quic.hotpath.ready import ReadyStreams
@@ -60,8 +60,7 @@ class HotSend(ReadyStreams):
             or self._has_limit_to_announce()
         ):
             return Burst(self, now).run()
-        if space.ack_at is None or space.ack_at >= now:
-            self._pacing_at = self._loss._pacer.next_send_time(now)
+        self._pacing_at = self._loss._pacer.next_send_time(now)
         return []
 
     def _is_special(self) -> bool:
@@ -88,12 +87,19 @@ class HotSend(ReadyStreams):
         paths = self._network_paths
         path = paths[0]
         return (
-            len(paths) != 1
-            or not path.is_validated
+            not path.is_validated
             or bool(path.remote_challenges)
             or self._hot_crypto._update_key_requested
             or not self._hot_handshake.buffer_is_empty
+            or (len(paths) != 1 and any(map(self._has_probe, paths[1:])))
         )
+
+    def _has_probe(self, path: QuicNetworkPath) -> bool:
+        """Return whether aioquic would send anything on a path that is not in use."""
+        if path.peer_cid is None and not self._peer_cid_available:
+            return False
+        is_asked = path.is_validated or path.local_challenge_sent
+        return bool(path.remote_challenges) or not is_asked
 
     def _sealer(self) -> Sealer:
         crypto, sealer = self._hot_crypto, self._hot_sealer

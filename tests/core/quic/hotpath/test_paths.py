@@ -1,0 +1,106 @@
+"""A peer that has moved: plain packets go the short way again once its address is proven."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from aioquic.quic.connection import QuicConnection, QuicNetworkPath
+
+from alknet.core.limits import Limits
+from tests.core.quic.sansio import EnginePair, connected
+
+ELSEWHERE = ("198.51.100.7", 9)
+SOMEWHERE = ("198.51.100.8", 9)
+
+
+def moved() -> tuple[EnginePair, int]:
+    """A pair whose client was at another address before, with a stream of the client's."""
+    pair = connected(Limits())
+    stream_id = pair.dialer.open_stream(unidirectional=False)
+    pair.dialer.send_stream_data(stream_id, b"here")
+    pair.run()
+    pair.client.address = ELSEWHERE
+    pair.dialer.send_stream_data(stream_id, b" and there")
+    pair.run(5)
+    return pair, stream_id
+
+
+@pytest.fixture
+def rare(monkeypatch: pytest.MonkeyPatch) -> Counter[QuicConnection]:
+    """Count the send passes that are aioquic's, by connection."""
+    passes: Counter[QuicConnection] = Counter()
+    original = QuicConnection.datagrams_to_send
+
+    def counted(self: QuicConnection, now: float) -> object:
+        passes[self] += 1
+        return original(self, now)
+
+    monkeypatch.setattr(QuicConnection, "datagrams_to_send", counted)
+    return passes
+
+
+def test_after_a_move_plain_packets_are_not_left_to_aioquic(
+    rare: Counter[QuicConnection],
+) -> None:
+    pair, stream_id = moved()
+    paths = pair.acceptor._network_paths
+    assert [path.addr for path in paths][:1] == [ELSEWHERE]
+    assert len(paths) == 2
+    assert paths[0].is_validated
+    rare.clear()
+    for turn in range(5):
+        pair.acceptor.send_stream_data(stream_id, bytes(2_000))
+        pair.run(0.2)
+        assert len(pair.client.received(stream_id)) == 2_000 * (turn + 1)
+    assert not rare[pair.acceptor]
+
+
+def _path(
+    *, is_validated: bool = False, is_asked: bool = False, asks: bool = False
+) -> QuicNetworkPath:
+    path = QuicNetworkPath(SOMEWHERE, is_validated=is_validated)
+    path.local_challenge_sent = is_asked
+    path.bytes_received = 10_000
+    if asks:
+        path.remote_challenges.append(bytes(8))
+    return path
+
+
+# What a path is like, and whether there is anything to say on it.
+PATHS = {
+    "new": ({}, True),
+    "asked": ({"is_asked": True}, False),
+    "proven": ({"is_validated": True}, False),
+    "that asks, proven": ({"is_validated": True, "asks": True}, True),
+    "that asks, asked": ({"is_asked": True, "asks": True}, True),
+}
+
+
+@pytest.mark.parametrize("has_own_id", [True, False])
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_not_in_use_is_aioquics_while_it_has_something_to_say(
+    name: str, *, has_own_id: bool
+) -> None:
+    pair, _ = moved()
+    engine = pair.acceptor
+    assert not engine._is_special()
+    state, is_rare = PATHS[name]
+    path = _path(**state)
+    if has_own_id:
+        path.peer_cid = engine._peer_cid_available[0]
+        engine._peer_cid_available.clear()
+    engine._network_paths.append(path)
+    assert engine._is_special() is is_rare
+    sent = [address for _, address in engine.datagrams_to_send(pair.now)]
+    assert (SOMEWHERE in sent) is is_rare
+    assert not engine._is_special()
+
+
+def test_a_path_for_which_there_is_no_connection_id_keeps_nothing_from_the_short_way() -> None:
+    pair, _ = moved()
+    engine = pair.acceptor
+    engine._peer_cid_available.clear()
+    engine._network_paths.append(_path(asks=True))
+    assert not engine._is_special()
+    assert engine.datagrams_to_send(pair.now) == []
