@@ -125,9 +125,8 @@ class Burst:
         try:
             if is_ack_due:
                 frames.append(self._ack())
-                handlers.append(self._ack_handler())
+                handlers.append(self._on_acknowledging())
                 writer.used = len(frames[0])
-                space.ack_at = None
                 if len(space.ack_queue) > 1 and self._number % ACK_OF_ACK_EVERY == 0:
                     writer.start_frame(PING, 1, connection._on_ping_delivery, ((),))
             self._write_limits(writer)
@@ -164,8 +163,7 @@ class Burst:
         is_filled = self._fill(used + len(ack), frames, handlers)
         if is_filled:
             frames.insert(0, ack)
-            handlers.append(self._ack_handler())
-            space.ack_at = None
+            handlers.append(self._on_acknowledging())
         return is_filled
 
     def _write_more(self, pacer: QuicPacketPacer) -> None:
@@ -193,12 +191,14 @@ class Burst:
 
     def _ack(self) -> bytes:
         space = self._space
-        self._connection._hot_acked_at = self._now
         delay_us = int((self._now - cast(float, space.largest_received_time)) * 1_000_000)
         return ack_frame(space.ack_queue, delay_us >> self._connection._local_ack_delay_exponent)
 
-    def _ack_handler(self) -> Handler:
+    def _on_acknowledging(self) -> Handler:
+        """Note that an acknowledgement goes out; return what hears whether it has arrived."""
         space = self._space
+        space.ack_at = None
+        self._connection._hot_acked_at = self._now
         return self._connection._on_ack_delivery, (space, space.largest_received_packet)
 
     def _fill(self, used: int, frames: Frames, handlers: Handlers) -> bool:
