@@ -58,8 +58,11 @@ def running(home: Path) -> Iterator[int]:
     command = [sys.executable, "-m", "tests.vault.memory.node", str(home)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        yield child.pid
+        try:
+            assert child.stdout.readline() == b"ready\n"
+            yield child.pid
+        finally:
+            child.kill()
 
 
 def roots(entropy: bytes) -> dict[str, bytes]:
@@ -106,9 +109,8 @@ def deks(home: Path, entropy: bytes, keys: Mapping[str, bytes]) -> dict[str, byt
         kek = keys[f"kek {entry.sealed.kek_version}"]
         context = context_of(header.vault_id, PATH, entry.version)
         wrap_context = _wrap_context(context, entry.sealed.kek_version)
-        found[f"dek {entry.version}"] = bytes(
-            decrypt(memoryview(kek), entry.sealed.wrapped_dek, wrap_context).view
-        )
+        with decrypt(memoryview(kek), entry.sealed.wrapped_dek, wrap_context) as dek:
+            found[f"dek {entry.version}"] = bytes(dek.view)
     return found
 
 
