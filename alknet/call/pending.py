@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -10,6 +9,7 @@ import trio
 
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.credit import ReceiveWindow
+from alknet.call.items import ItemQueue
 from alknet.call.outbox import Budget
 from alknet.core.contracts import CloseCode, CloseReason
 
@@ -72,8 +72,8 @@ class PendingCall:
         return trio.lowlevel.Abort.SUCCEEDED
 
 
-class PendingItems:
-    """One subscription of ours: items that came and were not taken yet, and then its end.
+class PendingItems(ItemQueue):
+    """One subscription or bidirectional call of ours: its items, and then its end.
 
     Attributes:
         id: The request id.
@@ -83,85 +83,22 @@ class PendingItems:
         is_over: The terminal event came.
     """
 
-    __slots__ = (
-        "_budget",
-        "_end",
-        "_news",
-        "_queue",
-        "_space",
-        "id",
-        "is_over",
-        "queued_bytes",
-        "stream",
-        "window",
-    )
+    __slots__ = ("id", "stream", "window")
 
     def __init__(
         self, call_id: str, stream: CallStream, window: ReceiveWindow, budget: Budget
     ) -> None:
+        super().__init__(budget)
         self.id = call_id
         self.stream = stream
         self.window = window
-        self.is_over = False
-        self.queued_bytes = 0
-        self._budget = budget
-        self._queue: deque[msgspec.Raw] = deque()
-        self._end: CallError | None = None
-        self._news = trio.lowlevel.ParkingLot()
-        self._space = trio.lowlevel.ParkingLot()
 
     def offer(self, item: msgspec.Raw) -> bool:
         """Queue *item*; False if the window did not allow it."""
         if not self.window.receive():
             return False
-        self._queue.append(item)
-        self._hold(len(item))
-        self._news.unpark_all()
+        self.put(item)
         return True
-
-    def settle(self) -> None:
-        """End it: what is queued can still be taken."""
-        self.is_over = True
-        self._news.unpark_all()
-        self._space.unpark_all()
-
-    def fail(self, error: CallError) -> None:
-        """End it with an error, which comes after what is queued."""
-        self._end = error
-        self.settle()
-
-    def drop(self) -> None:
-        """Throw away what is queued: nobody will take it."""
-        self._queue.clear()
-        self._hold(-self.queued_bytes)
-        self._space.unpark_all()
-
-    async def take(self) -> msgspec.Raw | None:
-        """Wait for the next item; None after the last. Cancelled, none is taken.
-
-        Raises:
-            CallError: The subscription failed.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._queue:
-            if self._end is not None:
-                raise self._end
-            if self.is_over:
-                return None
-            await self._news.park()
-        item = self._queue.popleft()
-        self._hold(-len(item))
-        self._space.unpark_all()
-        return item
-
-    async def wait_space(self, items: int, size: int) -> None:
-        """Wait until fewer than *items* and *size* bytes are queued. Cancelled, nothing happens."""
-        while not self.is_over and (len(self._queue) >= items or self.queued_bytes >= size):
-            await self._space.park()
-
-    def _hold(self, n: int) -> None:
-        self.queued_bytes += n
-        self._budget.add(n)
 
 
 Pending: TypeAlias = PendingCall | PendingItems
