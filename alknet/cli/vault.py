@@ -13,6 +13,7 @@ import click
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Duration, Group, is_json, the_home
 from alknet.cli.output import emit, fields, say, table
+from alknet.cli.ssh_agent import ssh_agent
 from alknet.cli.unlocking import is_terminal, make_unlock, unlock_options
 from alknet.cli.vault_access import Call, at_node, locked_header, use_vault
 from alknet.cli.vault_keys import export_secrets, import_secrets, rewrap, rotate, verify
@@ -259,6 +260,7 @@ for command in (
     export_secrets,
     import_secrets,
     run_command,
+    ssh_agent,
 ):
     vault.add_command(command)
 

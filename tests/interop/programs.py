@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,9 +11,13 @@ import pytest
 import trio
 
 
-def find(name: str) -> str:
-    """Return the path of a program; a missing one fails the test, and says what to do."""
-    path = shutil.which(name)
+def find(name: str, *places: str) -> str:
+    """Return the path of a program; a missing one fails the test, and says what to do.
+
+    Args:
+        places: Directories to look into beside those of PATH.
+    """
+    path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *places]))
     if path is None:
         pytest.fail(f"{name} is not installed: run tests/install-foreign")
     return path
