@@ -63,6 +63,17 @@ class CongestionControl(QuicCongestionControl):
         self._filled_at = -math.inf
         self._rtt_monitor: QuicRttMonitor | None = QuicRttMonitor()
 
+    def successor(self, max_datagram_size: int, now: float) -> CongestionControl:
+        """Return a controller for another path, which answers for what is in flight already.
+
+        Whether that arrives or not is no news about the new path (RFC 9000 sec. 9.4).
+        """
+        other = CongestionControl(max_datagram_size=max_datagram_size)
+        other.bytes_in_flight = self.bytes_in_flight
+        other.full_losses, other.packets_lost = self.full_losses, self.packets_lost
+        other._recovery_began_at = now
+        return other
+
     def resize(self, max_datagram_size: int) -> None:
         """The path takes datagrams of another size; slow start begins with as many (sec. 7.2)."""
         self._max_datagram_size = max_datagram_size

@@ -8,11 +8,15 @@ says nothing about congestion, so probes are not in flight for congestion contro
 A path may shrink later, without a word. Two signs of that: nothing at all is acknowledged any
 more (two PTOs), or full packets are lost again and again, in which case a probe of the size in
 use tells a lossy path from a black hole. Then, and when the peer has moved, all begins at 1200.
+
+A peer that has moved to another host is on another path: what congestion control and the round-trip
+estimate knew is about the old one (RFC 9000 sec. 9.4), and aioquic would go on with it.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -119,6 +123,7 @@ class DiscoversMtu(FlowControlled):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._search: Search | None = None
         self._searched_path: QuicNetworkPath | None = None
+        self._measured_path: QuicNetworkPath | None = None
         self._has_sent_datagrams = False
         self._known_losses = 0
         self._peer_takes = UDP_PAYLOAD_BYTES
@@ -137,14 +142,30 @@ class DiscoversMtu(FlowControlled):
     def on_pass(self, now: float) -> None:
         """A send pass begins: go back to short packets if the path calls for it."""
         super().on_pass(now)
+        path = self._network_paths[0]
+        if path is not self._measured_path and path.is_validated:
+            self._measure_anew(path, now)
         search = self._search
         if search is None:
             return
-        if self._network_paths[0] is not self._searched_path:
+        if path is not self._searched_path:
             self._search = None
             self._resize(BASE_BYTES)
         elif search.size > BASE_BYTES:
             self._watch(search)
+
+    def _measure_anew(self, path: QuicNetworkPath, now: float) -> None:
+        """Forget what is known of another path; a NAT that chooses another port makes none."""
+        known, self._measured_path = self._measured_path, path
+        if known is None or known.addr[0] == path.addr[0]:
+            return
+        loss = self._loss
+        loss._cc = self._congestion.successor(self._max_datagram_size, now)
+        loss._rtt_initialized = False
+        loss._rtt_min, loss._rtt_latest = math.inf, 0.0
+        loss._rtt_smoothed = loss._rtt_variance = 0.0
+        loss._pacer.packet_time = None
+        self._hot_inbound = None  # the short way takes the round trip for known
 
     def _watch(self, search: Search) -> None:
         if self._loss._pto_count >= SUSPICIOUS_PTOS:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import cast
 
 import pytest
 from aioquic.quic.connection import QuicConnection, QuicNetworkPath
+from aioquic.quic.packet_builder import QuicSentPacket
 
 from alknet.core.limits import Limits
-from tests.core.quic.sansio import EnginePair, connected
+from alknet.core.quic.congestion import CongestionControl
+from alknet.core.quic.hotpath.records import PlainPacket
+from alknet.core.quic.status import transport_status
+from tests.core.quic.sansio import CLIENT_ADDRESS, EnginePair, connected
 
 ELSEWHERE = ("198.51.100.7", 9)
 SOMEWHERE = ("198.51.100.8", 9)
@@ -104,3 +109,41 @@ def test_a_path_for_which_there_is_no_connection_id_keeps_nothing_from_the_short
     engine._network_paths.append(_path(asks=True))
     assert not engine._is_special()
     assert engine.datagrams_to_send(pair.now) == []
+
+
+@pytest.mark.parametrize("address", [ELSEWHERE, (CLIENT_ADDRESS[0], 9)])
+def test_what_was_measured_of_a_path_says_nothing_about_another(address: tuple[str, int]) -> None:
+    pair = connected(Limits())
+    engine = pair.acceptor
+    stream_id = pair.dialer.open_stream(unidirectional=False)
+    pair.dialer.send_stream_data(stream_id, b"here")
+    pair.run(5)
+    engine._loss._cc.congestion_window = 1_000_000
+    engine._loss._rtt_min = engine._loss._rtt_smoothed = 0.7
+    engine._loss._cc.packets_lost = 3
+    pair.client.address = address
+    pair.dialer.send_stream_data(stream_id, b" and there")
+    pair.run(5)
+    status = transport_status(engine, 0)
+    assert status.packets_lost == 3
+    assert status.in_flight_bytes == 0
+    assert status.congestion_window_bytes is not None
+    assert status.rtt_s is not None
+    is_same_host = address[0] == CLIENT_ADDRESS[0]
+    assert (status.congestion_window_bytes >= 1_000_000) is is_same_host
+    assert (status.rtt_s > 0.1) is is_same_host
+    engine.send_stream_data(stream_id, bytes(100_000))
+    pair.run(5)
+    assert len(pair.client.received(stream_id)) == 100_000
+
+
+def test_what_is_in_flight_when_a_peer_moves_says_nothing_about_its_new_path() -> None:
+    old = CongestionControl(max_datagram_size=1_200)
+    sent = PlainPacket(1, 5.0, 1_200, [])
+    old.on_packet_sent(packet=cast(QuicSentPacket, sent))
+    new = old.successor(1_200, 6.0)
+    window = new.congestion_window
+    assert new.bytes_in_flight == 1_200
+    new.on_packets_lost(now=6.5, packets=[cast(QuicSentPacket, sent)])
+    assert new.bytes_in_flight == 0
+    assert new.congestion_window == window
