@@ -9,6 +9,7 @@ whatever changes a row is seen: an edit in psql and a migration too.
 * ``json``, not ``jsonb``: a text may hold NUL, which ``jsonb`` refuses. Where its parts are needed
   NUL is replaced by U+FDD0, which is no character of any text.
 * A claim is a digest: a text of any length can be unique.
+* Every text column has the same collation: two that differ cannot be compared by an index.
 """
 
 from __future__ import annotations
@@ -49,22 +50,22 @@ ALTER TABLE alknet.row ALTER COLUMN value SET STORAGE EXTERNAL;
 
 CREATE TABLE alknet.change (
     seq bigint PRIMARY KEY,
-    tab text NOT NULL,
-    key text NOT NULL,
+    tab text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
     at timestamptz NOT NULL DEFAULT now()
 );
 
 CREATE TABLE alknet.unique_field (
-    tab text NOT NULL,
-    field text NOT NULL,
+    tab text COLLATE "C" NOT NULL,
+    field text COLLATE "C" NOT NULL,
     PRIMARY KEY (tab, field)
 );
 
 CREATE TABLE alknet.claim (
-    tab text NOT NULL,
-    field text NOT NULL,
+    tab text COLLATE "C" NOT NULL,
+    field text COLLATE "C" NOT NULL,
     digest bytea NOT NULL,
-    key text NOT NULL,
+    key text COLLATE "C" NOT NULL,
     PRIMARY KEY (tab, field, digest)
 );
 CREATE INDEX claim_of_row ON alknet.claim (tab, key);

@@ -40,8 +40,15 @@ STOP_TIMEOUT_S = 5.0
 LOCK_TIMEOUT_S = 4.0
 # A node that is cut off between its batch and the commit must not keep all others from writing.
 IDLE_IN_TRANSACTION_S = 5.0
-_SETUP = """
-SELECT set_config('lock_timeout', %s, false),
+# Every query here is a few steps along an index. Statistics that are missing or old, as they are
+# after a restore, must not suggest to read whole tables twice a second, or to compile code.
+_SETUP = b"""
+SELECT set_config('jit', 'off', false),
+    set_config('enable_seqscan', 'off', false),
+    set_config('enable_bitmapscan', 'off', false),
+    set_config('enable_hashjoin', 'off', false),
+    set_config('enable_mergejoin', 'off', false),
+    set_config('lock_timeout', %s, false),
     set_config('idle_in_transaction_session_timeout', %s, false),
     set_config('default_transaction_isolation', 'read committed', false),
     set_config('synchronous_commit',

@@ -159,8 +159,9 @@ _SINCE = b"""
 SELECT layout.version, span.newest, span.oldest, new.seq, new.tab, new.key, row.version,
     CASE WHEN new.tab = ANY (%(resident)s::text[]) THEN row.value::text END
 FROM alknet.layout
-CROSS JOIN (SELECT coalesce(max(seq), 0), coalesce(min(seq), 0) FROM alknet.change)
-    AS span (newest, oldest)
+CROSS JOIN (SELECT
+    coalesce((SELECT max(seq) FROM alknet.change), 0),
+    coalesce((SELECT min(seq) FROM alknet.change), 0)) AS span (newest, oldest)
 LEFT JOIN (
     SELECT max(seq), tab, key FROM alknet.change WHERE seq > %(cursor)s::bigint GROUP BY tab, key
 ) AS new (seq, tab, key) ON span.oldest <= %(cursor)s::bigint + 1

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import psycopg
 
-__all__ = ["PostgresServer", "open_server"]
+__all__ = ["PostgresServer", "has_server", "open_server"]
 
 # The superuser whom initdb makes; who runs the tests comes in under any name.
 ADMIN = "postgres"
@@ -44,8 +44,9 @@ class PostgresServer:
         directory: Of its socket and its data.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, settings: dict[str, str]) -> None:
         self.directory = directory
+        self._settings = {**SETTINGS, **settings, "unix_socket_directories": str(directory)}
         self._count = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -68,8 +69,7 @@ class PostgresServer:
         (data / "pg_hba.conf").write_text(HBA)
 
     def start(self) -> None:
-        settings = {**SETTINGS, "unix_socket_directories": str(self.directory)}
-        arguments = [f"--{name}={value}" for name, value in settings.items()]
+        arguments = [f"--{name}={value}" for name, value in self._settings.items()]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [_program("postgres"), "-D", str(self.directory / "data"), *arguments],
@@ -136,14 +136,18 @@ class PostgresServer:
         )
 
 
+def has_server() -> bool:
+    return _find("initdb") is not None
+
+
 @contextmanager
-def open_server() -> Iterator[PostgresServer]:
+def open_server(**settings: str) -> Iterator[PostgresServer]:
     """Run a server while the block does; it takes a second."""
     with tempfile.TemporaryDirectory(prefix="alknet-postgres-") as name:
         directory = Path(name)
         if os.geteuid() == 0:
             shutil.chown(directory, ADMIN)
-        server = PostgresServer(directory)
+        server = PostgresServer(directory, settings)
         server.make()
         try:
             server.start()
@@ -158,9 +162,13 @@ def _as_server() -> dict[str, object]:
 
 
 def _program(name: str) -> str:
+    found = _find(name)
+    assert found is not None, f"{name} is not installed: run tests/install-foreign"
+    return found
+
+
+def _find(name: str) -> str | None:
     """Find a program of the server; Debian keeps them out of the path."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name))
     places = [*map(str, reversed(installed)), os.environ.get("PATH", "")]
-    found = shutil.which(name, path=os.pathsep.join(places))
-    assert found is not None, f"{name} is not installed: run tests/install-foreign"
-    return found
+    return shutil.which(name, path=os.pathsep.join(places))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from contextlib import suppress
 
 import psycopg
@@ -11,7 +12,7 @@ import trio
 
 from alknet.core.storage import ABSENT, Changed, Delete, Put, Reloaded, RowConflict, Table
 from alknet.errors import LocalError, StoreError, Unavailable
-from alknet.stores.postgres import follower, link, open_postgres_store, writing
+from alknet.stores.postgres import follower, link, open_postgres_store, reading, writing
 from alknet.stores.postgres.layout import MIGRATIONS, Migration
 from alknet.stores.postgres.store import PostgresStore, open_store
 from alknet.testing.store_contract import LOG, NOTES, TABLES, Line, Note
@@ -354,3 +355,24 @@ async def test_a_log_of_everything_holds_no_rows(
             await store.write(Put(NOTES, "a", Note("a secret")))
             await store.fetch(NOTES, "a")
     assert "secret" not in caplog.text
+
+
+async def test_queries_walk_along_indexes_without_statistics(harness: PostgresHarness) -> None:
+    parameters = {"cursor": 10, "resident": ["note"], "tab": "note", "after": "1", "limit": 5}
+    async with harness.open() as store:
+        await store.write([Put(NOTES, f"{n}", Note("1", (f"{n}",))) for n in range(500)])
+        of = await store._dial()
+        for query in (reading._SINCE, reading._FORWARD, reading._BACKWARD):
+            plan = str(await (await of.execute(b"EXPLAIN " + query, parameters)).fetchall())
+            assert "Index" in plan
+            assert re.findall(r"(?:Seq|Bitmap Heap) Scan on (\S+)", plan) in ([], ["layout"])
+        of.drop()
+
+
+async def test_all_texts_have_one_collation(harness: PostgresHarness) -> None:
+    async with harness.open():
+        found = harness.execute(
+            "SELECT DISTINCT collation_name FROM information_schema.columns "
+            "WHERE table_schema = 'alknet' AND data_type = 'text'"
+        )
+        assert found == [("C",)]
