@@ -21,14 +21,14 @@ import trio
 
 from alknet.core.identity import Peer
 from alknet.core.storage import Put
-from alknet.stores.sqlite import open_sqlite_store
 from alknet.stores.sqlite.bell import VERSION_BYTES
 from alknet.stores.sqlite.place import Place
 from alknet.stores.sqlite.reading import newest_change
-from benchmarks.store_listener import CELLS, KEY, PEERS, SELECT, Cell
+from benchmarks.store_listener import CELLS, KEY, PEERS, SELECT, Cell, open_store
 from benchmarks.table import Aim, Row, Table, row_of
+from tests.stores.postgres.server import has_server, open_server
 
-OURS, ALONE = "alknet sqlite", "apsw alone"
+OURS, ALONE, SERVER = "alknet sqlite", "apsw alone", "alknet postgresql"
 WRITERS = (1, 16, 256)
 READS, WAKES = "read a row by key", "wake another process"
 TEXT = "x" * 200
@@ -37,6 +37,8 @@ NOTES = [
     "apsw alone: a commit for each write, a select for each read.",
     "To notice what another process wrote, it looks at `PRAGMA data_version` every millisecond.",
     "Wakes are measured from the end of the commit to the row read in the other process.",
+    "PostgreSQL, where it is installed: a server on this machine with its default settings, over a",
+    "Unix socket; its own CPU time is not counted.",
     "Loading is CPU time and resident memory of a new process.",
 ]
 AIMS = [
@@ -60,21 +62,41 @@ def measure(*, seconds: float, rounds: int, wakes: int, peers: int) -> list[Row]
             for writers in WRITERS:
                 case = f"{writers} writers"
                 path = Path(home) / f"{n}-{writers}.db"
-                ours = trio.run(_write_ours, path, writers, seconds)
+                ours = trio.run(_write_ours, str(path), writers, seconds)
                 found.setdefault((OURS, case), []).append(ours)
                 found.setdefault((ALONE, case), []).append(_write_alone(path, seconds))
             path = Path(home) / "reads.db"
-            found.setdefault((OURS, READS), []).append(trio.run(_read_ours, path))
+            found.setdefault((OURS, READS), []).append(trio.run(_read_ours, str(path)))
             found.setdefault((ALONE, READS), []).append(_read_alone(path))
             for name, how in ((OURS, "follow"), (ALONE, "poll")):
                 found.setdefault((name, WAKES), []).append(_wake(path, how, wakes))
         path = Path(home) / "peers.db"
-        trio.run(_fill, path, peers)
-        found[OURS, f"load {peers:,} peers"] = [_load(path) for _ in range(rounds)]
+        trio.run(_fill, str(path), peers)
+        found[OURS, f"load {peers:,} peers"] = [_load(str(path)) for _ in range(rounds)]
+    if has_server():
+        found |= _measure_server(seconds=seconds, rounds=rounds, wakes=wakes, peers=peers)
     return [row_of(name, case, figures) for (name, case), figures in found.items()]
 
 
-async def _write_ours(path: Path, writers: int, seconds: float) -> dict[str, float]:
+def _measure_server(
+    *, seconds: float, rounds: int, wakes: int, peers: int
+) -> dict[tuple[str, str], list[dict[str, float]]]:
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    with open_server(fsync="on", full_page_writes="on", autovacuum="on") as server:
+        for _ in range(rounds):
+            where = server.url(server.new_database())
+            for writers in WRITERS:
+                ours = trio.run(_write_ours, where, writers, seconds)
+                found.setdefault((SERVER, f"{writers} writers"), []).append(ours)
+            found.setdefault((SERVER, READS), []).append(trio.run(_read_ours, where))
+            found.setdefault((SERVER, WAKES), []).append(trio.run(_wake_by_store, where, wakes))
+        where = server.url(server.new_database())
+        trio.run(_fill, where, peers)
+        found[SERVER, f"load {peers:,} peers"] = [_load(where) for _ in range(rounds)]
+    return found
+
+
+async def _write_ours(where: str, writers: int, seconds: float) -> dict[str, float]:
     count = 0
 
     async def write(n: int) -> None:
@@ -83,7 +105,7 @@ async def _write_ours(path: Path, writers: int, seconds: float) -> dict[str, flo
             await store.write(Put(CELLS, f"{n}", Cell(count, TEXT)))
             count += 1
 
-    async with open_sqlite_store(path, [CELLS]) as store:
+    async with open_store(where, [CELLS]) as store:
         began, cpu = time.perf_counter(), time.process_time()
         end = began + seconds
         async with trio.open_nursery() as nursery:
@@ -108,8 +130,8 @@ def _write_alone(path: Path, seconds: float) -> dict[str, float]:
     return {"writes/s": count / took, "CPU us/write": (time.process_time() - cpu) / count * 1e6}
 
 
-async def _read_ours(path: Path) -> dict[str, float]:
-    async with open_sqlite_store(path, [CELLS]) as store:
+async def _read_ours(where: str) -> dict[str, float]:
+    async with open_store(where, [CELLS]) as store:
         await store.write([Put(CELLS, f"{n}", Cell(n, TEXT)) for n in range(1_000)])
         keys = [f"{n}" for n in range(1_000)] * 20
         began = time.process_time()
@@ -132,7 +154,7 @@ def _read_alone(path: Path) -> dict[str, float]:
 def _wake(path: Path, how: str, commits: int) -> dict[str, float]:
     """Commit as a store does, a few ms apart, and ask the listener when it saw each."""
     connection, bell = _connect(path), os.open(Place(path).bell_path, os.O_RDWR)
-    with _listener(how, path) as lines:
+    with _listener(how, str(path)) as lines:
         idle = float(next(lines).split()[1])
         assert next(lines) == "ready"
         took = []
@@ -148,6 +170,25 @@ def _wake(path: Path, how: str, commits: int) -> dict[str, float]:
             took.append((_when(lines, number) - committed_at) * 1e6)
     os.close(bell)
     connection.close()
+    return _wakes(took, idle)
+
+
+async def _wake_by_store(where: str, commits: int) -> dict[str, float]:
+    """Do the same with the store's own writes; this process has nothing else to do meanwhile."""
+    async with open_store(where, [CELLS]) as store:
+        with _listener("follow", where) as lines:
+            idle = float(next(lines).split()[1])
+            assert next(lines) == "ready"
+            took = []
+            for number in range(1, commits + 1):
+                await trio.sleep(0.005 + number % 7 / 500)
+                await store.write(Put(CELLS, KEY, Cell(number, TEXT)))
+                committed_at = time.monotonic()
+                took.append(max(_when(lines, number) - committed_at, 0.0) * 1e6)
+    return _wakes(took, idle)
+
+
+def _wakes(took: list[float], idle: float) -> dict[str, float]:
     p99 = sorted(took)[int(len(took) * 0.99)]
     return {"p50 us": statistics.median(took), "p99 us": p99, "idle CPU %": idle * 100}
 
@@ -160,15 +201,15 @@ def _when(lines: Iterator[str], number: int) -> float:
     raise AssertionError("the listener ended")
 
 
-def _load(path: Path) -> dict[str, float]:
-    with _listener("load", path) as lines:
+def _load(where: str) -> dict[str, float]:
+    with _listener("load", where) as lines:
         seconds, mib = next(lines).split()
     return {"CPU s": float(seconds), "MiB": float(mib)}
 
 
 @contextmanager
-def _listener(how: str, path: Path) -> Iterator[Iterator[str]]:
-    command = [sys.executable, "-m", "benchmarks.store_listener", how, str(path)]
+def _listener(how: str, where: str) -> Iterator[Iterator[str]]:
+    command = [sys.executable, "-m", "benchmarks.store_listener", how, where]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -177,8 +218,8 @@ def _listener(how: str, path: Path) -> Iterator[Iterator[str]]:
             process.kill()
 
 
-async def _fill(path: Path, peers: int) -> None:
-    async with open_sqlite_store(path, [PEERS]) as store:
+async def _fill(where: str, peers: int) -> None:
+    async with open_store(where, [PEERS]) as store:
         for begin in range(0, peers, 5_000):
             names = [f"peer-{n}" for n in range(begin, min(begin + 5_000, peers))]
             await store.write([Put(PEERS, name, _peer(name)) for name in names])

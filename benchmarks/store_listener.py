@@ -1,8 +1,9 @@
-"""The other process of the store benchmark: ``python -m benchmarks.store_listener HOW PATH``.
+"""The other process of the store benchmark: ``python -m benchmarks.store_listener HOW WHERE``.
 
 ``follow`` and ``poll`` write ``idle <share of a core>`` after a while of silence, and then one line
 for each number that they see in the row: ``<number> <monotonic seconds>``. ``load`` writes what it
-takes to open a store with many peers: ``<CPU seconds> <MiB>``.
+takes to open a store with many peers: ``<CPU seconds> <MiB>``. WHERE is the path of an SQLite
+database or the address of one in PostgreSQL.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import gc
 import os
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import apsw
@@ -18,7 +21,8 @@ import msgspec
 import trio
 
 from alknet.core.identity import Peer
-from alknet.core.storage import Table
+from alknet.core.storage import Store, Table
+from alknet.stores.postgres import SCHEMES, open_postgres_store
 from alknet.stores.sqlite import open_sqlite_store
 
 
@@ -35,8 +39,16 @@ POLL_S = 0.001
 IDLE_S = 1.0
 
 
-async def follow(path: Path) -> None:
-    async with open_sqlite_store(path, [CELLS]) as store:
+def open_store(
+    where: str, tables: Sequence[Table[msgspec.Struct]]
+) -> AbstractAsyncContextManager[Store]:
+    if where.startswith(SCHEMES):
+        return open_postgres_store(where, tables)
+    return open_sqlite_store(Path(where), tables)
+
+
+async def follow(where: str) -> None:
+    async with open_store(where, [CELLS]) as store:
         await _idle()
         feed = store.changes()
         _say("ready")
@@ -46,9 +58,9 @@ async def follow(path: Path) -> None:
                 _seen(row.value.number)
 
 
-async def poll(path: Path) -> None:
+async def poll(where: str) -> None:
     """Do what libraries do that know nothing of one another: ask SQLite every millisecond."""
-    connection = apsw.Connection(str(path))
+    connection = apsw.Connection(where)
     before = connection.pragma("data_version")
 
     async def ticks() -> None:
@@ -68,10 +80,10 @@ async def poll(path: Path) -> None:
         _say("ready")
 
 
-async def load(path: Path) -> None:
+async def load(where: str) -> None:
     gc.collect()
     before, began = _resident_mib(), time.process_time()
-    async with open_sqlite_store(path, [PEERS]):
+    async with open_store(where, [PEERS]):
         _say(f"{time.process_time() - began} {_resident_mib() - before}")
 
 
@@ -97,4 +109,4 @@ def _resident_mib() -> float:
 
 if __name__ == "__main__":
     how = {"follow": follow, "poll": poll, "load": load}[sys.argv[1]]
-    trio.run(how, Path(sys.argv[2]))
+    trio.run(how, sys.argv[2])
