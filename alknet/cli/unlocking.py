@@ -107,9 +107,13 @@ def make_unlock(
 def open_vault(given: UnlockWith | None, *, accepts_older: bool = False) -> Vault:
     """Return the home's vault, unlocked with what was given, else by itself, else by asking."""
     from alknet.vault.homevault import open_home_vault
+    from alknet.vault.vaultfile import RolledBack
 
     vault = open_home_vault(the_home())
-    vault.unlock(find_key(vault.header, given), accepts_older=accepts_older)
+    try:
+        vault.unlock(find_key(vault.header, given), accepts_older=accepts_older)
+    except RolledBack as exc:
+        raise CommandError("ROLLED_BACK", str(exc)) from exc
     return vault
 
 

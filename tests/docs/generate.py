@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from tests.docs.blocks import ROOT
-from tests.docs.pages import access, api, cli, config, errors
+from tests.docs.pages import access, api, cli, config, errors, keys
 
 __all__ = ["PAGES", "main"]
 
@@ -16,6 +16,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "cli.md": cli.page,
     "config.md": config.page,
     "errors.md": errors.page,
+    "keys.md": keys.page,
 }
 """What makes each page of docs/reference."""
 
