@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,8 +15,6 @@ __all__ = ["explain", "explained"]
 RETRY_AFTER_S = 1.0
 # A server may say much; the rest is in its own log.
 TEXT_KEPT = 400
-
-logging.getLogger("psycopg").setLevel(logging.WARNING)  # its debug lines hold addresses and users
 
 
 def explain(exc: psycopg.Error, verb: str, target: Target) -> AlknetError:

@@ -34,6 +34,7 @@ POLL_S = 0.02
 HBA = """
 local all locked scram-sha-256
 local all all trust
+local replication all trust
 """
 
 
@@ -67,6 +68,11 @@ class PostgresServer:
             *("--username", ADMIN, "--encoding=UTF8", "--locale=C", "--pgdata", str(data)),
         )
         (data / "pg_hba.conf").write_text(HBA)
+
+    def copy(self, primary: PostgresServer) -> None:
+        """Become a standby of *primary*."""
+        place = ("-h", str(primary.directory), "-U", ADMIN, "-D", str(self.directory / "data"))
+        self._run(_program("pg_basebackup"), *place, "--checkpoint=fast", "-R", "--no-sync")
 
     def start(self) -> None:
         arguments = [f"--{name}={value}" for name, value in self._settings.items()]
@@ -141,14 +147,17 @@ def has_server() -> bool:
 
 
 @contextmanager
-def open_server(**settings: str) -> Iterator[PostgresServer]:
-    """Run a server while the block does; it takes a second."""
+def open_server(primary: PostgresServer | None = None, **settings: str) -> Iterator[PostgresServer]:
+    """Run a server, or a standby of *primary*, while the block does; it takes a second."""
     with tempfile.TemporaryDirectory(prefix="alknet-postgres-") as name:
         directory = Path(name)
         if os.geteuid() == 0:
             shutil.chown(directory, ADMIN)
         server = PostgresServer(directory, settings)
-        server.make()
+        if primary is None:
+            server.make()
+        else:
+            server.copy(primary)
         try:
             server.start()
             yield server

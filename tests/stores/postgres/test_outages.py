@@ -16,6 +16,7 @@ from alknet.testing.store_contract import NOTES, TABLES, Note
 from alknet.testing.store_contract.harness import until, values
 from tests.stores.postgres.harness import PostgresHarness
 from tests.stores.postgres.proxy import open_proxy
+from tests.stores.postgres.server import open_server
 
 pytestmark = pytest.mark.interop
 
@@ -222,6 +223,26 @@ async def test_a_server_that_lost_changes_is_read_anew_and_numbers_go_on(
         assert await anext(feed) == Reloaded(7)
         assert await one.write(Put(NOTES, "b", Note("1"))) == (8,)
     assert "store.reloaded" in caplog.messages
+
+
+async def test_a_standby_that_takes_over_is_found(harness: PostgresHarness) -> None:
+    server = harness.server
+    with open_server(server) as standby:
+        hosts = f"{standby.directory},{server.directory}"
+        url = f"postgresql://postgres@/{harness.name}?host={hosts}"
+        async with open_store(url, TABLES) as one, open_store(url, TABLES) as two:
+            await one.write(Put(NOTES, "before", Note("1")))
+            written = server.execute("SELECT pg_current_wal_lsn()")[0][0]
+            replayed = f"SELECT pg_last_wal_replay_lsn() >= '{written}'"
+            await until(lambda: standby.execute(replayed) == [(True,)])
+            server.stop()
+            standby.execute("SELECT pg_promote()")
+            try:
+                await write_until_it_lands(one, "after")
+                await until(lambda: two.get(NOTES, "after") is not None)
+                assert values(two.rows(NOTES)) == {"before": "1", "after": "1"}
+            finally:
+                server.start()
 
 
 async def test_nothing_is_written_to_another_server_before_it_was_read(
