@@ -26,6 +26,7 @@ from alknet.call.dispatch import OperationDispatcher
 from alknet.call.handler import CallHandler
 from alknet.call.operations import Operation
 from alknet.call.registry import Registry
+from alknet.call.succession import succession_operation
 from alknet.call.vault_operations import vault_operations
 from alknet.core.address import Address
 from alknet.core.clock import wall_clock
@@ -54,6 +55,7 @@ from alknet.http import NotFoundHandler, NotFoundOverQuic
 from alknet.stores.file import FileIdentityStore
 from alknet.stores.homelock import hold_home
 from alknet.stores.memory import MemoryIdentityStore, MemoryOwnership
+from alknet.stores.succession import read_succession
 from alknet.vault.homevault import home_vault
 from alknet.vault.resetkey import load_reset_key
 from alknet.vault.vault import Vault
@@ -375,6 +377,8 @@ class Node:
         self.registry = Registry()
         self.registry.extend(self._builtins(), builtin=True)
         self.registry.extend(discovery_operations(self.registry), builtin=True)
+        before = () if self._home is None else read_succession(self._home, bytes(self.id))
+        self.registry.extend([succession_operation(before)], builtin=True)
         if self.vault is not None and self._home is not None:
             receive = partial(receive_entropy, self._home)
             served = vault_operations(self.vault, receive_entropy=receive)

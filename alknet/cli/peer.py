@@ -158,6 +158,44 @@ def set_peer(name: str, **options: Any) -> None:
     _done(name, "changed")
 
 
+@peer.command(
+    examples=[
+        "alknet peer follow bob",
+        "alknet peer follow bob --address 192.0.2.7:4433 --yes",
+    ]
+)
+@click.argument("name")
+@click.option(
+    "--address",
+    "addresses",
+    metavar="HOST:PORT",
+    multiple=True,
+    help="Where it answers, instead of where it is known to; repeatable.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask whether to take the new key.")
+def follow(name: str, addresses: Sequence[str], yes: bool) -> None:
+    """Take over the new key of a peer that has rotated it.
+
+    Asks the node that answers at the peer's addresses how it came to its key. Only what a key
+    that is known here has signed, and the new key too, is believed; then the new key takes the
+    old one's place. The ids of both are shown first: whoever stole the old key could sign as well.
+    """
+    from alknet.cli.follow import confirm_successor, find_successor
+
+    found = _find(name)
+    statements = find_successor(found, addresses)
+    if not statements:
+        _done(found.name, "has the key that is known")
+        return
+    old, new = confirm_successor(found, statements, yes)
+    kept = tuple(f for f in found.fingerprints if f not in {old, new})
+    changes: dict[str, Any] = {"fingerprints": (new, *kept)}
+    if addresses:
+        changes["addresses"] = tuple(addresses)
+    _update(found.name, changes)
+    _done(found.name, "followed", old=old, new=new)
+
+
 @peer.command(examples=["alknet peer enable bob"])
 @click.argument("name")
 def enable(name: str) -> None:

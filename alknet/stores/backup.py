@@ -20,6 +20,7 @@ from alknet.core.nodeid import NodeId
 from alknet.errors import Conflict, LocalError, Malformed
 from alknet.stores.known import KNOWN_FILE
 from alknet.stores.sqlite.snapshot import check_database, snapshot_database
+from alknet.stores.succession import SUCCESSION_FILE
 from alknet.vault.archive import decode_archive_untrusted, encode_archive
 from alknet.vault.container import Header
 from alknet.vault.durable import store_errors, sync_directory, write_private
@@ -36,7 +37,7 @@ DATABASE_FILE = "node.db"
 MANIFEST = "backup.json"
 FORMAT = 1
 # As they are; the vault and the database need more care.
-PLAIN_FILES = (CONFIG_FILE, STATE_FILE, KNOWN_FILE, "succession.json")
+PLAIN_FILES = (CONFIG_FILE, STATE_FILE, KNOWN_FILE, SUCCESSION_FILE)
 KNOWN_NAMES = frozenset({MANIFEST, VAULT_FILE, DATABASE_FILE, *PLAIN_FILES})
 
 

@@ -7,6 +7,7 @@ way; any other exception is a finding. `test_targets.py` runs all of them under 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from alknet.call.proto import FrameDecoder, decode_envelope_untrusted
 from alknet.call.proto.scan import check_depth_untrusted, check_text_untrusted
 from alknet.call.schema import Mismatch, Shape
+from alknet.call.succession import decode_answer_untrusted
 from alknet.core.limits import Limits
 from alknet.core.quic.engine import Engine, client_engine, server_engine
 from alknet.core.quic.handshake import _offers_raw_untrusted, _raw_public_key_untrusted
@@ -27,6 +29,7 @@ from alknet.core.quic.packets import (
     read_invariants_untrusted,
 )
 from alknet.core.quic.policy import client_policy, server_policy
+from alknet.core.succession import STATEMENT_BYTES, decode_succession_untrusted
 from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.tls.trust import PinnedKey
 from alknet.core.tls.x509 import certificate_untrusted, node_id_of_certificate
@@ -150,6 +153,16 @@ def vault(data: bytes) -> None:
             sealed_from_text_untrusted(text)
 
 
+def succession(data: bytes) -> None:
+    """An answer of node/succession, and a statement, which nobody believes yet."""
+    for answer in (data, b'{"statements":["%s"]}' % base64.b64encode(data)):
+        with refused_with(Malformed):
+            decode_answer_untrusted(answer)
+    with refused_with(Malformed):
+        statement = decode_succession_untrusted(data.ljust(STATEMENT_BYTES)[:STATEMENT_BYTES])
+        assert not statement.is_signed()
+
+
 def ssh_agent(data: bytes) -> None:
     """What a client of the agent's socket may send: a stream, and a message."""
     decoder = MessageDecoder()
@@ -242,6 +255,7 @@ TARGETS: dict[str, Target] = {
     "packet_header": packet_header,
     "http3": http3,
     "vault": vault,
+    "succession": succession,
     "ssh_agent": ssh_agent,
     "handshake": handshake,
     "datagrams": datagrams,
