@@ -84,12 +84,11 @@ class ReadyStreams(HotReceive):
     def _handle_stream_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
     ) -> None:
+        known = len(self._events)
         super()._handle_stream_frame(context, frame_type, buf)
-        event = self._events[-1] if self._events else None
+        event = self._events[-1] if len(self._events) > known else None
         if isinstance(event, StreamDataReceived) and event.end_stream:
-            stream = self._streams.get(event.stream_id)
-            if stream is not None:
-                self._hot_ended.append(stream)
+            self._hot_ended.append(self._streams[event.stream_id])
 
     def _handle_reset_stream_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
@@ -223,22 +222,19 @@ class ReadyStreams(HotReceive):
 
     def _discard_ended(self, order: list[QuicStream]) -> bool:
         """Forget streams that are over in both directions; return whether there were any."""
-        ended = [
-            stream
-            for stream in self._hot_ended
-            if stream.is_finished and self._streams.get(_id(stream)) is stream
-        ]
-        self._hot_ended = []
-        for stream in ended:
-            self._forget(stream)
-            if stream in order:
-                order.remove(stream)
-        return bool(ended)
+        ended, self._hot_ended = self._hot_ended, []
+        is_any = False
+        for stream in ended:  # one may be there twice
+            if stream.is_finished and self._streams.get(_id(stream)) is stream:
+                is_any = True
+                self._forget(stream)
+                if stream in order:
+                    order.remove(stream)
+        return is_any
 
     def _forget(self, stream: QuicStream) -> None:
         stream_id = _id(stream)
-        if self._streams.pop(stream_id, None) is None:
-            return  # it was there twice
+        del self._streams[stream_id]
         self._streams_queue.remove(stream)
         self._hot_ready.pop(stream, None)
         self._hot_raised.pop(stream, None)

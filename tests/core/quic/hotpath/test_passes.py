@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 from aioquic.quic.connection import QuicNetworkPath
@@ -13,6 +14,7 @@ from aioquic.tls import Epoch
 from alknet.core.limits import Limits
 from alknet.core.quic import mtu
 from alknet.core.quic.engine import Engine
+from alknet.core.quic.flow import StreamLimit
 from alknet.core.quic.hotpath import burst
 from alknet.core.quic.hotpath.ready import SMALL_BYTES, SMALL_SHARE_BYTES
 from alknet.core.quic.hotpath.send import MAX_PACKETS_PER_PASS
@@ -471,6 +473,19 @@ def test_a_stream_that_the_peer_resets_is_forgotten() -> None:
     pair.run()
     assert list(pair.dialer._streams) == [other]
     assert list(pair.acceptor._streams) == [other]
+
+
+def test_a_stream_that_is_noted_twice_is_forgotten_once() -> None:
+    pair, (stream_id, other) = with_streams(2)
+    stream = pair.acceptor._streams[stream_id]
+    limit = cast(StreamLimit, pair.acceptor._local_max_streams_bidi)
+    before = limit._ended
+    for engine in (pair.dialer, pair.acceptor):
+        engine.send_stream_data(stream_id, b"", end_stream=True)
+    pair.acceptor._hot_ended += [stream, stream]
+    pair.run()
+    assert list(pair.acceptor._streams) == [other]
+    assert limit._ended == before + 1
 
 
 def test_a_reset_that_was_lost_is_sent_again() -> None:

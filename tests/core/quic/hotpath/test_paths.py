@@ -120,7 +120,7 @@ def test_what_was_measured_of_a_path_says_nothing_about_another(address: tuple[s
     pair.run(5)
     engine._loss._cc.congestion_window = 1_000_000
     engine._loss._rtt_min = engine._loss._rtt_smoothed = 0.7
-    engine._loss._cc.packets_lost = 3
+    engine._congestion.packets_lost = 3
     pair.client.address = address
     pair.dialer.send_stream_data(stream_id, b" and there")
     pair.run(5)
