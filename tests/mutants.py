@@ -59,6 +59,15 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "if number >= space.largest_received_packet:",
     ): "a duplicate is dropped before",
     ("if lower > window._lower:", "if lower >= window._lower:"): "only a duplicate is equal",
+    (
+        "elif number > expected + half and number >= 2 * half:",
+        "elif number > expected + half and number > 2 * half:",
+    ): "in the first window no number is as large; in a later one the first half says no",
+    ("if TYPE_CHECKING:", "if False:"): "names of types, which nobody looks up while it runs",
+    (
+        "streams = list(raised) if len(raised) == 1 else list(connection._streams.values())",
+        "streams = list(raised) if False else list(connection._streams.values())",
+    ): SLOWER,
 }
 
 SWAPPED: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
