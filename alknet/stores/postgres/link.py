@@ -111,7 +111,9 @@ class Link(psycopg.AsyncConnection[TupleRow]):
         try:
             return await self._drive(gen, self.silence_s if timeout is None else timeout)
         except trio.Cancelled:
-            if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            if self.stop_timeout_s <= 0:
+                self.drop()
+            elif self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
                 with trio.CancelScope(shield=True):
                     await self._stop(gen)
             raise
@@ -193,10 +195,12 @@ async def _dial_one(attempt: str, target: Target) -> Link:
         link = await _connected(Link._connect_gen(attempt))
         try:
             _check(link, target)
+            link.stop_timeout_s = 0.0  # there is nothing yet to be kept
             limits = (f"{LOCK_TIMEOUT_S:g}s", f"{IDLE_IN_TRANSACTION_S:g}s")
             found = await (await link.execute(_SETUP, limits)).fetchone()
             assert found is not None
             link.history = str(found[-1])
+            link.stop_timeout_s = STOP_TIMEOUT_S
         except BaseException:
             link.drop()
             raise

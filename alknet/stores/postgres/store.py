@@ -170,8 +170,8 @@ class PostgresStore:
     async def aclose(self) -> None:
         """Answer the writes that wait, and end the tasks of `start`. Idempotent; never cancelled.
 
-        Takes as long as the server needs for what is queued, and at most `CLOSE_TIMEOUT_S` for one
-        that does not answer.
+        Takes as long as the server needs for what is queued. One that does not answer is given up
+        after `CLOSE_TIMEOUT_S`, or `SETTLE_S` later if it may have committed.
         """
         self._resident.close()
         self._commit_deadline = trio.current_time() + CLOSE_TIMEOUT_S
@@ -198,6 +198,7 @@ class PostgresStore:
     async def _done(self, batch: Sequence[Steps]) -> Committed:
         async def work(link: Link) -> Committed:
             if link.history != self._follower.history:
+                link.drop()  # it may be the one that was replaced, still alive
                 raise Unavailable(
                     f"cannot write {self.target}: another server has taken over, and is being read",
                     retry_after_s=RETRY_AFTER_S,

@@ -253,6 +253,7 @@ async def test_nothing_is_written_to_another_server_before_it_was_read(
         one._follower.history = "the server before"
         with pytest.raises(Unavailable, match="another server has taken over"):
             await one.write(Put(NOTES, "b", Note("1")))
+        assert not one._writers._idle
         harness.break_listener(one)
         await write_until_it_lands(one, "b")
         assert values(one.rows(NOTES)) == {"a": "1", "b": "1"}
