@@ -30,7 +30,7 @@ def chain(*numbers: int) -> list[Succession]:
 
 
 def test_a_statement_has_its_form() -> None:
-    """The bytes of docs/reference/identity.md, signed here by hand."""
+    """The bytes of docs/reference/succession.md, signed here by hand."""
     body = PUBLIC[0] + PUBLIC[1] + (100).to_bytes(8, "big")
     by_old = KEYS[0].sign(b"alknet-succession-v1\0old\0" + body)
     by_new = KEYS[1].sign(b"alknet-succession-v1\0new\0" + body)

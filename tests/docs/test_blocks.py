@@ -18,7 +18,7 @@ from tests.docs.shell import Shell, environment, matches, open_shell, with_free_
 
 PYTHON_TIMEOUT_S = 30.0
 # Pages whose commands are other people's programs: tests/install-foreign installs them.
-FOREIGN = {"connect-with-other-tools.md"}
+FOREIGN = {"back-up-and-restore.md", "connect-with-other-tools.md", "ssh-agent.md"}
 PAGES = [
     pytest.param(
         path,
