@@ -33,6 +33,7 @@ OWN_BATCH_S = 0.02
 # Between attempts to connect again, doubled each time: a restart takes a second or two, and all
 # nodes come back at once.
 RETRY_S, RETRY_MAX_S = 0.05, 2.0
+VERSION_DIGITS = 19  # of 2^63
 _BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -136,7 +137,9 @@ class Follower:
                     await self._look(link)
 
     def _is_news(self, payload: str) -> bool:
-        return not payload.isdecimal() or int(payload) > self._resident.version
+        # Whoever can connect to the database can ring, with whatever payload.
+        is_number = payload.isdecimal() and len(payload) <= VERSION_DIGITS
+        return not is_number or int(payload) > self._resident.version
 
     async def _connect(self, *, is_strict: bool = False) -> Link:
         link = await self._open_link()

@@ -92,6 +92,16 @@ async def test_what_is_announced_is_seen_without_waiting_for_a_look(
         await until(lambda: one.get(NOTES, "3") is two.get(NOTES, "3") is None)
 
 
+@pytest.mark.parametrize("payload", ["", "x", "-1", "9" * 19, "9" * 5_000, "\u0663"])
+async def test_a_bell_that_a_stranger_rings_does_no_harm(
+    payload: str, harness: PostgresHarness
+) -> None:
+    async with harness.open() as one, harness.open() as two:
+        harness.execute(f"SELECT pg_notify('alknet', '{payload}')")
+        await one.write(Put(NOTES, "a", Note("1")))
+        await until(lambda: two.get(NOTES, "a") is not None)
+
+
 async def test_a_store_does_not_answer_its_own_bell(
     harness: PostgresHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
