@@ -6,9 +6,9 @@ Three tasks, none of which ever waits for application code:
   touched connection handle its events and send;
 * the *timer* sleeps until the earliest of all connections' deadlines (`timers`);
 * the *flusher* sends for connections to which the application has given something; all that was
-  given in one tick leaves in one pass. What says that nothing will join it (`Stream.send_now`)
-  leaves at once, without the flusher, while nobody else waits. A connection that has more than its turn takes is queued
-  again behind the others, and after a round of turns the other tasks run.
+  given in one tick leaves in one pass. What nothing will join (`Stream.send_now`) leaves at once,
+  while nobody waits for a turn. A connection that has more than its turn takes is queued again
+  behind the others, and after a round of turns the other tasks run.
 
 Stray datagrams never raise; they are counted in `counters`.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import trio
 
 from alknet.core.conflict import ConflictDetector
 from alknet.core.contracts import CloseReason, ConnectionEnded, Stream
+from alknet.core.quic.wakeups import Alarm
 from alknet.core.tcp.failures import TlsBroken
 from alknet.core.tcp.tls import TlsStream
 
@@ -18,6 +20,9 @@ __all__ = ["ConnectionLife", "OnlyStream"]
 
 # The most that is read ahead of the application.
 READ_AHEAD_BYTES = 65_536
+# A receiver that comes again within this time has not left: between two pieces the watcher is not
+# woken, which would cost more than to read one.
+UNATTENDED_S = 0.05
 # A plain socket cannot be waited on for "closed both ways" once the peer has half closed it.
 HANG_UP_POLL_S = 0.25
 # Pieces that are read from a Unix socket before it closes; unread bytes would turn into a reset.
@@ -100,9 +105,14 @@ class OnlyStream(Stream):
         self._reading = trio.Lock()
         self._ahead = memoryview(b"")
         self._consumed = trio.Event()
+        # Whose end a receiver notices needs no watcher: for ever while it waits, a moment longer.
+        self._attended_until = -math.inf
+        self._watching: trio.CancelScope | None = None
+        self._alarm = Alarm()
         self._has_eof = False
         self._has_sent_eof = False
         self._is_amid_data = False
+        self._has_rest = False  # of what was sent without waiting
         self._drops_input = False
         self._is_reset = False
         self._is_closed = False
@@ -131,6 +141,20 @@ class OnlyStream(Stream):
                     self._is_amid_data = False
                     return
         raise self._error()
+
+    def send_now(self, data: bytes) -> bool:
+        """Send all of *data* or nothing, see `Stream`; what the socket does not take waits here."""
+        transport = self._transport
+        if not isinstance(transport, TlsStream):
+            return False
+        with self._send_conflict:
+            if self._is_closed or self._is_reset or self._life.reason is not None:
+                return False
+            is_sent = transport.send_now(data)
+        if is_sent and transport.has_unsent:
+            self._has_rest = True
+            self._wake_watcher()
+        return is_sent
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the transport takes bytes. Cancelled, nothing happens."""
@@ -162,7 +186,10 @@ class OnlyStream(Stream):
             raise ValueError("max_bytes must be >= 1")
         size = max_bytes or READ_AHEAD_BYTES
         with self._receive_conflict:
-            await trio.lowlevel.checkpoint()
+            if self._ahead or self._has_eof:
+                await trio.lowlevel.checkpoint()
+            else:  # to read is a checkpoint
+                await trio.lowlevel.checkpoint_if_cancelled()
             while True:
                 self._check_can_receive()
                 if self._ahead:
@@ -171,8 +198,7 @@ class OnlyStream(Stream):
                     return b""
                 if self._life.reason is not None:
                     raise self._error()
-                with self._life.until_end():
-                    await self._read(size)
+                await self._attend(size)
 
     def reset(self, code: int) -> None:
         """End the connection; the peer sees a broken stream (TLS) or an end (Unix socket)."""
@@ -196,17 +222,26 @@ class OnlyStream(Stream):
     # For the connection's driver
 
     async def watch(self) -> None:
-        """Read ahead one piece at a time, until the peer has gone. Cancelled, nothing is lost."""
-        while True:
+        """Read ahead one piece while nobody receives, until the connection ends.
+
+        Whoever receives notices the end itself. Cancelled, nothing is lost.
+        """
+        while self._life.reason is None:
             if self._has_eof:
                 await self._wait_peer_gone()
                 self._life.end(CloseReason(0, "", by_peer=True))
                 return
-            if self._ahead:
+            if self._has_rest:
+                await self._send_rest()
+            elif trio.current_time() < self._attended_until:
+                await self._alarm.sleep_until(self._attended_until)
+            elif self._ahead:
                 self._consumed = trio.Event()
                 await self._consumed.wait()
             else:
-                await self._read(READ_AHEAD_BYTES)
+                with trio.CancelScope() as self._watching:
+                    await self._read(READ_AHEAD_BYTES)
+                self._watching = None
 
     async def say_goodbye(self, farewell: Callable[[CloseReason], bytes] | None) -> None:
         """Tell the peer, if this is an orderly end. Cancelled, it can be called again.
@@ -242,20 +277,59 @@ class OnlyStream(Stream):
 
     # Helpers
 
+    async def _attend(self, size: int) -> None:
+        """Read for a receiver; the watcher looks on only once nobody has come for a while."""
+        if self._watching is not None:
+            self._watching.cancel()
+        self._attend_until(math.inf)
+        try:
+            with self._life.until_end():
+                await self._read(size)
+        finally:
+            is_over = self._has_eof or self._life.reason is not None
+            self._attend_until(trio.current_time() + (0 if is_over else UNATTENDED_S))
+
+    def _attend_until(self, when: float) -> None:
+        self._attended_until = when
+        self._alarm.move(when)
+
+    def _wake_watcher(self) -> None:
+        self._alarm.move(trio.current_time())
+        self._consumed.set()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _send_rest(self) -> None:
+        assert isinstance(self._transport, TlsStream)
+        try:
+            await self._transport.flush()
+            self._has_rest = False
+        except trio.BrokenResourceError as exc:
+            self._fail(exc)
+
     async def _read(self, size: int) -> None:
         # The watcher and a receiver take turns: whoever holds the lock reads for both.
-        async with self._reading:
-            if self._ahead or self._has_eof or self._life.reason is not None:
-                return
-            try:
-                data = await self._transport.receive_some(size)
-            except trio.BrokenResourceError as exc:
-                self._fail(exc)
-                return
-            if not data:
-                self._has_eof = True
-            elif not self._drops_input:
-                self._ahead = memoryview(data)
+        try:
+            self._reading.acquire_nowait()
+        except trio.WouldBlock:
+            await self._reading.acquire()
+        try:
+            await self._read_alone(size)
+        finally:
+            self._reading.release()
+
+    async def _read_alone(self, size: int) -> None:
+        if self._ahead or self._has_eof or self._life.reason is not None:
+            return
+        try:
+            data = await self._transport.receive_some(size)
+        except trio.BrokenResourceError as exc:
+            self._fail(exc)
+            return
+        if not data:
+            self._has_eof = True
+        elif not self._drops_input:
+            self._ahead = memoryview(data)
 
     def _take(self, size: int) -> bytes:
         data = bytes(self._ahead[:size])

@@ -9,6 +9,7 @@ took; over them a cancelled send breaks the sending side.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -172,6 +173,37 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 rest = rest[self._encrypt(rest) :]
                 await self._flush()
 
+    def send_now(self, data: bytes) -> bool:
+        """Encrypt and send all of *data*, or nothing, without waiting; return whether it was.
+
+        What the socket does not take of it, if its buffer is full, waits in `flush`.
+        """
+        transport = self._transport
+        if len(data) > RECORD_BYTES or not isinstance(transport, trio.SocketStream):
+            return False
+        with self._send_conflict:
+            if self._is_closed or self._has_sent_eof or self._send_failure is not None:
+                return False
+            if self._outgoing or self._transport_lock.locked():  # behind what is on its way
+                return False
+            self._encrypt(memoryview(data))
+            self._pull()
+            self._write_now(transport)
+            return True
+
+    @property
+    def has_unsent(self) -> bool:
+        """Ciphertext waits for the transport."""
+        return bool(self._outgoing)
+
+    async def flush(self) -> None:
+        """Wait until the transport has taken what was accepted. Cancelled, the rest waits on.
+
+        Raises:
+            TlsBroken: The link broke.
+        """
+        await self._flush()
+
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the transport takes bytes. Cancelled, nothing happens."""
         with self._send_conflict:
@@ -199,17 +231,21 @@ class TlsStream(trio.abc.HalfCloseableStream):
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be >= 1")
         with self._receive_conflict:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            has_waited = False
             while True:
                 if self._is_closed:
                     raise trio.ClosedResourceError("the TLS stream is closed")
                 data = self._decrypt(max_bytes or READ_BYTES)
                 if data is not None:
+                    if not has_waited:
+                        await trio.lowlevel.cancel_shielded_checkpoint()
                     return data
                 # OpenSSL may want to answer (KeyUpdate); a sender that is at work takes it along.
                 if not self._transport_lock.locked() and self._pull():
                     await self._flush()
                 await self._read_transport()
+                has_waited = True
 
     async def wait_transport_ended(self) -> None:
         """After ``b""`` from `receive_some`: wait until the peer closes the transport too.
@@ -353,6 +389,16 @@ class TlsStream(trio.abc.HalfCloseableStream):
             return False
         self._outgoing = memoryview(bytes(self._outgoing) + data if self._outgoing else data)
         return True
+
+    def _write_now(self, transport: trio.SocketStream) -> None:
+        try:
+            taken = os.write(transport.socket.fileno(), self._outgoing)
+        except BlockingIOError:
+            return
+        except OSError as exc:  # the next send, or `flush`, says so
+            self._send_failure = f"the link broke: {exc.strerror or exc}"
+            return
+        self._outgoing = self._outgoing[taken:]
 
     async def _write_transport(self) -> None:
         if isinstance(self._transport, trio.SocketStream):

@@ -18,6 +18,7 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 from alknet.core.contracts import CARRIER_UNIX, CloseReason, ConnectionEnded, Stream
 from alknet.core.tcp.connection import StreamConnection
 from alknet.core.tcp.handshake import accept_tls, dial_tls
+from alknet.core.tcp.only_stream import UNATTENDED_S
 from alknet.core.tcp.tls import TlsStream
 from alknet.core.tls.trust import PinnedKey
 from alknet.testing.contract import cancel_at_every_checkpoint
@@ -184,7 +185,7 @@ async def test_read_ahead_is_bounded_and_lost_to_nobody() -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
-            await wait_all_tasks_blocked(0.01)
+            await wait_all_tasks_blocked(2 * UNATTENDED_S)
             assert 0 < len(connection._stream._ahead) <= 65_536
             received = 0
             while data := await far.receive_some(10_000):
