@@ -23,6 +23,7 @@ from benchmarks import (
     bench_packet,
     bench_session,
     bench_store,
+    bench_vault,
 )
 from benchmarks.table import RESULTS, Table, as_json, machine
 
@@ -36,6 +37,7 @@ BENCHES: dict[str, Callable[[bool], Table]] = {
     "packet": bench_packet.run,
     "congestion": bench_congestion.run,
     "store": bench_store.run,
+    "vault": bench_vault.run,
 }
 
 

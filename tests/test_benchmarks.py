@@ -12,7 +12,15 @@ import pytest
 
 from alknet.core.ticket import Ticket
 from benchmarks import __main__ as program
-from benchmarks import bench_bulk, bench_call, bench_connect, bench_hostile, bench_mix, bench_packet
+from benchmarks import (
+    bench_bulk,
+    bench_call,
+    bench_connect,
+    bench_hostile,
+    bench_mix,
+    bench_packet,
+    bench_vault,
+)
 from benchmarks.attacks import ATTACKS
 from benchmarks.table import Aim, Row, Table, as_json, figure, row_of
 from benchmarks.workers import Peer, left_out, running
@@ -30,6 +38,12 @@ def test_calls_are_measured_beside_the_floor() -> None:
         assert list(row.values) == CALL_METRICS
         assert all(value > 0 for value in row.values.values())
         assert row.values["p50 us"] <= row.values["p99 us"]
+
+
+def test_the_vault_is_measured_beside_the_floor() -> None:
+    rows = bench_vault.measure(rounds=1, count=10)
+    assert {row.peer for row in rows} == {bench_vault.OURS, bench_vault.FLOOR}
+    assert all(row.values["per s"] > 0 for row in rows)
 
 
 def test_bulk_is_measured_both_ways() -> None:

@@ -110,9 +110,9 @@ def _files() -> str:
         (
             "`vault.alk`",
             (
-                "`alknet vault 1\\n`, u32 length, header (JSON: vault id, generation, key versions, "
-                "slots, the node's public key), nonce, index (MessagePack: paths, versions, sealed "
-                "values), tag. The tag covers all of it"
+                "`alknet vault 1\\n`, u32 length, header (JSON: vault id, generation, key "
+                "versions, slots, the node's public key), nonce, index (MessagePack: paths, "
+                "versions, sealed values), tag. The tag covers all of it"
             ),
         ),
         ("`vault.alk.prev`", "the generation before"),
