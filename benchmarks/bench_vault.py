@@ -34,8 +34,8 @@ NOTES = [
     "CPU time in all cases but put, which is wall-clock time: it waits for the disk, four times.",
     "An unlock starts a Python process that derives the keys and ends: that is most of it.",
     (
-        "The floor of an unlock is Argon2id with the same cost; of put, one durable replacement of a "
-        "file; of the others, the same operation of the library on keys that are at hand."
+        "The floor of an unlock is Argon2id with the same cost; of put, one durable replacement of "
+        "a file; of the others, the same operation of the library on keys that are at hand."
     ),
     "sign and decrypt are of the service in a running node, which does other work meanwhile.",
 ]
