@@ -25,7 +25,6 @@ import trio
 from alknet.core.contracts import (
     CloseCode,
     Connection,
-    HasFarewell,
     IdentityProvider,
     ProtocolHandler,
 )
@@ -274,8 +273,7 @@ class Endpoint:
         handler = self.router.handler(connection.alpn)
         if handler is None:
             raise _Refused(CloseCode.PROTOCOL, "no handler for this protocol")
-        if isinstance(handler, HasFarewell):
-            connection.farewell = handler.farewell
+        connection.farewell = self.router.farewell(connection.alpn)
         if not self.is_accepting:
             raise _Refused(CloseCode.SHUTDOWN, "the node stops")
         identity = self._identify(entry, source)
