@@ -37,7 +37,7 @@ from alknet.core.endpoint.endpoint import Endpoint
 from alknet.core.endpoint.interfaces import reachable_addresses
 from alknet.core.endpoint.listen import Listening, Port, alpns_on, bind_ports, listen
 from alknet.core.endpoint.tasks import task_tree
-from alknet.core.home import CONFIG_FILE, STATE_FILE
+from alknet.core.home import CONFIG_FILE
 from alknet.core.identity import NodeId, Peer
 from alknet.core.quic.endpoint import QuicEndpoint
 from alknet.core.quic.qlog import QlogDirectory
@@ -52,9 +52,15 @@ from alknet.core.vault_pipe import receive_entropy, remove_stale_pipes
 from alknet.core.vault_service import VaultService
 from alknet.errors import AlknetError, LocalError
 from alknet.http import NotFoundHandler, NotFoundOverQuic
-from alknet.stores.file import FileIdentityStore
+from alknet.stores.credentials import Credentials
+from alknet.stores.deferred import DeferredStore
+from alknet.stores.enrolment import EnrolmentTokens
+from alknet.stores.home import HomeStore
 from alknet.stores.homelock import hold_home
-from alknet.stores.memory import MemoryIdentityStore, MemoryOwnership
+from alknet.stores.identities import StoredIdentities
+from alknet.stores.lease import hold_lease
+from alknet.stores.memory import MemoryIdentityStore
+from alknet.stores.ownership import StoredOwnership
 from alknet.stores.succession import read_succession
 from alknet.vault.homevault import home_vault
 from alknet.vault.resetkey import load_reset_key
@@ -74,7 +80,11 @@ class Node:
     Attributes:
         id: The node's public key.
         config: What is in force.
-        identities: Peers and API keys; written by commands, or by you.
+        identities: Peers and API keys; written by commands, or by you. With a home, they are there
+            while the node runs; so are the next three, which are on the same store.
+        ownership: Who owns which runtime resource of this node.
+        sealed: Credentials of services, which only the vault opens.
+        enrolments: Invitations to become a peer.
         endpoint: Connections and their supervision.
         registry: The operations that `alknet/call` serves.
         listening: What it listens on, once it runs.
@@ -86,7 +96,7 @@ class Node:
         key: Ed25519PrivateKey | None = None,
         *,
         config: NodeConfig | None = None,
-        identities: MemoryIdentityStore | None = None,
+        identities: StoredIdentities | None = None,
         operations: Iterable[Operation[..., Any]] = (),
         handlers: Iterable[ProtocolHandler] = (),
         home: Path | None = None,
@@ -116,6 +126,10 @@ class Node:
         self.identities = identities or MemoryIdentityStore(self.config.peers)
         self.credentials = NodeCredentials(key, _web_certificates(self.config))
         self.id: NodeId = self.credentials.node_id
+        self.ownership = StoredOwnership(self.identities, self.id)
+        self.sealed = Credentials(self.identities)
+        self.enrolments = EnrolmentTokens(self.identities)
+        self._home_store: HomeStore | None = None
         self.listening: tuple[Listening, ...] = ()
         self._listen_override: tuple[Address, ...] | None = None
         self._home = home
@@ -167,18 +181,22 @@ class Node:
         config = load_config(home / CONFIG_FILE)
         if listen is not None:
             config = msgspec.structs.replace(config, listen=tuple(listen))
-        store = FileIdentityStore(home / STATE_FILE, config.peers)
+        place = HomeStore(home, config)
+        identities = StoredIdentities(
+            DeferredStore(), config.peers, max_staleness_s=place.max_staleness_s
+        )
         vault = vault or home_vault(home, now=wall_clock())
         node = cls(
             vault.identity(),
             config=config,
-            identities=store,
+            identities=identities,
             operations=operations,
             handlers=handlers,
             home=home,
             qlog=qlog,
             vault=vault,
         )
+        node._home_store = place
         node._listen_override = None if listen is None else tuple(listen)
         node._config_seen = seen
         return node
@@ -227,18 +245,36 @@ class Node:
             ports = await bind_ports(self.config.listen)
             for port in ports:
                 held.callback(port.close)
-            async with open_background() as nursery:
+            async with self._opened_store(), open_background() as nursery:
                 if qlog is not None:
                     nursery.start_soon(qlog.run, name="qlog writer")
                 await self._start(nursery, ports, qlog)
                 yield
                 await self.endpoint.drain()
 
+    @asynccontextmanager
+    async def _opened_store(self) -> AsyncGenerator[None]:
+        """Open the store of the home, if there is one, up to date and with its lease held."""
+        place, deferred = self._home_store, self.identities.store
+        if place is None or not isinstance(deferred, DeferredStore):
+            yield
+            return
+        async with place.open() as store:
+            with deferred.attached(store):
+                if place.needs_migration:
+                    await place.migrate(self.identities)
+                self.identities.warn_of_conflicts()
+                if not place.is_shared:  # the home's lock lets one process in
+                    yield
+                    return
+                async with hold_lease(store, self.id) as lease, open_background() as nursery:
+                    nursery.start_soon(lease.keep, name="lease")
+                    yield
+
     async def _start(
         self, nursery: trio.Nursery, ports: Sequence[Port], qlog: QlogDirectory | None
     ) -> None:
-        if isinstance(self.identities, FileIdentityStore):
-            await nursery.start(self.identities.follow)
+        await nursery.start(self.identities.watch_staleness)
         await nursery.start(self.endpoint.serve)
         reset_key = ResetKey(None if self._home is None else load_reset_key(self._home))
         self._quic = await nursery.start(
@@ -307,7 +343,20 @@ class Node:
                 )
             ),
             "peers": [_peer_status(peer) for peer in self.identities.peers()],
+            "store": self._store_status(),
             "datagrams_without_connection": [dict(quic.counters) for quic in self._quic],
+        }
+
+    def _store_status(self) -> dict[str, Any]:
+        place = self._home_store
+        return {
+            "kind": "memory" if place is None else place.kind,
+            "where": None if place is None else place.where,
+            "size_bytes": None if place is None else place.size_bytes(),
+            "version": self.identities.store.version,
+            "staleness_s": round(self.identities.staleness, 3),
+            "max_staleness_s": self.identities.max_staleness_s,
+            "conflicts": list(self.identities.conflicts),
         }
 
     # Reloading.
@@ -336,6 +385,7 @@ class Node:
         web = _web_certificates(config)
         self._check_default_alpn(config)
         self.identities.set_config_peers(config.peers)
+        self.identities.warn_of_conflicts()
         needs_restart = what_needs_restart(self._started_with, config)
         self.credentials.set_web(web)
         self.endpoint.limits = self._calls.limits = self._dispatcher.limits = config.limits
@@ -387,7 +437,7 @@ class Node:
         self._dispatcher = OperationDispatcher(
             self.registry,
             identities=self.identities,
-            ownership=MemoryOwnership(),
+            ownership=self.ownership,
             limits=limits,
         )
         self._calls = CallHandler(

@@ -112,9 +112,11 @@ class OperationDispatcher:
         )
 
     def _identity(self, request: Requested, connection: Connection) -> Identity:
-        if request.auth_token is None:
-            return connection.identity
         try:
+            if request.auth_token is None:
+                if not _is_local(connection.identity):
+                    self.identities.check_fresh()
+                return connection.identity
             return self.identities.identify_token(request.auth_token)
         except Denied as exc:
             raise CallError(
@@ -264,6 +266,11 @@ class _Items:
         if item is _END:
             raise StopAsyncIteration
         return data
+
+
+def _is_local(identity: Identity) -> bool:
+    """Whether no store stands behind it: the person at the control socket, and nobody."""
+    return identity.is_owner or identity.is_anonymous
 
 
 def _decode_input_untrusted(operation: Operation[..., Any], data: bytes | msgspec.Raw) -> object:

@@ -8,12 +8,19 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from alknet.call.codes import CallError, ErrorCode
 from alknet.call.contracts import Dispatcher
 from alknet.call.proto import ConnectionClose, encode_event, encode_frame
 from alknet.call.serving import REVOKED, InboundCall
 from alknet.call.session import CallSession
 from alknet.core.clock import WallClock, wall_clock
-from alknet.core.contracts import CloseReason, Connection, IdentityProvider, ProtocolHandler
+from alknet.core.contracts import (
+    CloseReason,
+    Connection,
+    IdentityProvider,
+    ProtocolHandler,
+    TooStale,
+)
 from alknet.core.identity import Identity
 from alknet.core.limits import Limits
 from alknet.errors import Denied, Unavailable
@@ -97,6 +104,7 @@ class CallHandler:
             version = await identities.wait_changed(version)
             for session in list(self.sessions):
                 session.abort_calls(lambda call: _is_revoked(identities, call), REVOKED)
+                _end_unknown(identities, session)
                 for call in session.serving.calls.values():
                     if call.auth_token is not None:
                         call.expire_at(self._token_ends_at(call.identity))
@@ -108,6 +116,19 @@ class CallHandler:
         if expires_at is None:
             return math.inf
         return trio.current_time() + expires_at - self._clock()
+
+
+def _end_unknown(identities: IdentityProvider, session: CallSession) -> None:
+    """End the calls under a token that nobody has been able to check for too long."""
+    try:
+        identities.check_fresh()
+    except TooStale as exc:
+        error = CallError(ErrorCode.UNAVAILABLE, str(exc))
+        for call in list(session.serving.calls.values()):
+            if call.auth_token is not None:
+                session.serving.faulted(call.id, error)
+    except Unavailable:
+        return
 
 
 def _is_revoked(identities: IdentityProvider, call: InboundCall) -> bool:

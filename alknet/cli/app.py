@@ -27,6 +27,7 @@ COMMANDS = {
     "status": ("alknet.cli.status:status", "Show what the running node does."),
     "peer": ("alknet.cli.peer:peer", "Say which nodes this one knows and what they may do."),
     "token": ("alknet.cli.token:token", "Make and revoke API tokens."),
+    "audit": ("alknet.cli.audit:audit", "Show who changed what."),
     "key": ("alknet.cli.key:key", "Give this node a new key."),
     "vault": ("alknet.cli.vault:vault", "Keep secrets, encrypted at rest."),
     "ops": ("alknet.cli.ops:ops", "List the operations that a node lets you call."),

@@ -18,10 +18,11 @@ from alknet.core.address import Address
 from alknet.core.clock import wall_clock
 from alknet.core.config import NodeConfig, check_config, load_config
 from alknet.core.endpoint.dial import DialError
-from alknet.core.home import CONFIG_FILE, STATE_FILE
+from alknet.core.home import CONFIG_FILE
 from alknet.core.limits import Limits
 from alknet.errors import AlknetError, Unavailable
-from alknet.stores.file import FileIdentityStore
+from alknet.stores.checking import StoreProblem, examine_database, examine_records
+from alknet.stores.home import HomeStore
 from alknet.vault.homevault import (
     has_node,
     has_vault,
@@ -63,6 +64,8 @@ class Finding(msgspec.Struct, frozen=True):
 async def examine(home: Path) -> list[Finding]:
     """Look at everything. Cancelled, nothing stays open."""
     found = _examine_offline(home)
+    if any(one.check == "config" for one in found):  # there is a home
+        found += await _store(home)
     status, finding = await _node(home)
     found.append(finding)
     if status is None:
@@ -75,7 +78,7 @@ async def examine(home: Path) -> list[Finding]:
 def _examine_offline(home: Path) -> list[Finding]:
     found = [_home(home)]
     if home.is_dir():
-        found += [*_key(home), _config(home), _state(home)]
+        found += [*_key(home), _config(home)]
     return [*found, _clock(), _buffers(), _ipv6()]
 
 
@@ -152,19 +155,42 @@ def _config(home: Path) -> Finding:
     return Finding("config", "ok", str(path) if path.exists() else "none, the defaults apply")
 
 
-def _state(home: Path) -> Finding:
-    """Peers and tokens: readable, and none shadowed by node.toml."""
+async def _store(home: Path) -> list[Finding]:
+    """The database, and the peers and tokens in it: readable, and none shadowed by node.toml."""
+    config = _config_or_defaults(home)
+    place = HomeStore(home, config)
+    found: list[Finding] = []
+    if place.path is None:
+        found.append(Finding("store", "ok", f"PostgreSQL: {place.where}"))
+    elif not place.path.exists() and not place.needs_migration:
+        return [Finding("store", "ok", "none yet; the first change or start makes it")]
+    elif place.path.exists():
+        found += _database(place.path)
+        if found[0].level == "fail":
+            return found
+    return [*found, await _records(home, config)]
+
+
+def _database(path: Path) -> list[Finding]:
     try:
-        store = FileIdentityStore(home / STATE_FILE, _config_or_defaults(home).peers)
+        problems = list(examine_database(path))
+    except AlknetError as exc:
+        return [Finding("store", "fail", str(exc))]
+    if not problems:
+        return [Finding("store", "ok", f"{path}, undamaged, for its user alone")]
+    return [
+        Finding("store", "fail" if one.is_fatal else "warn", str(one), one.todo) for one in problems
+    ]
+
+
+async def _records(home: Path, config: NodeConfig) -> Finding:
+    try:
+        peers, tokens = await examine_records(home, config)
+    except StoreProblem as exc:
+        return Finding("peers", "fail" if exc.is_fatal else "warn", str(exc), exc.todo)
     except AlknetError as exc:
         return Finding("peers", "fail", str(exc))
-    if store.conflicts:
-        more = f" (and {len(store.conflicts) - 1} more)" if len(store.conflicts) > 1 else ""
-        todo = "rename or remove one of the two: alknet peer rename, alknet peer remove"
-        return Finding("peers", "warn", f"{store.conflicts[0]}{more}", todo)
-    return Finding(
-        "peers", "ok", f"{len(store.peers())} peers, {len(store.api_keys())} tokens are readable"
-    )
+    return Finding("peers", "ok", f"{peers} peers, {tokens} tokens are readable")
 
 
 def _clock() -> Finding:

@@ -103,6 +103,8 @@ def as_values(config: NodeConfig) -> dict[str, Any]:
             "listen": list(map(str, config.listen)),
             "advertise": list(map(str, config.advertise)),
             "default_alpn": config.default_alpn,
+            "store": config.store,
+            "store_file": None if config.store_file is None else str(config.store_file),
         },
         "log": msgspec.to_builtins(config.log),
         "limits": msgspec.to_builtins(config.limits),

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from alknet.cli.failures import CommandError
 from alknet.cli.options import the_home
-from alknet.core.home import CONFIG_FILE, NODE_FILES, STATE_FILE
+from alknet.core.home import CONFIG_FILE, NODE_FILES
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from alknet.core.config import NodeConfig
+    from alknet.core.contracts import IdentityProvider
     from alknet.core.identity import Peer
-    from alknet.stores.file import FileIdentityStore
+    from alknet.stores.identities import StoredIdentities
 
 __all__ = [
     "config_path",
-    "find_peer",
     "key_if_any",
     "load_home_config",
     "need_node",
     "node_key",
     "open_store",
+    "peer_of",
+    "read_store",
 ]
+
+T = TypeVar("T")
 
 
 def config_path() -> Path:
@@ -71,19 +77,32 @@ def key_if_any() -> Ed25519PrivateKey | None:
     return node_key() if _has_node(the_home()) else None
 
 
-def open_store() -> FileIdentityStore:
-    """Return the peers and tokens of the home, those of ``node.toml`` included."""
-    from alknet.stores.file import FileIdentityStore
+@asynccontextmanager
+async def open_store() -> AsyncGenerator[StoredIdentities]:
+    """Open the peers and tokens of the home, those of ``node.toml`` included."""
+    from alknet.stores.home import open_home_identities
 
     home = the_home()
     if not home.is_dir():
         need_node()  # says what to do
-    return FileIdentityStore(home / STATE_FILE, load_home_config().peers)
+    async with open_home_identities(home, load_home_config()) as identities:
+        yield identities
 
 
-def find_peer(name: str) -> Peer:
+def read_store(read: Callable[[StoredIdentities], T]) -> T:
+    """Return what *read* finds among the peers and tokens of the home."""
+    from alknet.cli.running import run
+
+    async def opened() -> T:
+        async with open_store() as identities:
+            return read(identities)
+
+    return run(opened)
+
+
+def peer_of(identities: IdentityProvider, name: str) -> Peer:
     """Return the peer of that name; ``@`` before it does not matter."""
-    found = open_store().peer(name.removeprefix("@"))
+    found = identities.peer(name.removeprefix("@"))
     if found is None:
         raise CommandError(
             "NOT_FOUND",

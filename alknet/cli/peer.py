@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["peer"]
 
+# What another process wrote is in our memory within milliseconds, at the latest after a second.
+SEEN_WITHIN_S = 1.5
+
 
 @click.group(
     cls=Group,
@@ -88,9 +91,9 @@ def add(
 @peer.command("list", examples=["alknet peer list", "alknet peer list --json"])
 def list_peers() -> None:
     """List the peers, those of node.toml included."""
-    from alknet.cli.home import open_store
+    from alknet.cli.home import read_store
 
-    peers = open_store().peers()
+    peers = read_store(lambda identities: identities.peers())
     if is_json():
         emit({"peers": [_as_json(one) for one in peers]})
         return
@@ -276,30 +279,35 @@ def _set_enabled(name: str, enabled: bool) -> None:
 def _update(name: str, changes: dict[str, Any]) -> None:
     """Change a peer; what another process changes at the same time is kept."""
     import msgspec
+    import trio
 
-    from alknet.cli.home import open_store
+    from alknet.cli.home import open_store, peer_of
     from alknet.cli.running import run
     from alknet.errors import Conflict
 
     async def write() -> None:
-        found = _find(name)
-        while True:
-            with usage_errors("peer"):
-                changed = msgspec.structs.replace(found, **changes).normalized()
-            try:
-                return await open_store().update_peer(changed, was=found)
-            except Conflict:
-                before, found = found, _find(name)
-                if found == before:  # so the conflict is another one
-                    raise
+        async with open_store() as identities:
+            while True:
+                found = peer_of(identities, name)
+                version = identities.version
+                with usage_errors("peer"):
+                    changed = msgspec.structs.replace(found, **changes).normalized()
+                try:
+                    return await identities.update_peer(changed, was=found)
+                except Conflict:
+                    # Whoever was faster is seen in a moment; else the conflict is another one.
+                    with trio.move_on_after(SEEN_WITHIN_S):
+                        await identities.wait_changed(version)
+                    if peer_of(identities, name) == found:
+                        raise
 
     run(write)
 
 
 def _find(name: str) -> Peer:
-    from alknet.cli.home import find_peer
+    from alknet.cli.home import peer_of, read_store
 
-    return find_peer(name)
+    return read_store(lambda identities: peer_of(identities, name))
 
 
 def _write(change: Callable[[IdentityStore], Awaitable[None]]) -> None:
@@ -307,7 +315,8 @@ def _write(change: Callable[[IdentityStore], Awaitable[None]]) -> None:
     from alknet.cli.running import run
 
     async def write() -> None:
-        await change(open_store())
+        async with open_store() as identities:
+            await change(identities)
 
     run(write)
 

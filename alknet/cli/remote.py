@@ -76,7 +76,7 @@ class Remote:
         from alknet.client import open_session
         from alknet.core.limits import Limits
 
-        target, addresses = _resolve(self.target)
+        target, addresses = await _resolve(self.target)
         limits = Limits()
         if self.timeout_s is not None:
             limits = Limits(dial_timeout_s=min(limits.dial_timeout_s, self.timeout_s))
@@ -181,7 +181,7 @@ def _checked_token(text: str, where: str) -> str:
     return token
 
 
-def _resolve(text: str) -> tuple[Any, Sequence[str]]:
+async def _resolve(text: str) -> tuple[Any, Sequence[str]]:
     """Return what to dial and where else to look."""
     from alknet.core.nodeid import NodeId
     from alknet.core.ticket import parse_target
@@ -191,9 +191,10 @@ def _resolve(text: str) -> tuple[Any, Sequence[str]]:
             return parse_target(text), ()
     if "/" in text:
         raise click.BadParameter("routes over several nodes are not known", param_hint="target")
-    from alknet.cli.home import find_peer
+    from alknet.cli.home import open_store, peer_of
 
-    peer = find_peer(text)
+    async with open_store() as identities:
+        peer = peer_of(identities, text)
     keys = [key for key in peer.fingerprints if key.startswith("ed25519:")]
     if not keys:
         raise CommandError(

@@ -107,9 +107,26 @@ def _show(output: bytes) -> None:
     ]
     table(("listens", "address", "alpns"), listeners, empty="listens nowhere")
     say()
+    _show_store(found["store"])
+    say()
     _show_connections(found)
     say()
     _show_peers(found)
+
+
+def _show_store(store: Mapping[str, Any]) -> None:
+    is_stale = store["staleness_s"] > store["max_staleness_s"]
+    size = store["size_bytes"]
+    shown = {
+        "store": f"{store['kind']} {store['where'] or ''}".strip(),
+        "state": "OUT OF REACH: nobody is let in" if is_stale else "in reach",
+        "seen": f"{duration(store['staleness_s'])} ago, version {store['version']}",
+    }
+    if size is not None:
+        shown["size"] = f"{size / 1024:,.0f} KiB"
+    if store["conflicts"]:
+        shown["conflicts"] = "; ".join(store["conflicts"])
+    fields(shown)
 
 
 def _show_connections(found: Mapping[str, Any]) -> None:

@@ -78,9 +78,9 @@ def create(
 @token.command("list", examples=["alknet token list", "alknet token list --json"])
 def list_tokens() -> None:
     """List the tokens, expired ones included; their texts are kept nowhere."""
-    from alknet.cli.home import open_store
+    from alknet.cli.home import read_store
 
-    keys = open_store().api_keys()
+    keys = read_store(lambda identities: identities.api_keys())
     if is_json():
         emit({"tokens": [_as_json(key) for key in keys]})
         return
@@ -150,10 +150,10 @@ def revoke(prefix: str) -> None:
 
 def _mint() -> MintedToken:
     """Make a token whose prefix is free; 40 bits are not unique by force."""
-    from alknet.cli.home import open_store
+    from alknet.cli.home import read_store
     from alknet.core.tokens import mint_token
 
-    taken = {key.prefix for key in open_store().api_keys()}
+    taken = {key.prefix for key in read_store(lambda identities: identities.api_keys())}
     while (minted := mint_token()).prefix in taken:
         pass
     return minted
@@ -161,9 +161,9 @@ def _mint() -> MintedToken:
 
 def _find(text: str) -> ApiKey:
     """Find a token by its prefix, or by its name if only one has it."""
-    from alknet.cli.home import open_store
+    from alknet.cli.home import read_store
 
-    keys = open_store().api_keys()
+    keys = read_store(lambda identities: identities.api_keys())
     # Whoever pastes the whole token means its prefix; the message must not repeat the secret.
     prefix = text[4:12] if text.startswith("alk_") else text
     named = [key for key in keys if key.name == prefix]
@@ -186,7 +186,8 @@ def _write(change: Callable[[IdentityStore], Awaitable[None]]) -> None:
     from alknet.cli.running import run
 
     async def write() -> None:
-        await change(open_store())
+        async with open_store() as identities:
+            await change(identities)
 
     run(write)
 

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 # What is done once, at the start.
-NEEDS_RESTART = ("node.listen", "log.format")
+NEEDS_RESTART = ("node.listen", "node.store", "node.store_file", "log.format")
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +59,12 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
         listen: Where to listen, for UDP and TCP alike; port 0 means any free one.
         advertise: What to put into tickets; empty means the interfaces' addresses.
         default_alpn: Whose handler gets TCP clients that offer no ALPN; None refuses them.
+        store: The address of a PostgreSQL database, ``postgresql://user@host/database``, in which
+            several machines keep peers, tokens and all else. Without it, they are in ``node.db``
+            in the home. No password stands in it: that comes from ``~/.pgpass``, ``PGPASSWORD`` or
+            *store_file*.
+        store_file: Instead of *store*, a file of mode 0600 that holds the address and may hold
+            the password.
         limits: See `Limits`.
         log: Level and format.
         vault: When it is locked.
@@ -69,6 +75,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     listen: tuple[Address, ...] = (Address.parse(DEFAULT_LISTEN),)
     advertise: tuple[Address, ...] = ()
     default_alpn: str | None = None
+    store: str | None = None
+    store_file: Path | None = None
     limits: Limits = Limits()
     log: LogTable = LogTable()
     vault: VaultTable = VaultTable()
@@ -141,11 +149,13 @@ def _understand(
 ) -> tuple[NodeConfig, list[ConfigProblem]]:
     reader = Reader(path, text, HOMES)
     top = TopTable(**reader.table(raw, TopTable, ()))
-    node = read_node(reader, top.node)
+    node = read_node(reader, top.node, path.parent)
     config = NodeConfig(
         listen=node.listen,
         advertise=node.advertise,
         default_alpn=node.default_alpn,
+        store=node.store,
+        store_file=node.store_file,
         limits=read_limits(reader, top.limits),
         log=LogTable(**reader.table(top.log, LogTable, ("log",))),
         vault=VaultTable(**reader.table(top.vault, VaultTable, ("vault",))),
@@ -167,6 +177,8 @@ def _flat(config: NodeConfig) -> dict[str, object]:
         "node.listen": config.listen,
         "node.advertise": config.advertise,
         "node.default_alpn": config.default_alpn,
+        "node.store": config.store,
+        "node.store_file": config.store_file,
     }
     for table in ("limits", "log", "vault"):
         values = msgspec.structs.asdict(getattr(config, table))
@@ -186,6 +198,10 @@ _TEMPLATE = """\
 # advertise = []
 # Who serves TCP clients that offer no ALPN; without it they are refused.
 # default_alpn = "http/1.1"
+# A PostgreSQL database for peers and tokens, which machines can share; else node.db in the home.
+# store = "postgresql://alknet@db.example.org/alknet"
+# Instead, a file of mode 0600 with the address, which may then hold a password.
+# store_file = "store.url"
 
 [log]
 # level = "info"      # debug, info, warning, error

@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
@@ -40,10 +41,12 @@ class NodeSection(msgspec.Struct, frozen=True):
     listen: tuple[Address, ...]
     advertise: tuple[Address, ...]
     default_alpn: str | None
+    store: str | None
+    store_file: Path | None
 
 
-def read_node(reader: Reader, raw: dict[str, Any]) -> NodeSection:
-    """Read ``[node]``."""
+def read_node(reader: Reader, raw: dict[str, Any], directory: Path) -> NodeSection:
+    """Read ``[node]``; a relative file name counts from *directory*."""
     table = NodeTable(**reader.table(raw, NodeTable, ("node",)))
     listen = reader.parse_all(("node", "listen"), table.listen, _listen_address)
     if not table.listen:
@@ -54,7 +57,14 @@ def read_node(reader: Reader, raw: dict[str, Any]) -> NodeSection:
     alpn = table.default_alpn
     if alpn is not None:
         reader.parse(("node", "default_alpn"), alpn, _check_alpn)
-    return NodeSection(listen, advertise, alpn)
+    if table.store is not None:
+        reader.parse(("node", "store"), table.store, _check_store)
+    file = None
+    if table.store_file is not None:
+        file = _existing_file(reader, ("node", "store_file"), directory / table.store_file)
+        if table.store is not None:
+            reader.report(("node", "store_file"), "found beside 'store', expected one of the two")
+    return NodeSection(listen, advertise, alpn, table.store, file)
 
 
 def read_limits(reader: Reader, raw: dict[str, Any]) -> Limits:
@@ -185,6 +195,22 @@ def _advertised_address(text: str) -> Address:
 def _check_alpn(text: str) -> None:
     if not 1 <= len(text) <= 255 or not (text.isascii() and text.isprintable()):
         raise LocalError(f"found {text[:80]!r}, expected 1 to 255 printable ASCII characters")
+
+
+def _check_store(text: str) -> None:
+    """Raise LocalError, which does not quote *text*: it may hold a password."""
+    try:
+        parts = urlsplit(text)
+        has_password = parts.password is not None or "password" in parse_qs(parts.query)
+    except ValueError:
+        parts, has_password = urlsplit(""), False
+    if parts.scheme not in {"postgresql", "postgres"}:
+        raise LocalError("expected an address such as 'postgresql://user@host/database'")
+    if has_password:
+        raise LocalError(
+            "found a password, which others may read here: put it into ~/.pgpass or PGPASSWORD, "
+            "or the whole address into a file of mode 0600, and name that in store_file"
+        )
 
 
 def _server_name(text: str) -> str:

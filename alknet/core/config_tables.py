@@ -33,6 +33,8 @@ class NodeTable(msgspec.Struct, frozen=True, kw_only=True):
     listen: tuple[str, ...] = (DEFAULT_LISTEN,)
     advertise: tuple[str, ...] = ()
     default_alpn: str | None = None
+    store: str | None = None
+    store_file: str | None = None
 
 
 class LogTable(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ import trio
 
 from alknet.core.identity import ANONYMOUS, ApiKey, Identity, NodeId, Peer
 from alknet.core.transport import TransportStatus
+from alknet.errors import Unavailable
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -43,6 +44,7 @@ __all__ = [
     "ProtocolHandler",
     "Stream",
     "StreamReset",
+    "TooStale",
     "cut_utf8",
 ]
 
@@ -375,6 +377,10 @@ class HasFarewell(Protocol):
         """Return the last bytes to send on the connection's only stream."""
 
 
+class TooStale(Unavailable):
+    """Identities have been out of reach for so long that what they granted before ends, too."""
+
+
 class IdentityProvider(Protocol):
     """Who a key or a token is: synchronous, from memory.
 
@@ -387,6 +393,14 @@ class IdentityProvider(Protocol):
 
     async def wait_changed(self, version: int) -> int:
         """Wait until `version` differs from *version* and return it. Cancelled, nothing happens."""
+
+    def check_fresh(self) -> None:
+        """Raise if what is in memory is too old to grant anything from.
+
+        Raises:
+            Unavailable: The store behind is too stale to be trusted; `TooStale` if for so long
+                that running calls and connections end.
+        """
 
     def identify_key(self, key: NodeId) -> Identity | None:
         """Return the enabled peer that lists *key*, or None for an unknown one.
@@ -458,7 +472,10 @@ class IdentityStore(IdentityProvider, Protocol):
 
 
 class OwnershipProvider(Protocol):
-    """Who owns which runtime resource: synchronous, from memory."""
+    """Who owns which runtime resource: synchronous, from memory.
+
+    Both raise Unavailable while the store behind is too stale to be trusted.
+    """
 
     def owns(self, identity_id: str, resource_type: str, resource_id: str) -> bool: ...
     def owned(self, identity_id: str, resource_type: str) -> Sequence[str]: ...

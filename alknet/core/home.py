@@ -11,4 +11,4 @@ NODE_FILES = ("vault.alk", "node.key")
 """A home with one of them has a node; the second is from before there were vaults."""
 
 STATE_FILE = "state.json"
-"""Peers made by commands, and API keys; see `alknet.stores.file`."""
+"""Peers and tokens of homes from before there were stores; see `alknet.stores.legacy`."""

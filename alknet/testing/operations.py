@@ -52,6 +52,9 @@ class FixedIdentities:
             await trio.sleep_forever()
         return self.version
 
+    def check_fresh(self) -> None:
+        """Do nothing: what was given is always fresh."""
+
     def identify_key(self, key: NodeId) -> Identity | None:
         """Return None: every key is unknown."""
         return None

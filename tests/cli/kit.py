@@ -32,7 +32,7 @@ KEY_REPEAT_S = 0.5
 # What a home holds that a command has made.
 MADE = {"node.toml", "vault.alk", "vault.key", "vault.lock", "vault.seen"}
 # And what a node adds that ended while it started.
-STARTED = MADE | {"node.lock", "reset.key"}
+STARTED = MADE | {"node.lock", "reset.key", "node.db", "node.db-bell"}
 
 Json = dict[str, Any]
 

@@ -59,9 +59,9 @@ def test_a_vault_that_is_damaged_or_another_s_fails_and_a_passphrase_is_none(
 
 def test_wrong_configs_and_damaged_states_fail(made: Cli) -> None:
     (made.home / "node.toml").write_text("nonsense = 1\n")
-    (made.home / "state.json").write_text("{")
+    (made.home / "node.db").write_text("{")
     found = checks(made.fails(1, "doctor", "--json").json)
-    assert (found["config"], found["peers"]) == ("fail", "fail")
+    assert (found["config"], found["store"]) == ("fail", "fail")
 
 
 def test_a_port_that_another_program_holds_fails(made: Cli) -> None:

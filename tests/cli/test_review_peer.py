@@ -6,9 +6,11 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from alknet.core.config import NodeConfig
 from alknet.core.identity import Peer
 from alknet.core.nodeid import NodeId
-from alknet.stores.file import FileIdentityStore
+from alknet.stores.home import open_home_identities
+from alknet.stores.identities import StoredIdentities
 from tests.cli.kit import Cli
 
 
@@ -20,20 +22,20 @@ def test_a_peer_disabled_while_another_command_changes_it_stays_disabled(
     made: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made.ok("peer", "add", "bob", new_node())
-    update = FileIdentityStore.update_peer
+    update = StoredIdentities.update_peer
     is_first = True
 
-    async def too_late(store: FileIdentityStore, peer: Peer, *, was: Peer | None = None) -> None:
+    async def too_late(store: StoredIdentities, peer: Peer, *, was: Peer | None = None) -> None:
         nonlocal is_first
         if is_first:  # another process disables it between our look and our write
             is_first = False
-            other = FileIdentityStore(store.path)
-            found = other.peer("bob")
-            assert found is not None
-            await update(other, msgspec.structs.replace(found, enabled=False))
+            async with open_home_identities(made.home, NodeConfig()) as other:
+                found = other.peer("bob")
+                assert found is not None
+                await update(other, msgspec.structs.replace(found, enabled=False))
         await update(store, peer, was=was)
 
-    monkeypatch.setattr(FileIdentityStore, "update_peer", too_late)
+    monkeypatch.setattr(StoredIdentities, "update_peer", too_late)
     made.ok("peer", "set", "bob", "--scope", "echo")
     shown = made.ok("peer", "show", "bob", "--json").json
     assert (shown["enabled"], shown["scopes"]) == (False, ["echo"])

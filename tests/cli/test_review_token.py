@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from alknet.core.config import NodeConfig
 from alknet.core.identity import ApiKey
-from alknet.stores.file import FileIdentityStore
+from alknet.stores.home import open_home_identities
+from alknet.stores.identities import StoredIdentities
 from tests.cli.kit import Cli
 
 
@@ -13,14 +15,15 @@ def test_a_token_revoked_while_it_is_rotated_has_no_successor(
     made: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = made.ok("token", "create", "ci", "--json").json["prefix"]
-    put = FileIdentityStore.put_api_key
+    put = StoredIdentities.put_api_key
 
-    async def too_late(store: FileIdentityStore, key: ApiKey) -> None:
+    async def too_late(store: StoredIdentities, key: ApiKey) -> None:
         # Another process revokes the old one between our look and our write.
-        await FileIdentityStore(store.path).remove_api_key(prefix)
+        async with open_home_identities(made.home, NodeConfig()) as other:
+            await other.remove_api_key(prefix)
         await put(store, key)
 
-    monkeypatch.setattr(FileIdentityStore, "put_api_key", too_late)
+    monkeypatch.setattr(StoredIdentities, "put_api_key", too_late)
     result = made.fails(1, "token", "rotate", "ci", "--json")
     assert result.error["code"] == "NOT_FOUND"
     assert result.out == ""

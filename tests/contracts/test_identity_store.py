@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -11,10 +12,13 @@ import trio
 import trio.testing
 
 from alknet.core.identity import ApiKey, Grant, Identity, NodeId, Peer
+from alknet.core.storage import Store
 from alknet.core.tokens import MintedToken, mint_token
 from alknet.errors import Conflict, Denied, LocalError, NotFound
-from alknet.stores.file import FileIdentityStore
-from alknet.stores.memory import MemoryIdentityStore
+from alknet.stores.identities import StoredIdentities
+from alknet.stores.memory_store import open_memory_store
+from alknet.stores.sqlite import open_sqlite_store
+from alknet.stores.tables import NODE_TABLES
 from alknet.testing import cancel_at_every_checkpoint
 
 KEYS = [NodeId(bytes([n]) * 32) for n in range(1, 6)]
@@ -44,11 +48,24 @@ def clock() -> Time:
     return Time()
 
 
-@pytest.fixture(params=["memory", "file"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Time) -> MemoryIdentityStore:
-    if request.param == "memory":
-        return MemoryIdentityStore(clock=clock)
-    return FileIdentityStore(tmp_path / "state.json", clock=clock)
+@asynccontextmanager
+async def memory(_: Path) -> AsyncGenerator[Store]:
+    async with open_memory_store(NODE_TABLES) as store:
+        yield store
+
+
+@asynccontextmanager
+async def sqlite(directory: Path) -> AsyncGenerator[Store]:
+    async with open_sqlite_store(directory / "node.db", NODE_TABLES) as store:
+        yield store
+
+
+@pytest.fixture(params=[memory, sqlite])
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: Time
+) -> AsyncGenerator[StoredIdentities]:
+    async with request.param(tmp_path) as engine:
+        yield StoredIdentities(engine, clock=clock)
 
 
 def api_key(token: MintedToken, expires_at: float | None = None) -> ApiKey:
@@ -62,14 +79,14 @@ def api_key(token: MintedToken, expires_at: float | None = None) -> ApiKey:
     )
 
 
-async def test_a_new_store_knows_nobody(store: MemoryIdentityStore) -> None:
+async def test_a_new_store_knows_nobody(store: StoredIdentities) -> None:
     assert store.peers() == []
     assert store.api_keys() == []
     assert store.peer("a") is None
     assert store.identify_key(KEYS[0]) is None
 
 
-async def test_a_peer_is_known_by_each_of_its_keys(store: MemoryIdentityStore) -> None:
+async def test_a_peer_is_known_by_each_of_its_keys(store: StoredIdentities) -> None:
     await store.put_peer(A)
     expected = Identity("peer:a", A.scopes, A.resources)
     assert store.identify_key(KEYS[0]) == expected
@@ -79,13 +96,13 @@ async def test_a_peer_is_known_by_each_of_its_keys(store: MemoryIdentityStore) -
     assert store.peers() == [A]
 
 
-async def test_peers_are_listed_by_name(store: MemoryIdentityStore) -> None:
+async def test_peers_are_listed_by_name(store: StoredIdentities) -> None:
     await store.put_peer(B)
     await store.put_peer(A)
     assert [peer.name for peer in store.peers()] == ["a", "b"]
 
 
-async def test_records_are_brought_into_one_form(store: MemoryIdentityStore) -> None:
+async def test_records_are_brought_into_one_form(store: StoredIdentities) -> None:
     await store.put_peer(Peer(name="a", fingerprints=(str(KEYS[0]),), read_only=True))
     stored = store.peer("a")
     assert stored is not None
@@ -93,12 +110,12 @@ async def test_records_are_brought_into_one_form(store: MemoryIdentityStore) -> 
     assert not stored.read_only
 
 
-async def test_a_certificate_is_known_by_its_fingerprint(store: MemoryIdentityStore) -> None:
+async def test_a_certificate_is_known_by_its_fingerprint(store: StoredIdentities) -> None:
     await store.put_peer(Peer(name="x", fingerprints=("sha256:" + "AB" * 32,)))
     assert store.identify_fingerprint("SHA256:" + "ab" * 32) == Identity("peer:x")
 
 
-async def test_names_and_keys_belong_to_one_peer(store: MemoryIdentityStore) -> None:
+async def test_names_and_keys_belong_to_one_peer(store: StoredIdentities) -> None:
     await store.put_peer(A)
     with pytest.raises(Conflict, match="a peer named 'a' exists"):
         await store.put_peer(Peer(name="a"))
@@ -111,7 +128,7 @@ async def test_names_and_keys_belong_to_one_peer(store: MemoryIdentityStore) -> 
     assert store.peers() == [A, B]
 
 
-async def test_an_invalid_record_changes_nothing(store: MemoryIdentityStore) -> None:
+async def test_an_invalid_record_changes_nothing(store: StoredIdentities) -> None:
     version = store.version
     with pytest.raises(LocalError):
         await store.put_peer(Peer(name="owner"))
@@ -121,7 +138,7 @@ async def test_an_invalid_record_changes_nothing(store: MemoryIdentityStore) -> 
     assert store.peers() == []
 
 
-async def test_an_update_replaces_the_record(store: MemoryIdentityStore) -> None:
+async def test_an_update_replaces_the_record(store: StoredIdentities) -> None:
     await store.put_peer(A)
     changed = msgspec.structs.replace(A, fingerprints=(KEYS[1].fingerprint,), scopes=("x",))
     await store.update_peer(changed)
@@ -131,7 +148,7 @@ async def test_an_update_replaces_the_record(store: MemoryIdentityStore) -> None
         await store.update_peer(B)
 
 
-async def test_a_disabled_peer_is_refused_not_unknown(store: MemoryIdentityStore) -> None:
+async def test_a_disabled_peer_is_refused_not_unknown(store: StoredIdentities) -> None:
     await store.put_peer(msgspec.structs.replace(A, enabled=False))
     with pytest.raises(Denied, match="disabled") as caught:
         store.identify_key(KEYS[0])
@@ -141,7 +158,7 @@ async def test_a_disabled_peer_is_refused_not_unknown(store: MemoryIdentityStore
     assert store.identify_key(KEYS[0]) is not None
 
 
-async def test_a_renamed_peer_is_another_identity(store: MemoryIdentityStore) -> None:
+async def test_a_renamed_peer_is_another_identity(store: StoredIdentities) -> None:
     await store.put_peer(A)
     await store.put_peer(B)
     with pytest.raises(Conflict, match="a peer named 'b' exists"):
@@ -159,7 +176,7 @@ async def test_a_renamed_peer_is_another_identity(store: MemoryIdentityStore) ->
     assert store.peer("a") is None
 
 
-async def test_a_removed_peer_frees_its_name_and_keys(store: MemoryIdentityStore) -> None:
+async def test_a_removed_peer_frees_its_name_and_keys(store: StoredIdentities) -> None:
     await store.put_peer(A)
     await store.remove_peer("a")
     assert store.identify_key(KEYS[0]) is None
@@ -168,7 +185,7 @@ async def test_a_removed_peer_frees_its_name_and_keys(store: MemoryIdentityStore
     await store.put_peer(Peer(name="b", fingerprints=A.fingerprints))
 
 
-async def test_a_token_stands_for_its_key(store: MemoryIdentityStore) -> None:
+async def test_a_token_stands_for_its_key(store: StoredIdentities) -> None:
     token = mint_token()
     await store.put_api_key(api_key(token))
     identity = store.identify_token(token.text)
@@ -177,9 +194,7 @@ async def test_a_token_stands_for_its_key(store: MemoryIdentityStore) -> None:
     assert store.token_expires_at(Identity("peer:a")) is None
 
 
-async def test_all_refused_tokens_get_the_same_answer(
-    store: MemoryIdentityStore, clock: Time
-) -> None:
+async def test_all_refused_tokens_get_the_same_answer(store: StoredIdentities, clock: Time) -> None:
     known, revoked, expiring = mint_token(), mint_token(), mint_token()
     for key in (api_key(known), api_key(revoked), api_key(expiring, NOW + 60)):
         await store.put_api_key(key)
@@ -195,7 +210,7 @@ async def test_all_refused_tokens_get_the_same_answer(
     assert store.identify_token(known.text).id == f"key:{known.prefix}"
 
 
-async def test_a_token_expires_at_its_moment(store: MemoryIdentityStore, clock: Time) -> None:
+async def test_a_token_expires_at_its_moment(store: StoredIdentities, clock: Time) -> None:
     token = mint_token()
     await store.put_api_key(api_key(token, NOW + 60))
     clock.now = NOW + 59.9
@@ -206,7 +221,7 @@ async def test_a_token_expires_at_its_moment(store: MemoryIdentityStore, clock: 
         store.identify_token(token.text)
 
 
-async def test_a_revoked_key_has_expired(store: MemoryIdentityStore) -> None:
+async def test_a_revoked_key_has_expired(store: StoredIdentities) -> None:
     token = mint_token()
     await store.put_api_key(api_key(token))
     identity = store.identify_token(token.text)
@@ -216,7 +231,7 @@ async def test_a_revoked_key_has_expired(store: MemoryIdentityStore) -> None:
         await store.remove_api_key(token.prefix)
 
 
-async def test_an_api_key_of_the_same_prefix_is_replaced(store: MemoryIdentityStore) -> None:
+async def test_an_api_key_of_the_same_prefix_is_replaced(store: StoredIdentities) -> None:
     token = mint_token()
     await store.put_api_key(api_key(token))
     narrower = msgspec.structs.replace(api_key(token), scopes=())
@@ -224,7 +239,7 @@ async def test_an_api_key_of_the_same_prefix_is_replaced(store: MemoryIdentitySt
     assert store.api_keys() == [narrower]
 
 
-async def test_each_change_is_announced(store: MemoryIdentityStore, nursery: trio.Nursery) -> None:
+async def test_each_change_is_announced(store: StoredIdentities, nursery: trio.Nursery) -> None:
     seen: list[int] = []
 
     async def watch() -> None:
@@ -247,7 +262,7 @@ async def test_each_change_is_announced(store: MemoryIdentityStore, nursery: tri
     nursery.cancel_scope.cancel()
 
 
-async def test_a_refused_change_is_not_announced(store: MemoryIdentityStore) -> None:
+async def test_a_refused_change_is_not_announced(store: StoredIdentities) -> None:
     await store.put_peer(A)
     version = store.version
     with pytest.raises(Conflict):
@@ -255,7 +270,7 @@ async def test_a_refused_change_is_not_announced(store: MemoryIdentityStore) -> 
     assert store.version == version
 
 
-async def test_config_peers_are_read_only_and_replaceable(store: MemoryIdentityStore) -> None:
+async def test_config_peers_are_read_only_and_replaceable(store: StoredIdentities) -> None:
     store.set_config_peers([A])
     listed = store.peer("a")
     assert listed is not None
@@ -277,7 +292,7 @@ async def test_config_peers_are_read_only_and_replaceable(store: MemoryIdentityS
     await store.put_peer(A)
 
 
-async def test_config_peers_win_over_those_of_commands(store: MemoryIdentityStore) -> None:
+async def test_config_peers_win_over_those_of_commands(store: StoredIdentities) -> None:
     await store.put_peer(A)
     await store.put_peer(B)
     same_name = Peer(name="a", fingerprints=(KEYS[4].fingerprint,))
@@ -298,7 +313,7 @@ async def test_config_peers_win_over_those_of_commands(store: MemoryIdentityStor
 
 
 async def test_config_peers_that_clash_with_one_another_change_nothing(
-    store: MemoryIdentityStore,
+    store: StoredIdentities,
 ) -> None:
     store.set_config_peers([A])
     for peers in ([B, B], [B, Peer(name="c", fingerprints=B.fingerprints)]):
@@ -307,7 +322,7 @@ async def test_config_peers_that_clash_with_one_another_change_nothing(
     assert [peer.name for peer in store.peers()] == ["a"]
 
 
-async def test_a_cancelled_write_was_made_whole_or_not_at_all(store: MemoryIdentityStore) -> None:
+async def test_a_cancelled_write_was_made_whole_or_not_at_all(store: StoredIdentities) -> None:
     made = 0
 
     async def write() -> None:
@@ -318,10 +333,6 @@ async def test_a_cancelled_write_was_made_whole_or_not_at_all(store: MemoryIdent
     async def check() -> None:
         nonlocal made
         assert [peer.name for peer in store.peers()] in ([], ["a"])
-        if isinstance(store, FileIdentityStore):
-            await store.refresh()
-            again = FileIdentityStore(store.path)
-            assert again.peers() == store.peers()
         if store.peers():
             await store.remove_peer("a")
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from alknet.core.contracts import Connection
+from alknet.core.contracts import Connection, TooStale
 from alknet.core.identity import ApiKey, Identity, NodeId, Peer
 from alknet.errors import Denied, Unavailable
 
@@ -22,6 +22,7 @@ class TableIdentities:
         self._version = 1
         self._changed = trio.Event()
         self.is_stale = False
+        self.is_too_stale = False
 
     def set(self, key: NodeId, identity: Identity | None) -> None:
         self._peers[key] = identity
@@ -48,9 +49,14 @@ class TableIdentities:
             await self._changed.wait()
         return self._version
 
-    def identify_key(self, key: NodeId) -> Identity | None:
+    def check_fresh(self) -> None:
+        if self.is_too_stale:
+            raise TooStale("the store is stale")
         if self.is_stale:
             raise Unavailable("the store is stale")
+
+    def identify_key(self, key: NodeId) -> Identity | None:
+        self.check_fresh()
         if key not in self._peers:
             return None
         identity = self._peers[key]

@@ -110,6 +110,18 @@ async def test_a_stale_store_ends_nobody() -> None:
         assert (await dialer.wait_closed()).code == CloseCode.REVOKED
 
 
+async def test_a_store_that_is_stale_for_too_long_ends_what_it_granted() -> None:
+    identities = TableIdentities({ALICE: PEER})
+    async with followed(identities) as (_, _, dialer):
+        identities.is_too_stale = True
+        identities.touch()
+        reason = await dialer.wait_closed()
+    assert (reason.code, reason.reason) == (
+        CloseCode.INTERNAL,
+        "unavailable: the store is stale",
+    )
+
+
 async def test_a_connection_without_a_key_is_never_judged() -> None:
     identities = TableIdentities()
     identities.is_stale = True

@@ -16,24 +16,25 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.core.address import Address
-from alknet.core.home import CONFIG_FILE, STATE_FILE
+from alknet.core.config import load_config
+from alknet.core.home import CONFIG_FILE
 from alknet.core.identity import Peer
 from alknet.node import Node
-from alknet.stores.file import FileIdentityStore
+from alknet.stores.home import open_home_identities
 from alknet.vault.keyfile import create_home, write_key
 
 LOOPBACK = [Address("127.0.0.1", 0)]
 
 
 async def make_home(directory: Path, *peers: Peer, config: str = "") -> Path:
-    """Make a home with a fresh key, *peers* in its state file and *config* as ``node.toml``."""
+    """Make a home with a fresh key, *peers* in its store and *config* as ``node.toml``."""
     home = directory / "home"
     create_home(home)
     write_key(home, Ed25519PrivateKey.generate())
     (home / CONFIG_FILE).write_text(config)
-    store = FileIdentityStore(home / STATE_FILE)
-    for peer in peers:
-        await store.put_peer(peer)
+    async with open_home_identities(home, load_config(home / CONFIG_FILE)) as identities:
+        for peer in peers:
+            await identities.put_peer(peer)
     return home
 
 

@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives.serialization import (
 from alknet.call.codes import CallError
 from alknet.client import open_control_session, open_session
 from alknet.core.address import Address
-from alknet.core.home import STATE_FILE
 from alknet.node import Node
 from alknet.vault.homevault import home_identity
 from tests.scenarios.homes import command, process_node
@@ -97,7 +96,7 @@ async def test_no_secret_is_in_the_log_of_a_whole_life(
         await node.identities.remove_api_key(made["prefix"])
     key = home_identity(home)
     raw = key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
-    state = (home / STATE_FILE).read_text()
+    state = "".join(path.read_bytes().decode(errors="replace") for path in home.glob("node.db*"))
     text = "".join([*map(_everything, caplog.records), status.decode(), tasks.decode(), state])
     assert "connection.accepted" in text
     for secret in (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import apsw
 import msgspec
 import pytest
 import trio
@@ -17,10 +17,10 @@ from alknet.call.codes import CallError
 from alknet.call.session import CallSession
 from alknet.client import open_session
 from alknet.core.address import Address
+from alknet.core.config import NodeConfig
 from alknet.core.contracts import CloseCode
-from alknet.core.home import STATE_FILE
 from alknet.node import Node
-from alknet.stores.file import FileIdentityStore
+from alknet.stores.home import DATABASE_FILE, open_home_identities
 from alknet.testing.nodes import open_node
 from alknet.vault.keyfile import create_home, write_key
 from tests.scenarios.homes import process_running
@@ -32,7 +32,9 @@ pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
 @asynccontextmanager
-async def revoked_within_a_second(session: CallSession) -> AsyncGenerator[None]:
+async def revoked_within_a_second(
+    session: CallSession, within_s: float = 1
+) -> AsyncGenerator[None]:
     """A call runs; the block takes the right away; the call ends, and the connection with it."""
     async with trio.open_nursery() as nursery:
         errors: list[CallError] = []
@@ -45,7 +47,7 @@ async def revoked_within_a_second(session: CallSession) -> AsyncGenerator[None]:
         nursery.start_soon(call)
         await session.call("node/ping")
         yield
-        with trio.fail_after(1):
+        with trio.fail_after(within_s):
             while not errors:
                 await trio.sleep(0.005)
     assert errors[0].code == "FORBIDDEN"
@@ -135,13 +137,14 @@ async def node_with_home(directory: Path, friend: Friend) -> AsyncGenerator[Node
     home = directory / "home"
     create_home(home)
     write_key(home, make_friend("node").key)
-    await FileIdentityStore(home / STATE_FILE).put_peer(friend.peer)
+    async with open_home_identities(home, NodeConfig()) as identities:
+        await identities.put_peer(friend.peer)
     async with Node.from_home(home, listen=[Address("127.0.0.1", 0)]) as node:
         yield node
 
 
 @pytest.mark.slow
-async def test_another_process_that_writes_the_state_file_revokes_too(
+async def test_another_process_that_writes_the_store_revokes_too(
     transport: str, tmp_path: Path
 ) -> None:
     friend = make_friend("friend", "echo")
@@ -150,7 +153,7 @@ async def test_another_process_that_writes_the_state_file_revokes_too(
         bystander(node, transport),
         open_session(node.ticket, key=friend.key, transports=[transport]) as session,
     ):
-        program: list[str | Path] = [sys.executable, "-c", _REMOVE, tmp_path / "home" / STATE_FILE]
+        program: list[str | Path] = [sys.executable, "-c", _REMOVE, tmp_path / "home"]
         pipe = subprocess.PIPE
         async with process_running(program, stdin=pipe, stdout=pipe) as process:
             assert process.stdin is not None
@@ -164,24 +167,34 @@ async def test_another_process_that_writes_the_state_file_revokes_too(
 
 _REMOVE = """
 import pathlib, sys, trio
-from alknet.stores.file import FileIdentityStore
-store = FileIdentityStore(pathlib.Path(sys.argv[1]))
-print(end=".", flush=True)
-sys.stdin.readline()
-trio.run(store.remove_peer, "friend")
+from alknet.core.config import NodeConfig
+from alknet.stores.home import open_home_identities
+
+async def main():
+    async with open_home_identities(pathlib.Path(sys.argv[1]), NodeConfig()) as identities:
+        print(end=".", flush=True)
+        sys.stdin.readline()
+        await identities.remove_peer("friend")
+
+trio.run(main)
 """
 
 
 @pytest.mark.slow
-async def test_a_state_file_edited_by_hand_counts_too(transport: str, tmp_path: Path) -> None:
+async def test_a_store_edited_by_hand_counts_too(transport: str, tmp_path: Path) -> None:
     friend = make_friend("friend", "echo")
     async with (
         node_with_home(tmp_path, friend) as node,
         bystander(node, transport),
         open_session(node.ticket, key=friend.key, transports=[transport]) as session,
     ):
-        path = trio.Path(tmp_path / "home" / STATE_FILE)
-        async with revoked_within_a_second(session):
-            state = json.loads(await path.read_text())
-            state["peers"] = [peer for peer in state["peers"] if peer["name"] != "friend"]
-            await path.write_text(json.dumps(state))
+        path = tmp_path / "home" / DATABASE_FILE
+        async with revoked_within_a_second(session, within_s=2):  # no bell rings
+            await trio.to_thread.run_sync(_edit, path)
+
+
+def _edit(path: Path) -> None:
+    """As the ``sqlite3`` shell would."""
+    connection = apsw.Connection(str(path))
+    connection.execute("DELETE FROM row WHERE tab = 'peer' AND key = 'friend'")
+    connection.close()

@@ -16,10 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from alknet.client import open_control_session
-from alknet.core.home import CONFIG_FILE, STATE_FILE
+from alknet.core.config import load_config
+from alknet.core.home import CONFIG_FILE
 from alknet.core.identity import NodeId, Peer
 from alknet.core.ticket import Ticket
-from alknet.stores.file import FileIdentityStore
+from alknet.stores.home import open_home_identities
 from alknet.vault.keyfile import create_home, write_key
 from benchmarks.attacks import ATTACKS
 from tests.soak.held import Held
@@ -223,7 +224,8 @@ async def _make_home(home: Path) -> bytes:
     key = Ed25519PrivateKey.generate()
     fingerprint = NodeId.from_public_key(key.public_key()).fingerprint
     peer = Peer(name="soak", fingerprints=(fingerprint,), scopes=("echo", "soak"))
-    await FileIdentityStore(home / STATE_FILE).put_peer(peer)
+    async with open_home_identities(home, load_config(home / CONFIG_FILE)) as identities:
+        await identities.put_peer(peer)
     return key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
 
 

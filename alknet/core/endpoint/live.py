@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import msgspec
 import trio
 
-from alknet.core.contracts import CloseCode, Connection, IdentityProvider
+from alknet.core.contracts import CloseCode, Connection, IdentityProvider, TooStale
 from alknet.core.endpoint.admission import Place
 from alknet.core.identity import ANONYMOUS, OWNER, Identity
 from alknet.core.transport import TransportStatus
@@ -164,6 +164,8 @@ class LiveConnections:
             identity = self.identify(entry)
         except Denied as exc:
             _revoke(entry, exc.reason)
+        except TooStale as exc:
+            _end(entry, f"unavailable: {exc}")
         except Unavailable:
             return  # unknown is not gone: it keeps what it has until the store can tell again
         else:
@@ -180,6 +182,11 @@ class LiveConnections:
 def _revoke(entry: LiveConnection, reason: str) -> None:
     log.info("connection.revoked", extra={"connection": entry.id, "reason": reason})
     entry.connection.close(CloseCode.REVOKED, reason)
+
+
+def _end(entry: LiveConnection, reason: str) -> None:
+    log.warning("connection.ended", extra={"connection": entry.id, "reason": reason})
+    entry.connection.close(CloseCode.INTERNAL, reason)
 
 
 def _status(entry: LiveConnection, now: float, calls: int | None) -> ConnectionStatus:

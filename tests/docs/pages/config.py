@@ -62,7 +62,7 @@ session. These need a restart: {restart}.
 {_table(VaultTable, attributes(VaultTable))}
 ## [[peers]]
 
-One table for each peer, beside those that `alknet peer add` keeps in the state file. Peers of the
+One table for each peer, beside those that `alknet peer add` keeps in the store. Peers of the
 file are read-only for commands.
 
 {_table(PeerTable, attributes(Peer) | _PEERS)}

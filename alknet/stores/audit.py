@@ -1,0 +1,261 @@
+"""The audit log: who did what, in a chain of hashes, written with the change that it tells of.
+
+The hash of a row is SHA-256 over ``"alknet-audit-v1"``, a zero byte, and the JSON array
+``[previous, number, at_ms, who, action, target, details]`` in UTF-8 without blanks, where
+*previous* is the hash of the row before in hex and *details* an object with sorted keys. Before
+the first row stand 64 zeros. Whoever alters, removes or inserts a row breaks the chain there;
+whoever can write the whole store can also make a new chain, which only a hash that was noted
+elsewhere (`Verdict.hash`) shows.
+
+The log keeps `ROWS_KEPT` rows. What is older is removed, and the hash of the newest row removed
+stays as the anchor from which the chain is verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import msgspec
+import trio
+
+from alknet.core.clock import WallClock, wall_clock
+from alknet.core.storage import ABSENT, Delete, Op, Put, Row, RowConflict, Store
+from alknet.errors import StoreError, Unavailable
+from alknet.stores.tables import AUDIT, AUDIT_HEADS, AuditHead, AuditRow
+
+__all__ = ["ROWS_KEPT", "Audit", "Entry", "Verdict", "acting_as", "row_hash"]
+
+# Years of a busy administrator, and some 30 MB.
+ROWS_KEPT = 100_000
+# Removed at once, so that trimming is rare and each time short.
+TRIM_ROWS = 1_000
+# Other processes append too; each attempt lets one of them win.
+ATTEMPTS = 100
+PAGE_ROWS = 1_000
+# Text of others (names, paths) is cut: a log is no store.
+LONGEST_TEXT = 1_024
+
+HEAD = "head"
+BEGINNING = "0" * 64
+NO_HEAD = AuditHead(number=0, hash=BEGINNING, first=1, anchor=BEGINNING)
+
+_actor: ContextVar[str] = ContextVar("audit actor", default="owner")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What happened; see `AuditRow`."""
+
+    action: str
+    target: str
+    details: Mapping[str, str] = {}
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Whether the chain holds.
+
+    Attributes:
+        rows: How many were verified.
+        first: The number of the oldest row.
+        hash: Of the newest row: note it elsewhere, and no earlier row can change unseen.
+        broken_at: The number of the first row that does not fit; None if all do.
+        reason: What is wrong with it.
+    """
+
+    rows: int
+    first: int
+    hash: str
+    broken_at: int | None = None
+    reason: str = ""
+
+
+class _Broken(Exception):
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(reason)
+        self.number = number
+
+
+@contextmanager
+def acting_as(who: str) -> Iterator[None]:
+    """Let what is written inside the block be done by the identity *who*; else it is ``owner``."""
+    token = _actor.set(who)
+    try:
+        yield
+    finally:
+        _actor.reset(token)
+
+
+def row_hash(row: AuditRow) -> str:
+    """Return the hash that *row* must have, in hex."""
+    details = dict(sorted(row.details.items()))
+    fields = [row.previous, row.number, row.at_ms, row.who, row.action, row.target, details]
+    return hashlib.sha256(b"alknet-audit-v1\0" + msgspec.json.encode(fields)).hexdigest()
+
+
+class Audit:
+    """The log of a store."""
+
+    def __init__(self, store: Store, *, clock: WallClock = wall_clock) -> None:
+        self._store = store
+        self._clock = clock
+        # Of one process one appends at a time; against others the head's version decides.
+        self._turn = trio.Lock()
+
+    async def record(self, entry: Entry) -> None:
+        """Append *entry* for what happened outside the store. Cancelled, it is there or not."""
+        await self.write((), entry)
+
+    async def write(self, ops: Sequence[Op], entry: Entry) -> None:
+        """Do *ops* and append *entry*, together or not at all; raises like `Store.write`.
+
+        Cancelled, all was done or nothing.
+
+        Raises:
+            Unavailable: Others append without a pause.
+        """
+        async with self._turn:
+            head = self._store.get(AUDIT_HEADS, HEAD)
+            for _ in range(ATTEMPTS):
+                appended = await self._appended(head, entry)
+                try:
+                    await self._store.write([*ops, *appended])
+                except RowConflict as exc:
+                    if exc.table != AUDIT_HEADS.name:
+                        raise
+                    head = await self._store.fetch(AUDIT_HEADS, HEAD)
+                else:
+                    return
+        raise Unavailable("the audit log is busy", retry_after_s=1.0)
+
+    async def verify(self) -> Verdict:
+        """Verify all rows, as many as there are now. Cancelled, no effect.
+
+        Raises:
+            StoreError: The store cannot be read.
+            Unavailable: The store is busy or out of reach.
+        """
+        head = await self._head()
+        while True:
+            try:
+                await self._verify_to(head)
+            except _Broken as exc:
+                now = await self._head()
+                if now.first == head.first:
+                    verified = max(exc.number - head.first, 0)
+                    return Verdict(verified, head.first, head.hash, exc.number, str(exc))
+                head = now  # trimmed while we read
+            else:
+                return Verdict(head.number - head.first + 1, head.first, head.hash)
+
+    async def newest(self, limit: int | None, *, since_ms: int | None = None) -> list[AuditRow]:
+        """Return the newest rows, oldest first, up to *limit* and back to *since_ms*.
+
+        Cancelled, no effect. Raises like `Store.scan`.
+        """
+        found: list[AuditRow] = []
+        before = ""
+        while limit is None or len(found) < limit:
+            size = PAGE_ROWS if limit is None else min(PAGE_ROWS, limit - len(found))
+            page = await self._store.scan(AUDIT, after=before, limit=size, newest_first=True)
+            recent = [row.value for row in page if since_ms is None or row.value.at_ms >= since_ms]
+            found += recent
+            if len(recent) < size:
+                break
+            before = page[-1].key
+        return found[::-1]
+
+    async def last_number(self) -> int:
+        """Return the number of the newest row, 0 if there is none. Raises like `Store.fetch`."""
+        return (await self._head()).number
+
+    async def follow(self, after: int = 0) -> AsyncGenerator[AuditRow]:
+        """Yield the rows after the number *after*, and go on with what is appended.
+
+        Nothing is lost by a cancel. Raises like `Store.scan`.
+        """
+        while True:
+            version = self._store.version
+            page = await self._store.scan(AUDIT, after=_key(after), limit=PAGE_ROWS)
+            for row in page:
+                yield row.value
+                after = row.value.number
+            if not page:
+                await self._store.wait_changed(version)
+
+    async def _head(self) -> AuditHead:
+        row = await self._store.fetch(AUDIT_HEADS, HEAD)
+        return NO_HEAD if row is None else row.value
+
+    async def _appended(self, head: Row[AuditHead] | None, entry: Entry) -> list[Op]:
+        value = NO_HEAD if head is None else head.value
+        ops: list[Op] = []
+        if value.number - value.first + 1 >= ROWS_KEPT + TRIM_ROWS:
+            trimmed, ops = await self._trimmed(value)
+            if trimmed is not None:
+                done = Entry("audit.trim", "audit", {"rows": f"{value.first}-{trimmed.first - 1}"})
+                value, more = self._append(trimmed, done)
+                ops += more
+        value, more = self._append(value, entry)
+        expected = ABSENT if head is None else head.version
+        return [*ops, *more, Put(AUDIT_HEADS, HEAD, value, expected)]
+
+    def _append(self, head: AuditHead, entry: Entry) -> tuple[AuditHead, list[Op]]:
+        row = AuditRow(
+            number=head.number + 1,
+            at_ms=int(self._clock() * 1000),
+            who=_actor.get(),
+            action=entry.action,
+            target=entry.target[:LONGEST_TEXT],
+            details={key: text[:LONGEST_TEXT] for key, text in sorted(entry.details.items())},
+            previous=head.hash,
+            hash="",
+        )
+        row = msgspec.structs.replace(row, hash=row_hash(row))
+        head = msgspec.structs.replace(head, number=row.number, hash=row.hash)
+        return head, [Put(AUDIT, _key(row.number), row)]
+
+    async def _trimmed(self, head: AuditHead) -> tuple[AuditHead | None, list[Op]]:
+        """Return the head after the oldest rows are gone, and the ops that remove them."""
+        last = head.first + TRIM_ROWS - 1
+        row = await self._store.fetch(AUDIT, _key(last))
+        if row is None:  # somebody broke the chain: that must stay visible
+            return None, []
+        numbers = range(head.first, last + 1)
+        head = msgspec.structs.replace(head, first=last + 1, anchor=row.value.hash)
+        return head, [Delete(AUDIT, _key(number)) for number in numbers]
+
+    async def _verify_to(self, head: AuditHead) -> None:
+        number, previous = head.first, head.anchor
+        while number <= head.number:
+            page = await self._page(number, min(PAGE_ROWS, head.number - number + 1))
+            for row in page:
+                _check(row, number, previous)
+                number, previous = number + 1, row.hash
+            if not page:
+                raise _Broken(number, "it is missing")
+        if previous != head.hash:
+            raise _Broken(head.number, "it is not the row that was written last")
+
+    async def _page(self, first: int, limit: int) -> Sequence[AuditRow]:
+        try:
+            found = await self._store.scan(AUDIT, after=_key(first - 1), limit=limit)
+        except StoreError:
+            if limit == 1:
+                raise _Broken(first, "it cannot be read") from None
+            return await self._page(first, max(limit // 2, 1))
+        return [row.value for row in found]
+
+
+def _check(row: AuditRow, number: int, previous: str) -> None:
+    if row.number != number:
+        raise _Broken(number, "it is missing")
+    if row.previous != previous:
+        raise _Broken(number, "it does not follow the row before")
+    if row.hash != row_hash(row):
+        raise _Broken(number, "it was altered")
+
+
+def _key(number: int) -> str:
+    return f"{number:016d}"

@@ -1,0 +1,119 @@
+"""The store of a home: which engine, where, opened and brought up to date."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+from alknet.core.config import NodeConfig
+from alknet.core.storage import Store
+from alknet.errors import LocalError
+from alknet.stores.identities import MAX_STALENESS_S, StoredIdentities
+from alknet.stores.legacy import migrate, needs_migration
+from alknet.stores.postgres import STALE_AFTER_S, open_postgres_store
+from alknet.stores.sqlite import open_sqlite_store
+from alknet.stores.tables import NODE_TABLES
+from alknet.vault.durable import store_errors
+
+__all__ = ["DATABASE_FILE", "HomeStore", "database_files", "open_home_identities"]
+
+DATABASE_FILE = "node.db"
+"""The database of a node that names no other store."""
+
+
+class HomeStore:
+    """What a home's ``node.toml`` says about its store.
+
+    Attributes:
+        kind: The engine.
+        where: For people: a path, or an address without its password.
+        max_staleness_s: How old what it knows may be before it grants nothing.
+    """
+
+    def __init__(self, home: Path, config: NodeConfig) -> None:
+        self._home = home
+        self._url = config.store
+        self._file = config.store_file
+        self.kind: Literal["sqlite", "postgresql"] = "sqlite"
+        self.where = str(home / DATABASE_FILE)
+        self.max_staleness_s = MAX_STALENESS_S
+        if self.is_shared:
+            self.kind = "postgresql"
+            self.where = self._url or str(self._file)
+            self.max_staleness_s = STALE_AFTER_S
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether nodes on other machines may use it too."""
+        return self._url is not None or self._file is not None
+
+    @property
+    def path(self) -> Path | None:
+        """The database, where it is a file."""
+        return None if self.is_shared else self._home / DATABASE_FILE
+
+    @property
+    def needs_migration(self) -> bool:
+        """Whether the home keeps its peers as homes did before they had a store."""
+        return needs_migration(self._home)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[Store]:
+        """Open it for as long as the block.
+
+        Raises:
+            StoreError: It cannot be used, and why.
+            Unavailable: It is locked or out of reach.
+            LocalError: The password file cannot be used, or the extra ``postgres`` is missing.
+        """
+        if self.path is not None:
+            async with open_sqlite_store(self.path, NODE_TABLES) as store:
+                yield store
+            return
+        async with open_postgres_store(self._address(), NODE_TABLES) as shared:
+            yield shared
+
+    async def migrate(self, identities: StoredIdentities) -> None:
+        """Bring what an older alknet kept in the home into the store; see `legacy.migrate`."""
+        await migrate(self._home, identities)
+
+    def size_bytes(self) -> int | None:
+        """Return what the database takes on the disk, or None if it is elsewhere."""
+        if self.path is None:
+            return None
+        return sum(file.stat().st_size for file in database_files(self.path))
+
+    def _address(self) -> str:
+        if self._file is None:
+            assert self._url is not None
+            return self._url
+        with store_errors(f"cannot read {self._file}"):
+            if self._file.stat().st_mode & 0o077:
+                raise LocalError(
+                    f"others may read {self._file}, which may hold a password: "
+                    f"chmod 600 '{self._file}'"
+                )
+            return self._file.read_text().strip()
+
+
+@asynccontextmanager
+async def open_home_identities(home: Path, config: NodeConfig) -> AsyncGenerator[StoredIdentities]:
+    """Open the peers and tokens of a home, those of ``node.toml`` included, for a command.
+
+    A home of an older alknet is brought up to date. Raises like `HomeStore.open`.
+    """
+    place = HomeStore(home, config)
+    async with place.open() as store:
+        identities = StoredIdentities(store, config.peers, max_staleness_s=place.max_staleness_s)
+        if place.needs_migration:
+            await place.migrate(identities)
+        yield identities
+
+
+def database_files(path: Path) -> list[Path]:
+    """Return the files of an SQLite database that exist."""
+    names = ("", "-wal", "-shm")
+    found = [path.with_name(path.name + suffix) for suffix in names]
+    return [file for file in found if file.exists()]

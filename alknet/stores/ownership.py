@@ -1,0 +1,157 @@
+"""Who owns which runtime resource of a node, on its store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alknet.core.contracts import OwnershipProvider
+from alknet.core.identity import NodeId
+from alknet.core.storage import ABSENT, Delete, Expect, Op, Put, Row, RowConflict
+from alknet.errors import Conflict, LocalError, NotFound
+from alknet.stores.identities import StoredIdentities
+from alknet.stores.tables import OWNERSHIP, PEERS, OwnershipRow
+
+__all__ = ["StoredOwnership"]
+
+
+class StoredOwnership:
+    """An `OwnershipProvider` that can be written; it sees and touches only its own node's rows.
+
+    A peer that was removed owns nothing, nor does a new one of its name: rows tell them apart.
+    Reads raise Unavailable while the store is too stale to be trusted.
+
+    Args:
+        identities: Who there is; its store holds the rows.
+        node: Whose resources they are.
+
+    Attributes:
+        identities: As given.
+    """
+
+    def __init__(self, identities: StoredIdentities, node: NodeId) -> None:
+        self.identities = identities
+        self._store = identities.store
+        self._node = str(node)
+
+    def owns(self, identity_id: str, resource_type: str, resource_id: str) -> bool:
+        """Whether the identity spawned the resource and it still lives."""
+        self.identities.check_fresh()
+        row = self._store.get(OWNERSHIP, self._key(resource_type, resource_id))
+        return row is not None and row.value.owner == identity_id and self._counts(row.value)
+
+    def owned(self, identity_id: str, resource_type: str) -> Sequence[str]:
+        """Return the ids of what the identity owns of a type, oldest first."""
+        self.identities.check_fresh()
+        rows = self._store.find(OWNERSHIP, "owner", identity_id)
+        found = [row for row in rows if self._is_of(row.value, resource_type)]
+        return [row.value.resource_id for row in sorted(found, key=_version)]
+
+    def owned_by(self, resource_type: str, resource_id: str) -> str | None:
+        """Return the id of the identity that owns a resource, or None."""
+        self.identities.check_fresh()
+        row = self._store.get(OWNERSHIP, self._key(resource_type, resource_id))
+        return None if row is None or not self._counts(row.value) else row.value.owner
+
+    def resources(self, resource_type: str) -> Sequence[str]:
+        """Return the ids of all resources of a type that this node has a row of, oldest first.
+
+        For a back end that was restarted and compares. One that cannot be asked keeps its rows.
+        """
+        rows = [row for row in self._store.rows(OWNERSHIP) if self._is_ours(row.value)]
+        found = [row for row in rows if row.value.resource_type == resource_type]
+        return [row.value.resource_id for row in sorted(found, key=_version)]
+
+    async def record(self, identity_id: str, resource_type: str, resource_id: str) -> None:
+        """Say who spawned a resource; durable when it returns. Cancelled, it is said or not.
+
+        Raises:
+            Conflict: It has another owner; it must be torn down and released first.
+            NotFound: There is no such identity any more.
+            LocalError: The type or the id cannot be stored.
+            StoreError: The store could not be written.
+            Unavailable: The store is busy or out of reach.
+        """
+        while True:
+            ops = self._recorded(identity_id, resource_type, resource_id)
+            if not ops:
+                return
+            try:
+                await self._store.write(ops)
+            except RowConflict:  # look again: now the reason is in memory, or in the database
+                await self._see(resource_type, resource_id, identity_id)
+            else:
+                return
+
+    async def release(self, resource_type: str, resource_id: str) -> None:
+        """Say that a resource was torn down. Cancelled, it is said or not.
+
+        Raises:
+            NotFound: Nobody owned it.
+            StoreError: The store could not be written.
+            Unavailable: The store is busy or out of reach.
+        """
+        key = self._key(resource_type, resource_id)
+        versions = await self._store.write(Delete(OWNERSHIP, key))
+        if versions == (ABSENT,):
+            raise NotFound(f"{resource_type} {resource_id!r} has no owner")
+
+    def _recorded(self, identity_id: str, resource_type: str, resource_id: str) -> list[Op]:
+        incarnation = self.identities.incarnation(identity_id)
+        if incarnation is None:
+            raise NotFound(f"there is no {identity_id} any more")
+        key = self._key(resource_type, resource_id)
+        row = OwnershipRow(
+            node=self._node,
+            owner=identity_id,
+            incarnation=incarnation,
+            resource_type=resource_type,
+            resource_id=resource_id,
+        )
+        found = self._store.get(OWNERSHIP, key)
+        if found is not None and found.value == row:
+            return []
+        if found is not None and self._counts(found.value):
+            raise Conflict(f"{resource_type} {resource_id!r} has another owner")
+        ops: list[Op] = [Put(OWNERSHIP, key, row, ABSENT if found is None else found.version)]
+        name = identity_id.removeprefix("peer:")
+        peer = self._store.get(PEERS, name) if name != identity_id else None
+        if peer is not None:
+            ops.append(Expect(PEERS, name, peer.version))
+        return ops
+
+    async def _see(self, resource_type: str, resource_id: str, identity_id: str) -> None:
+        """Wait until memory holds what the engine does for a row that a write conflicted with."""
+        key = self._key(resource_type, resource_id)
+        name = identity_id.removeprefix("peer:")
+        while True:
+            version = self._store.version
+            rows = [await self._store.fetch(OWNERSHIP, key)]
+            known: list[object] = [self._store.get(OWNERSHIP, key)]
+            if name != identity_id:
+                peer = await self._store.fetch(PEERS, name)
+                if peer != self._store.get(PEERS, name):
+                    known.append(None)
+            if known == rows:
+                return
+            await self._store.wait_changed(version)
+
+    def _counts(self, row: OwnershipRow) -> bool:
+        return row.incarnation == self.identities.incarnation(row.owner)
+
+    def _is_ours(self, row: OwnershipRow) -> bool:
+        return row.node == self._node
+
+    def _is_of(self, row: OwnershipRow, resource_type: str) -> bool:
+        return self._is_ours(row) and row.resource_type == resource_type and self._counts(row)
+
+    def _key(self, resource_type: str, resource_id: str) -> str:
+        if not resource_type or "/" in resource_type:
+            raise LocalError(f"{resource_type!r} is no type of resources")
+        return f"{self._node}/{resource_type}/{resource_id}"
+
+
+def _version(row: Row[OwnershipRow]) -> int:
+    return row.version
+
+
+_: type[OwnershipProvider] = StoredOwnership
