@@ -105,6 +105,7 @@ async def test_it_locks_itself_when_nobody_uses_it(
     await trio.sleep(50)
     assert service.is_unlocked
     await trio.sleep(20)
+    await service.reread()  # after what its thread does now
     assert not service.is_unlocked
 
 
