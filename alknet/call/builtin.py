@@ -23,6 +23,7 @@ __all__ = [
     "Pong",
     "StreamInput",
     "StreamItem",
+    "Uploaded",
     "WhoAmI",
     "builtin_operations",
     "echo_operations",
@@ -50,6 +51,12 @@ class NodeInfo(msgspec.Struct, frozen=True):
     id: str
     version: str
     alpns: list[str]
+
+
+class Uploaded(msgspec.Struct, frozen=True):
+    """How many items were sent."""
+
+    count: int
 
 
 class WhoAmI(msgspec.Struct, frozen=True):
@@ -155,7 +162,7 @@ def builtin_operations(
 
 
 def echo_operations() -> Sequence[Operation[..., Any]]:
-    """Return ``echo/unary`` and ``echo/stream``, for trying things out and for measuring."""
+    """Return the operations ``echo/…``, one of each kind, to try things out and to measure."""
 
     @operation("echo/unary", access=scopes(ECHO_SCOPE))
     async def unary(sent: EchoInput) -> Echo:
@@ -170,4 +177,18 @@ def echo_operations() -> Sequence[Operation[..., Any]]:
             await trio.sleep(wanted.interval_ms / 1000 if n else 0)
             yield StreamItem(n)
 
-    return unary, stream
+    @operation("echo/upload", access=scopes(ECHO_SCOPE))
+    async def upload(items: AsyncIterator[Any]) -> Uploaded:
+        """Count the items that are sent."""
+        count = 0
+        async for _ in items:
+            count += 1
+        return Uploaded(count)
+
+    @operation("echo/bidi", access=scopes(ECHO_SCOPE))
+    async def bidi(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Send each item back."""
+        async for item in items:
+            yield item
+
+    return unary, stream, upload, bidi

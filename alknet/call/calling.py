@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from alknet.call.proto import (
     encode_frame,
     is_too_deep,
 )
+from alknet.call.uploading import InputSender
 from alknet.core.identity import Identity
 from alknet.errors import Malformed, Violation
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from alknet.call.session import CallSession
     from alknet.call.streams import CallStream
 
-__all__ = ["CallOptions", "Calling", "Subscription", "TypedSubscription"]
+__all__ = ["Bidi", "CallOptions", "Calling", "Subscription", "TypedSubscription", "Upload"]
 
 T = TypeVar("T")
 
@@ -50,6 +52,17 @@ stream, so an input that might make one does not go where other calls are."""
 
 MOST_DISOWNED = 64
 """Calls that we gave up and remember: their items may be on the way, and are no mistake."""
+
+
+class _Kind(enum.Enum):
+    CALL = enum.auto()
+    SUBSCRIPTION = enum.auto()
+    UPLOAD = enum.auto()
+    BIDI = enum.auto()
+
+
+_HAVE_ITEMS = frozenset({_Kind.SUBSCRIPTION, _Kind.BIDI})
+_SEND_ITEMS = frozenset({_Kind.UPLOAD, _Kind.BIDI})
 
 
 class CallOptions(TypedDict, total=False):
@@ -126,6 +139,60 @@ class TypedSubscription(Generic[T]):
             raise Malformed(f"an item is not as expected: {exc}") from None
 
 
+class Upload:
+    """An upload of ours: items go out, and one output comes back."""
+
+    def __init__(self, pending: PendingCall, sender: InputSender) -> None:
+        self._pending = pending
+        self._sender = sender
+
+    async def send(self, item: object) -> None:
+        """Send one input item, once the callee has room for it. Cancelled, it was not sent.
+
+        Args:
+            item: Anything msgspec encodes as JSON, or JSON in a `msgspec.Raw`.
+
+        Raises:
+            CallError: How the call failed; INVALID_INPUT if the item is over the frame limit,
+                and the call goes on.
+            trio.BrokenResourceError: The callee has answered, and takes no more: see `finish`.
+        """
+        await self._sender.send(item)
+
+    async def finish(self) -> msgspec.Raw:
+        """Say that the input is whole and return the output, once.
+
+        Cancelled, the call goes on until the block of `CallSession.upload` is left.
+
+        Raises:
+            CallError: What the peer answered; TIMEOUT or UNAVAILABLE if it did not.
+        """
+        self._sender.finish()
+        return await self._pending.wait()
+
+
+class Bidi(Subscription):
+    """A bidirectional call of ours: items go out, and items come back, in any order of both.
+
+    Iterate and send in different tasks, unless the operation answers each item with one.
+    """
+
+    def __init__(
+        self, calling: Calling, pending: PendingItems, deadline: float, sender: InputSender
+    ) -> None:
+        super().__init__(calling, pending, deadline)
+        self._sender = sender
+
+    async def send(self, item: object) -> None:
+        """Send one input item; see `Upload.send`."""
+        await self._sender.send(item)
+
+    async def finish(self) -> None:
+        """Say that the input is whole; items still come. The second time has no effect."""
+        await trio.lowlevel.checkpoint()
+        self._sender.finish()
+
+
 class Calling:
     """Our requests on one connection.
 
@@ -141,6 +208,7 @@ class Calling:
         self._last = 0
         # Ids that we gave up and told the callee so: their late items are no news.
         self._disowned: dict[str, None] = {}
+        self._senders: dict[str, InputSender] = {}
         self.pending: dict[str, Pending] = {}
         self.deadlines = Deadlines(self.pending.__len__)
 
@@ -153,7 +221,7 @@ class Calling:
         """Run a query or mutation of the peer; see `CallSession.call`."""
         deadline = self._deadline(options, self._limits.call_timeout_max_s)
         request = _request(operation, input, options)
-        pending = await self._send(request, options, deadline, is_subscription=False)
+        pending = await self._send(request, options, deadline, _Kind.CALL)
         assert isinstance(pending, PendingCall)
         self._remember(deadline, pending)
         try:
@@ -172,10 +240,48 @@ class Calling:
         """Run a subscription of the peer; see `CallSession.subscribe`."""
         deadline = self._deadline(options, math.inf)
         request = _request(operation, input, options)
-        pending = await self._send(request, options, deadline, is_subscription=True)
+        pending = await self._send(request, options, deadline, _Kind.SUBSCRIPTION)
         assert isinstance(pending, PendingItems)
         try:
             yield Subscription(self, pending, deadline)
+        finally:
+            if not pending.is_over:
+                self._leave(pending, CallError(ErrorCode.ABORTED, "we left before the end"))
+            pending.drop()
+
+    @asynccontextmanager
+    async def upload(
+        self,
+        operation: str,
+        input: object,  # noqa: A002  the wire's word
+        options: CallOptions,
+    ) -> AsyncGenerator[Upload]:
+        """Run an upload to the peer; see `CallSession.upload`."""
+        deadline = self._deadline(options, self._limits.call_timeout_max_s)
+        request = _request(operation, input, options)
+        pending = await self._send(request, options, deadline, _Kind.UPLOAD)
+        assert isinstance(pending, PendingCall)
+        self._remember(deadline, pending)
+        try:
+            yield Upload(pending, self._senders[pending.id])
+        finally:
+            if not pending.is_over:
+                self._leave(pending, CallError(ErrorCode.ABORTED, "we left before the end"))
+
+    @asynccontextmanager
+    async def bidi(
+        self,
+        operation: str,
+        input: object,  # noqa: A002  the wire's word
+        options: CallOptions,
+    ) -> AsyncGenerator[Bidi]:
+        """Run a bidirectional operation of the peer; see `CallSession.bidi`."""
+        deadline = self._deadline(options, math.inf)
+        request = _request(operation, input, options)
+        pending = await self._send(request, options, deadline, _Kind.BIDI)
+        assert isinstance(pending, PendingItems)
+        try:
+            yield Bidi(self, pending, deadline, self._senders[pending.id])
         finally:
             if not pending.is_over:
                 self._leave(pending, CallError(ErrorCode.ABORTED, "we left before the end"))
@@ -205,7 +311,9 @@ class Calling:
     def responded(self, stream: CallStream, event: Responded) -> None:
         """Take an output or an item. Raises Violation if it came on another call's stream."""
         pending = self._find(stream, event.id)
-        if isinstance(pending, PendingCall):
+        if pending is not None and self._is_unasked(pending):
+            self._misused(pending, "the operation takes no input items")
+        elif isinstance(pending, PendingCall):
             self._settled(pending)
             if event.more:
                 self._disown(stream, event.id)
@@ -224,11 +332,29 @@ class Calling:
         pending = self._find(stream, event.id)
         if pending is None:
             return
+        is_unasked = self._is_unasked(pending)
         self._settled(pending)
-        if isinstance(pending, PendingItems):
+        if is_unasked:
+            pending.fail(_other_type("the operation takes no input items"))
+        elif isinstance(pending, PendingItems):
             pending.settle()
         else:
             pending.fail(_is_subscription())
+
+    def credited(self, event: Credit) -> bool:
+        """Let an upload send more; False if the id is none of ours."""
+        pending = self.pending.get(event.id)
+        if pending is None:
+            return False
+        sender = self._senders.get(event.id)
+        if sender is None:
+            self._misused(pending, "the operation takes input items: upload them, or use bidi")
+            return True
+        try:
+            sender.credited(event.n)
+        except CallError as exc:
+            self._leave(pending, exc)
+        return True
 
     def failed(self, stream: CallStream, event: Failed) -> None:
         """End a call with the callee's error."""
@@ -251,6 +377,14 @@ class Calling:
             raise Violation("an answer left the stream of its request")
         return pending
 
+    def _is_unasked(self, pending: Pending) -> bool:
+        """Whether we have input items for it, and the callee has not asked for any."""
+        sender = self._senders.get(pending.id) if self._senders else None
+        return sender is not None and not sender.is_wanted
+
+    def _misused(self, pending: Pending, why: str) -> None:
+        self._leave(pending, _other_type(why))
+
     def _disown(self, stream: CallStream, call_id: str) -> None:
         # An item for a call that is over for us: it was no subscription here, so tell the callee.
         if call_id.startswith(self._prefix) and call_id not in self._disowned:
@@ -265,21 +399,22 @@ class Calling:
     # --- sending and leaving
 
     async def _send(
-        self, request: Requested, options: CallOptions, deadline: float, *, is_subscription: bool
+        self, request: Requested, options: CallOptions, deadline: float, kind: _Kind
     ) -> Pending:
         self._session.check_live()
         size = len(request.input)
         is_bulk = size > SHARED_REQUEST_BYTES - ENVELOPE_BYTES or options.get("large_output", False)
         lanes = self._session.lanes
-        stream = None if is_subscription or is_bulk else lanes.shared_now()
+        is_own = is_bulk or kind is not _Kind.CALL
+        stream = None if is_own else lanes.shared_now()
         if stream is None:
             with trio.CancelScope(deadline=deadline) as scope:
-                stream = await lanes.for_request(own=is_subscription or is_bulk)
+                stream = await lanes.for_request(own=is_own)
             if stream is None:
                 assert scope.cancelled_caught
                 raise _too_slow()
         # From here to the end nothing waits: a cancel leaves no entry without a request.
-        return self._put(stream, request, options, deadline, is_subscription=is_subscription)
+        return self._put(stream, request, options, deadline, kind)
 
     def _put(
         self,
@@ -287,11 +422,10 @@ class Calling:
         request: Requested,
         options: CallOptions,
         deadline: float,
-        *,
-        is_subscription: bool,
+        kind: _Kind,
     ) -> Pending:
         call_id = self._next_id()
-        window = self._window(stream) if is_subscription else None
+        window = self._window(stream) if kind in _HAVE_ITEMS else None
         timeout_ms = None
         if options.get("timeout_s") is not None and deadline < math.inf:
             left_s = deadline - GRACE_S - trio.current_time()
@@ -304,6 +438,8 @@ class Calling:
         pending: Pending = PendingCall(call_id, stream)
         if window is not None:
             pending = PendingItems(call_id, stream, ReceiveWindow(window), self._session.budget)
+        if kind in _SEND_ITEMS:
+            self._senders[call_id] = InputSender(pending, self._limits.frame_bytes)
         is_alone = not stream.pending
         self.pending[call_id] = stream.pending[call_id] = pending
         stream.outbox.put(encode_frame(body), is_alone=is_alone)
@@ -326,16 +462,18 @@ class Calling:
 
     def _leave(self, pending: Pending, why: CallError) -> None:
         self._give_up(pending.stream, pending.id)
-        if pending.stream.outbox.queued_bytes > SHARED_REQUEST_BYTES and (
-            pending.stream.is_single_use
-        ):
-            pending.stream.break_off()  # the request itself is still on its way
+        is_bulk = pending.stream.outbox.queued_bytes > SHARED_REQUEST_BYTES
+        if pending.stream.is_single_use and (is_bulk or pending.id in self._senders):
+            # The request itself is still on its way, or its items keep the abort from being read.
+            pending.stream.break_off()
         self._settled(pending)
         pending.fail(why)
 
     def _settled(self, pending: Pending) -> None:
         self.pending.pop(pending.id, None)
         pending.stream.pending.pop(pending.id, None)
+        if self._senders and (sender := self._senders.pop(pending.id, None)) is not None:
+            sender.stop()
         self._session.lanes.done_with(pending.stream)
         self._session.call_ended()
 
@@ -372,7 +510,10 @@ def _encode_input(value: object) -> msgspec.Raw:
 
 
 def _is_subscription() -> CallError:
-    why = "the operation is a subscription: subscribe to it"
+    return _other_type("the operation is a subscription: subscribe to it")
+
+
+def _other_type(why: str) -> CallError:
     return CallError(ErrorCode.INVALID_OPERATION_TYPE, why)
 
 

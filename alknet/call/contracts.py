@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+import msgspec
+
 from alknet.call.proto.events import Requested
 from alknet.core.contracts import Connection
 from alknet.core.identity import Identity
@@ -35,8 +37,12 @@ class AdmittedCall(Protocol):
     @property
     def large_output(self) -> bool: ...
 
+    def feed(self, items: AsyncIterator[msgspec.Raw]) -> None:
+        """Give an upload or bidirectional call its input items, before `run` or `stream`."""
+        ...
+
     async def run(self) -> bytes:
-        """Run a query or mutation and return its output as JSON.
+        """Run a query, mutation or upload and return its output as JSON.
 
         Cancelled (abort, deadline, disconnect), everything below it is cancelled too.
 
@@ -47,7 +53,7 @@ class AdmittedCall(Protocol):
         ...
 
     def stream(self) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Run a subscription: enter, take items (JSON each), leave, whether exhausted or not.
+        """Run what has items: enter, take items (JSON each), leave, whether exhausted or not.
 
         Entering and each item raise like `run`. The session takes the next item only once
         the last one found room, so a slow caller slows the operation down.

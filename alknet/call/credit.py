@@ -11,12 +11,13 @@ __all__ = ["ReceiveWindow", "SendCredit"]
 
 
 class SendCredit:
-    """Items that the callee of a subscription may still send."""
+    """Items that the sender of a stream of items may still send."""
 
-    __slots__ = ("_left", "_more")
+    __slots__ = ("_is_stopped", "_left", "_more")
 
     def __init__(self, window: int) -> None:
         self._left = window
+        self._is_stopped = False
         self._more = trio.lowlevel.ParkingLot()
 
     def add(self, n: int) -> None:
@@ -30,9 +31,14 @@ class SendCredit:
         self._left += n
         self._more.unpark_all()
 
+    def stop(self) -> None:
+        """Let nobody wait any more: the items will not be sent."""
+        self._is_stopped = True
+        self._more.unpark_all()
+
     async def take(self) -> None:
         """Wait until an item may be sent and count it. Cancelled, none was counted."""
-        while not self._left:
+        while not self._left and not self._is_stopped:
             await self._more.park()
         self._left -= 1
 

@@ -61,8 +61,9 @@ class DescribedOperation(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: Without a leading slash.
         namespace: The first segment of the name.
-        op_type: ``query``, ``mutation`` or ``subscription``.
-        output_schema: Of the output, or of each item of a subscription.
+        op_type: ``query``, ``mutation``, ``subscription``, ``upload`` or ``bidi``.
+        item_schema: Of each input item; only uploads and bidirectional operations have it.
+        output_schema: Of the output, or of each item that comes back.
         access: Who may call it.
         resource_id_path: Where the input names the resource, as a JSON Pointer.
         max_duration_s: Its own deadline, null for the node's.
@@ -76,6 +77,7 @@ class DescribedOperation(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     description: str
     input_schema: JsonSchema | UnsetType = UNSET
+    item_schema: JsonSchema | UnsetType = UNSET
     output_schema: JsonSchema | UnsetType = UNSET
     error_schemas: list[DescribedError] | UnsetType = UNSET
     access: AccessRules | UnsetType = UNSET
@@ -139,6 +141,7 @@ def describe_fully(entry: Entry) -> DescribedOperation:
     return msgspec.structs.replace(
         describe_briefly(entry),
         input_schema=operation.input.schema,
+        item_schema=UNSET if operation.item is None else operation.item.schema,
         output_schema=operation.output.schema,
         error_schemas=_errors(operation),
         access=spec.access,

@@ -29,7 +29,6 @@ from alknet.call.context import CallInfo, Context, Remote
 from alknet.call.operations import Operation
 from alknet.call.registry import Registry
 from alknet.call.schema import Mismatch, Shape
-from alknet.call.spec import OpType
 from alknet.call.visibility import ScopeVerdicts, no_such_operation, operation_name
 from alknet.core.access import MissingResourceId, check_access
 from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider
@@ -147,7 +146,7 @@ class OperationDispatcher:
 
     def _timeout_s(self, operation: Operation[..., Any]) -> float | None:
         declared = operation.spec.max_duration_s
-        if declared is None and operation.spec.op_type is OpType.SUBSCRIPTION:
+        if declared is None and operation.spec.op_type.has_items:
             return None
         longest = self.limits.call_timeout_max_s
         return min(self.limits.call_timeout_s if declared is None else declared, longest)
@@ -163,7 +162,7 @@ class Admitted:
         used_token: The request's token was accepted.
     """
 
-    __slots__ = ("_operation", "_value", "context", "timeout_s", "used_token")
+    __slots__ = ("_items", "_operation", "_value", "context", "timeout_s", "used_token")
 
     def __init__(
         self,
@@ -179,13 +178,15 @@ class Admitted:
         self.used_token = used_token
         self._operation = operation
         self._value = value
+        shape = operation.item
+        self._items = None if shape is None else _InputItems(shape, None)
 
     def __repr__(self) -> str:
         return f"<Admitted {self.context!r}>"
 
     @property
     def op_type(self) -> str:
-        """``query``, ``mutation`` (then `run`) or ``subscription`` (then `stream`)."""
+        """Of ``query``, ``mutation``, ``upload`` (`run`), ``subscription``, ``bidi`` (`stream`)."""
         return self._operation.spec.op_type.value
 
     @property
@@ -198,8 +199,17 @@ class Admitted:
         """The operation says that its output may be large."""
         return self._operation.spec.large_output
 
+    def feed(self, items: AsyncIterator[msgspec.Raw]) -> None:
+        """Give an upload or bidirectional call its input items; without, it has none.
+
+        An item that does not fit ends the call with INVALID_INPUT, even if the handler goes on.
+        """
+        shape = self._operation.item
+        assert shape is not None
+        self._items = _InputItems(shape, items)
+
     async def run(self) -> bytes:
-        """Run a query or mutation and return its output as JSON.
+        """Run a query, mutation or upload and return its output as JSON.
 
         Cancelled, the handler is cancelled, and has ended when this raises `trio.Cancelled`.
 
@@ -208,6 +218,8 @@ class Admitted:
         """
         operation = self._operation
         try:
+            if self._items is not None:
+                return await self._run_upload(self._items)
             output = await operation.start(self.context, self._value)
             return operation.output.encode(output)
         except BaseException as exc:  # boundary: a crash ends its call, no more
@@ -217,16 +229,26 @@ class Admitted:
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Run a subscription inside the block; its items come as JSON.
+        """Run a subscription or bidirectional call inside the block; its items come as JSON.
 
         The handler is closed when the block is left, and nothing of it runs after. Iterating
         raises CallError like `run`.
         """
-        items = self._operation.iterate(self.context, self._value)
+        items = self._operation.iterate(self.context, self._value, self._items)
         try:
-            yield _Items(items, self._operation.output, self._boundary())
+            yield _Items(items, self._operation.output, self._boundary(), self._items)
         finally:
             await self._close(items)
+
+    async def _run_upload(self, items: _InputItems) -> bytes:
+        operation = self._operation
+        try:
+            output = await operation.start(self.context, self._value, items)
+        except Exception:
+            items.check()
+            raise
+        items.check()
+        return operation.output.encode(output)
 
     def _boundary(self) -> HandlerBoundary:
         return HandlerBoundary(self._operation, self.context)
@@ -250,22 +272,74 @@ class _Items:
     """The items of a subscription as JSON. `Admitted.stream` closes what is behind it."""
 
     def __init__(
-        self, items: AsyncGenerator[object, None], shape: Shape, boundary: HandlerBoundary
+        self,
+        items: AsyncGenerator[object, None],
+        shape: Shape,
+        boundary: HandlerBoundary,
+        inputs: _InputItems | None,
     ) -> None:
         self._items = items
         self._shape = shape
         self._boundary = boundary
+        self._inputs = inputs
 
     def __aiter__(self) -> _Items:
         return self
 
     async def __anext__(self) -> bytes:
         with self._boundary.guard():
-            item = await anext(self._items, _END)
+            item = await self._next()
             data = b"" if item is _END else self._shape.encode(item)
         if item is _END:
             raise StopAsyncIteration
         return data
+
+    async def _next(self) -> object:
+        if self._inputs is None:
+            return await anext(self._items, _END)
+        try:
+            item = await anext(self._items, _END)
+        except Exception:
+            self._inputs.check()
+            raise
+        self._inputs.check()
+        return item
+
+
+class _InputItems:
+    """The items that a caller sends, decoded, for the handler to iterate."""
+
+    def __init__(self, shape: Shape, items: AsyncIterator[msgspec.Raw] | None) -> None:
+        self._shape = shape
+        self._items = items
+        self._count = 0
+        self._fault: CallError | None = None
+
+    def __aiter__(self) -> _InputItems:
+        return self
+
+    async def __anext__(self) -> object:
+        self.check()
+        if self._items is None:
+            raise StopAsyncIteration
+        data = await anext(self._items)
+        try:
+            item: object = self._shape.decode_untrusted(data)
+        except Mismatch as exc:
+            where = f" at {exc.path}" if exc.path else ""
+            self._fault = CallError(
+                ErrorCode.INVALID_INPUT,
+                f"invalid input item {self._count}{where}: {exc.message}",
+                details={"path": exc.path, "item": self._count},
+            )
+            raise self._fault from None
+        self._count += 1
+        return item
+
+    def check(self) -> None:
+        """Raise CallError if an item was not what it must be."""
+        if self._fault is not None:
+            raise self._fault
 
 
 def _is_local(identity: Identity) -> bool:

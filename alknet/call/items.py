@@ -35,6 +35,11 @@ class ItemQueue:
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def error(self) -> CallError | None:
+        """What it was ended with, if not in good order."""
+        return self._end
+
     def put(self, item: msgspec.Raw) -> None:
         """Queue *item*; never waits."""
         self._items.append(item)

@@ -22,6 +22,8 @@ from alknet.call.proto import (
     Event,
     Failed,
     Faulty,
+    InputEnd,
+    InputItem,
     Requested,
     Responded,
 )
@@ -181,6 +183,7 @@ class Lanes:
             self._session.calling.fail_on(stream, why)
             stream.finish_soon()
         else:
+            self._session.serving.cut_off(stream)
             stream.finish_if_answered()
 
     def stream_reset(self, stream: CallStream, why: StreamReset) -> None:
@@ -241,7 +244,11 @@ class Lanes:
         self._session.end_by_peer(event.reason, event.code)
 
     def _credited(self, _stream: CallStream, event: Credit) -> None:
-        self._session.serving.credited(event)
+        if not self._session.calling.credited(event):
+            self._session.serving.credited(event)
+
+    def _input_came(self, stream: CallStream, event: InputItem | InputEnd) -> None:
+        self._session.serving.input_came(stream, event)
 
     def _completed(self, stream: CallStream, event: Completed) -> None:
         self._session.calling.completed(stream, event)
@@ -315,6 +322,8 @@ class Lanes:
 
 _RARE: Mapping[type, Callable[[Lanes, CallStream, Any], None]] = {
     Credit: Lanes._credited,  # noqa: SLF001  the table is a part of the class
+    InputItem: Lanes._input_came,  # noqa: SLF001
+    InputEnd: Lanes._input_came,  # noqa: SLF001
     Completed: Lanes._completed,  # noqa: SLF001
     Failed: Lanes._failed,  # noqa: SLF001
     Aborted: Lanes._aborted,  # noqa: SLF001

@@ -12,7 +12,9 @@ async def add(sum: Sum) -> int:
 ```
 
 A function takes a `Context` and an input, either, or none; the input and what it returns (or, as
-an async generator, yields) are any types that msgspec knows. It stays callable as it was written.
+an async generator, yields) are any types that msgspec knows. With a parameter ``AsyncIterator[T]``
+it takes a stream of items too, which its caller sends while it runs (an upload; as a generator,
+``bidi``). It stays callable as it was written.
 Names are as in ``services/list``: without the slash that leads them on the wire.
 """
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
@@ -66,7 +68,8 @@ class Operation(Generic[P, R]):
     Attributes:
         spec: What was declared.
         input: The shape of the input.
-        output: The shape of the output, or of each item of a subscription.
+        item: The shape of each input item of an upload or bidirectional operation; else None.
+        output: The shape of the output, or of each item that comes back.
         details: The shape of the details of each declared error that has some.
         resource_id: Where the resource id stands in the input, if the access check needs one.
     """
@@ -74,6 +77,7 @@ class Operation(Generic[P, R]):
     def __init__(self, function: Callable[P, R], spec: OperationSpec, signature: Signature) -> None:
         self.spec = spec
         self.input = Shape(Nothing if signature.input_name is None else signature.input_type)
+        self.item = None if signature.items_name is None else Shape(signature.item_type)
         self.output = Shape(signature.output_type)
         self.details = {
             error.code: _details(error) for error in spec.errors if error.details_type is not None
@@ -121,21 +125,27 @@ class Operation(Generic[P, R]):
         """Run a query or mutation on a decoded input. Cancelled, it ends as its function does."""
         return await self.start(ctx, value)
 
-    def iterate(self, ctx: Context, value: object) -> AsyncGenerator[object, None]:
-        """Return the items of a subscription; the caller closes them (`contextlib.aclosing`)."""
-        return cast("AsyncGenerator[object, None]", self._call(ctx, value))
+    def iterate(
+        self, ctx: Context, value: object, items: AsyncIterator[object] | None = None
+    ) -> AsyncGenerator[object, None]:
+        """Return the items that come back; the caller closes them (`contextlib.aclosing`)."""
+        return cast("AsyncGenerator[object, None]", self._call(ctx, value, items))
 
-    def start(self, ctx: Context, value: object) -> Coroutine[Any, Any, object]:
-        """Return what `run` awaits, for who counts frames."""
-        return cast("Coroutine[Any, Any, object]", self._call(ctx, value))
+    def start(
+        self, ctx: Context, value: object, items: AsyncIterator[object] | None = None
+    ) -> Coroutine[Any, Any, object]:
+        """Return what `run` awaits, for who counts frames; of an upload too, with its *items*."""
+        return cast("Coroutine[Any, Any, object]", self._call(ctx, value, items))
 
-    def _call(self, ctx: Context, value: object) -> object:
+    def _call(self, ctx: Context, value: object, items: AsyncIterator[object] | None) -> object:
         signature = self._signature
         arguments: dict[str, object] = {}
         if signature.context_name is not None:
             arguments[signature.context_name] = ctx
         if signature.input_name is not None:
             arguments[signature.input_name] = value
+        if signature.items_name is not None:
+            arguments[signature.items_name] = items
         return cast("Callable[..., object]", self._function)(**arguments)
 
 
@@ -159,8 +169,9 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
         name: ``seg(/seg)+``, each seg 1 to 64 of letters, digits, ``_``, ``.`` and ``-``.
         access: Who may call it: `public`, `scopes`, `any_scope` or `resource`. Must be given
             unless *internal*.
-        op_type: ``query``, ``mutation`` or ``subscription``. By default an async generator is a
-            subscription and all else a query.
+        op_type: ``query``, ``mutation``, ``subscription``, ``upload`` or ``bidi``. By default what
+            the function is: with an ``AsyncIterator`` among its parameters an upload, as an async
+            generator a subscription, as both ``bidi``, and all else a query.
         mutation: Short for ``op_type="mutation"``.
         internal: Not for the outside, where it looks missing.
         resource_id_path: JSON Pointer (RFC 6901) to the resource id in the input. Without it, an
@@ -183,7 +194,12 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
             document = inspect.getdoc(function) or ""
             spec = OperationSpec(
                 name=name,
-                op_type=_op_type(op_type, mutation=mutation, is_generator=signature.is_generator),
+                op_type=_op_type(
+                    op_type,
+                    mutation=mutation,
+                    is_generator=signature.is_generator,
+                    takes_items=signature.items_name is not None,
+                ),
                 access=_access(access, internal=internal, resource_id_path=resource_id_path),
                 internal=internal,
                 resource_id_path=resource_id_path,
@@ -238,19 +254,23 @@ def resource(
     )
 
 
-def _op_type(declared: str | None, *, mutation: bool, is_generator: bool) -> OpType:
+def _op_type(
+    declared: str | None, *, mutation: bool, is_generator: bool, takes_items: bool
+) -> OpType:
     if mutation and declared not in {None, OpType.MUTATION}:
         raise LocalError(f"both mutation=True and op_type={declared!r}")
     if mutation:
         declared = OpType.MUTATION
+    fits = _FITTING[is_generator, takes_items]
     if declared is None:
-        return OpType.SUBSCRIPTION if is_generator else OpType.QUERY
+        return fits[0]
     if declared not in set(OpType):
         known = ", ".join(OpType)
         raise LocalError(f"op type {declared!r} is not one of {known}")
-    if is_generator != (declared == OpType.SUBSCRIPTION):
+    if declared not in fits:
         what = "an async generator" if is_generator else "a plain async function"
-        raise LocalError(f"{what} cannot be a {declared}")
+        items = " that takes items" if takes_items else ""
+        raise LocalError(f"{what}{items} cannot be a {declared}")
     return OpType(declared)
 
 
@@ -287,3 +307,12 @@ def _duration(seconds: float | None) -> float | None:
     if seconds is not None and not 0 < seconds < float("inf"):
         raise LocalError(f"max_duration_s must be a time above 0, not {seconds}")
     return seconds
+
+
+# By whether the function is a generator, and whether it takes items; the first is the default.
+_FITTING = {
+    (False, False): (OpType.QUERY, OpType.MUTATION),
+    (True, False): (OpType.SUBSCRIPTION,),
+    (False, True): (OpType.UPLOAD,),
+    (True, True): (OpType.BIDI,),
+}

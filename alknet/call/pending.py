@@ -37,6 +37,11 @@ class PendingCall:
         self._error: CallError | None = None
         self._waiter: trio.lowlevel.Task | None = None
 
+    @property
+    def error(self) -> CallError | None:
+        """Why it failed; None if it did not, or not yet."""
+        return self._error
+
     def settle(self, output: msgspec.Raw) -> None:
         """End it with its output."""
         self._output = output

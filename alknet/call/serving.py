@@ -14,6 +14,7 @@ import trio
 from alknet.call.codes import CallError, ErrorCode, call_error_from
 from alknet.call.contracts import AdmittedCall
 from alknet.call.credit import SendCredit
+from alknet.call.inputs import InputItems
 from alknet.call.proto import (
     MAX_DEPTH,
     Aborted,
@@ -21,6 +22,8 @@ from alknet.call.proto import (
     Credit,
     Event,
     Failed,
+    InputEnd,
+    InputItem,
     Requested,
     Responded,
     encode_event,
@@ -54,6 +57,7 @@ class InboundCall:
         auth_token: The token that it came with, if that is why it runs. Secret.
         stream: Where it came and where its answer goes.
         credit: Items that it may send; None where flow control alone decides.
+        inputs: What the caller of an upload or bidirectional call has sent; None for other kinds.
         scope: Ends it, with everything below.
     """
 
@@ -66,6 +70,7 @@ class InboundCall:
         "id",
         "identity",
         "input_bytes",
+        "inputs",
         "operation",
         "scope",
         "stream",
@@ -88,6 +93,7 @@ class InboundCall:
         self.admitted = admitted
         self.stream = stream
         self.credit = None if request.window is None else SendCredit(request.window)
+        self.inputs: InputItems | None = None
         is_sooner = expires_at <= deadline
         self.scope = trio.CancelScope(deadline=expires_at if is_sooner else deadline)
         self._deadline = deadline
@@ -148,6 +154,8 @@ class Serving:
         self.calls[call.id] = call
         stream.serving.add(call)
         self._input_bytes += call.input_bytes
+        if call.admitted.op_type in _TAKES_ITEMS:
+            self._open_inputs(call)
         if self._workers is None:  # a session that only calls needs none
             self._workers = Workers(self._session.spawn, self._run)
         self._workers.give(call)
@@ -177,6 +185,36 @@ class Serving:
             call.credit.add(event.n)
         except CallError as exc:
             call.end(Failed.of(event.id, exc))
+
+    def input_came(self, stream: CallStream, event: InputItem | InputEnd) -> None:
+        """Take an input item or the end of them; for an unknown id it is ignored.
+
+        Raises:
+            Violation: It came on another stream than its request, so that its place is not known.
+        """
+        call = self.calls.get(event.id)
+        if call is None or call.scope.cancel_called:
+            return  # it may be over while items are on their way
+        if call.stream is not stream:
+            raise Violation("input left the stream of its request")
+        if call.inputs is None:
+            why = f"a {call.admitted.op_type} takes no input items"
+            call.end(_failed(call.id, ErrorCode.INVALID_OPERATION_TYPE, why))
+            return
+        try:
+            if isinstance(event, InputItem):
+                call.inputs.receive(event.item)
+            else:
+                call.inputs.end()
+        except CallError as exc:
+            call.end(Failed.of(call.id, exc))
+
+    def cut_off(self, stream: CallStream) -> None:
+        """End the calls on *stream* whose input is not whole: no more will come."""
+        for call in stream.serving:
+            if call.inputs is not None and not call.inputs.has_ended:
+                why = "the stream ended before call.input_end"
+                call.end(_failed(call.id, ErrorCode.INVALID_INPUT, why))
 
     def faulted(self, call_id: str, error: CallError) -> None:
         """End the call for a bad message about it; an unknown id is ignored."""
@@ -232,6 +270,13 @@ class Serving:
         if self._input_bytes + len(request.input) > self._limits.buffered_bytes_per_connection:
             raise CallError(ErrorCode.RESOURCE_EXHAUSTED, "too much input in flight")
 
+    def _open_inputs(self, call: InboundCall) -> None:
+        most = self._limits.subscription_window
+        call.inputs = InputItems(call.id, call.stream, self._session.budget, most)
+        call.stream.inputs.add(call.inputs)
+        call.inputs.begin()
+        call.admitted.feed(call.inputs)
+
     # --- running
 
     async def _run(self, call: InboundCall) -> None:
@@ -256,7 +301,7 @@ class Serving:
 
     async def _outcome(self, call: InboundCall) -> Event:
         try:
-            if call.admitted.op_type == "subscription":
+            if call.admitted.op_type in _HAS_ITEMS:
                 await self._pump(call)
                 return Completed(call.id)
             return Responded(call.id, msgspec.Raw(await call.admitted.run()))
@@ -307,15 +352,20 @@ class Serving:
     def _forget(self, call: InboundCall) -> None:
         del self.calls[call.id]
         call.stream.serving.discard(call)
+        if call.inputs is not None:
+            call.stream.inputs.discard(call.inputs)
+            call.inputs.close()
         self._input_bytes -= call.input_bytes
 
 
 def _check_type(request: Requested, admitted: AdmittedCall) -> None:
     kind = admitted.op_type
-    if kind not in {"query", "mutation", "subscription"}:
-        raise CallError(ErrorCode.INVALID_OPERATION_TYPE, f"{kind} operations are not served yet")
-    if request.window is not None and kind != "subscription":
+    if request.window is not None and kind not in _HAS_ITEMS:
         raise CallError(ErrorCode.INVALID_OPERATION_TYPE, f"a {kind} has no items: call it")
+
+
+_HAS_ITEMS = frozenset({"subscription", "bidi"})
+_TAKES_ITEMS = frozenset({"upload", "bidi"})
 
 
 def _failed(call_id: str, code: ErrorCode, message: str) -> Failed:

@@ -19,7 +19,14 @@ from typing import Any, TypeVar, Unpack
 import msgspec
 import trio
 
-from alknet.call.calling import Calling, CallOptions, Subscription, TypedSubscription
+from alknet.call.calling import (
+    Bidi,
+    Calling,
+    CallOptions,
+    Subscription,
+    TypedSubscription,
+    Upload,
+)
 from alknet.call.contracts import Dispatcher
 from alknet.call.lanes import Lanes
 from alknet.call.outbox import Budget
@@ -31,7 +38,15 @@ from alknet.core.limits import Limits
 from alknet.core.scopes import open_background
 from alknet.errors import LocalError, Malformed
 
-__all__ = ["CallOptions", "CallSession", "Subscription", "TypedSubscription", "open_session"]
+__all__ = [
+    "Bidi",
+    "CallOptions",
+    "CallSession",
+    "Subscription",
+    "TypedSubscription",
+    "Upload",
+    "open_session",
+]
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +208,38 @@ class CallSession:
         raised by the iteration.
         """
         return self.calling.subscribe(operation, input, options)
+
+    def upload(
+        self,
+        operation: str,
+        input: object = None,  # noqa: A002
+        **options: Unpack[CallOptions],
+    ) -> AbstractAsyncContextManager[Upload]:
+        """Run an upload to the peer: send it items inside the block, then take its output.
+
+        ```python
+        async with session.upload("files/put", {"name": "a.txt"}) as upload:
+            for chunk in chunks:
+                await upload.send(chunk)
+            output = await upload.finish()
+        ```
+
+        Leaving the block without `Upload.finish`, by a cancel too, tells the peer to abort.
+        Arguments and errors are those of `call`.
+        """
+        return self.calling.upload(operation, input, options)
+
+    def bidi(
+        self,
+        operation: str,
+        input: object = None,  # noqa: A002
+        **options: Unpack[CallOptions],
+    ) -> AbstractAsyncContextManager[Bidi]:
+        """Run a bidirectional operation of the peer: send it items and iterate over what it sends.
+
+        Otherwise it is like `subscribe`; `Bidi.finish` says that no more is sent.
+        """
+        return self.calling.bidi(operation, input, options)
 
     @asynccontextmanager
     async def subscribe_as(

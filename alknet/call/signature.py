@@ -23,6 +23,8 @@ class Signature(msgspec.Struct, frozen=True):
         context_name: The parameter that gets the `Context`, if any.
         input_name: The parameter that gets the input, if any.
         input_type: Its annotation.
+        items_name: The parameter that gets the input items of an upload, if any.
+        item_type: What each of them is.
         output_type: What is returned, or of each item that is yielded.
         is_generator: It is an async generator function.
         unbound: It is a method, seen in its class: it has no instance yet.
@@ -31,6 +33,8 @@ class Signature(msgspec.Struct, frozen=True):
     context_name: str | None
     input_name: str | None
     input_type: Any
+    items_name: str | None
+    item_type: Any
     output_type: Any
     is_generator: bool
     unbound: bool
@@ -69,11 +73,13 @@ def read_signature(function: Callable[..., object], names: Mapping[str, object])
     if unbound:
         parameters = parameters[1:]
     hints = _hints(function, names)
-    context_name, input_name = _parameters(parameters, hints)
+    context_name, input_name, items_name = _parameters(parameters, hints)
     return Signature(
         context_name=context_name,
         input_name=input_name,
         input_type=None if input_name is None else hints[input_name],
+        items_name=items_name,
+        item_type=None if items_name is None else get_args(hints[items_name])[0],
         output_type=_output(hints, is_generator=is_generator),
         is_generator=is_generator,
         unbound=unbound,
@@ -102,24 +108,28 @@ def _hints(function: Callable[..., object], names: Mapping[str, object]) -> dict
 
 def _parameters(
     parameters: list[inspect.Parameter], hints: Mapping[str, Any]
-) -> tuple[str | None, str | None]:
-    context_name: str | None = None
-    input_name: str | None = None
+) -> tuple[str | None, str | None, str | None]:
+    """Return the names of those for the context, the input and its items."""
+    found: dict[str, str] = {}
     for parameter in parameters:
         if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
             raise LocalError(f"parameter {parameter.name!r} cannot be given by its name")
         if parameter.name not in hints:
             raise LocalError(f"parameter {parameter.name!r} has no annotation")
-        if hints[parameter.name] is Context and context_name is None:
-            context_name = parameter.name
-        elif hints[parameter.name] is not Context and input_name is None:
-            input_name = parameter.name
-        else:
+        role = _role(hints[parameter.name])
+        if role in found:
             raise LocalError(
-                f"parameter {parameter.name!r} is too many: there is one Context and one input "
-                "(put more values into a msgspec.Struct)"
+                f"parameter {parameter.name!r} is too many: there is one Context, one input "
+                "(put more values into a msgspec.Struct) and one AsyncIterator"
             )
-    return context_name, input_name
+        found[role] = parameter.name
+    return found.get("context"), found.get("input"), found.get("items")
+
+
+def _role(hint: object) -> str:
+    if hint is Context:
+        return "context"
+    return "items" if get_origin(hint) in {AsyncIterator, AsyncIterable} else "input"
 
 
 def _output(hints: Mapping[str, Any], *, is_generator: bool) -> Any:

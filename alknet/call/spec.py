@@ -27,11 +27,23 @@ MAX_NAME_BYTES = 255
 
 
 class OpType(enum.StrEnum):
-    """How an operation runs: what a retry means, and how many outputs there are."""
+    """How an operation runs: what a retry means, and how many outputs and inputs there are."""
 
     QUERY = "query"
     MUTATION = "mutation"
     SUBSCRIPTION = "subscription"
+    UPLOAD = "upload"
+    BIDI = "bidi"
+
+    @property
+    def has_items(self) -> bool:
+        """Its outputs are a stream of items."""
+        return self in {OpType.SUBSCRIPTION, OpType.BIDI}
+
+    @property
+    def takes_items(self) -> bool:
+        """Its caller sends a stream of items, beside the input."""
+        return self in {OpType.UPLOAD, OpType.BIDI}
 
 
 class ErrorSpec(msgspec.Struct, frozen=True):
@@ -91,7 +103,8 @@ class OperationSpec(msgspec.Struct, frozen=True, kw_only=True):
         internal: Only other operations of this node may call it; to all others it is missing.
         resource_id_path: JSON Pointer to the resource id in the input; None for a list.
         errors: What it raises beside the protocol's codes.
-        max_duration_s: Its deadline; None for the node's default, and none for subscriptions.
+        max_duration_s: Its deadline; None for the node's default, and none for subscriptions and
+            bidirectional calls.
         large_output: Its output may be large: callers should give it a stream of its own.
         title: One line for people.
         description: The whole story.

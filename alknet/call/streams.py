@@ -27,6 +27,7 @@ from alknet.core.limits import Limits
 from alknet.errors import Malformed, PeerError
 
 if TYPE_CHECKING:
+    from alknet.call.inputs import InputItems
     from alknet.call.serving import InboundCall
 
 __all__ = ["LINGER_S", "CallStream", "StreamOwner"]
@@ -77,6 +78,7 @@ class CallStream:
         is_single_use: Opened for one call.
         outbox: What is to be sent.
         serving: The peer's requests on it that run.
+        inputs: What waits for those of them that take input items.
         pending: Our requests on it, by id.
         has_ended: The peer finished its side.
     """
@@ -102,6 +104,7 @@ class CallStream:
         if not is_ours:
             self.outbox.notice_stop()
         self.serving: set[InboundCall] = set()
+        self.inputs: set[InputItems] = set()
         self.pending: dict[str, Pending] = {}
         self.has_ended = False
         self._decoder = FrameDecoder(limits.frame_bytes_unproven)
@@ -184,7 +187,11 @@ class CallStream:
 
     async def _wait_space(self) -> None:
         # On a stream of its own, a subscription that is not read stops the stream: flow control
-        # does the rest. On others its window bounds the queue, and the reader goes on.
+        # does the rest. On others its window bounds the queue, and the reader goes on. Input that
+        # is not taken stops its stream too, unless that is the only one: there it needs credit.
+        if self.inputs and not self.is_only:
+            for inputs in list(self.inputs):
+                await inputs.queue.wait_space(self._most_items, self._most_bytes)
         if not self.is_single_use:
             return
         for pending in list(self.pending.values()):

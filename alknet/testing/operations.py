@@ -8,7 +8,7 @@ async def test_add():
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -113,14 +113,16 @@ async def call_operation(
     operation: Operation[..., Any],
     input: object = None,  # noqa: A002  the protocol's word
     *,
+    items: Iterable[object] = (),
     identity: Identity = OWNER,
     ownership: OwnershipProvider | None = None,
 ) -> Any:
-    """Run a query or mutation as *identity* would over a connection, and return its output.
+    """Run a query, mutation or upload as *identity* would, and return its output.
 
     Args:
         operation: Need not be registered; a method must be bound.
         input: What msgspec writes as JSON: a struct, a dict, … None sends ``{}``.
+        items: What is uploaded, each like *input*.
         identity: The caller. The owner, by default, passes every access check.
         ownership: Who owns what; by default nobody owns anything.
 
@@ -131,6 +133,7 @@ async def call_operation(
         CallError: What a remote caller would get.
     """
     async with _admitted(operation, input, identity, ownership) as call:
+        _feed(call, items)
         return msgspec.json.decode(await call.run())
 
 
@@ -138,20 +141,23 @@ async def collect_items(
     operation: Operation[..., Any],
     input: object = None,  # noqa: A002  the protocol's word
     *,
+    items: Iterable[object] = (),
     limit: int | None = None,
     identity: Identity = OWNER,
     ownership: OwnershipProvider | None = None,
 ) -> list[Any]:
-    """Run a subscription like `call_operation`, and return its items, the first *limit* at most."""
-    items: list[Any] = []
-    async with _admitted(operation, input, identity, ownership) as call, call.stream() as stream:
-        if limit == 0:
-            return items
-        async for item in stream:
-            items.append(msgspec.json.decode(item))
-            if len(items) == limit:
-                break
-    return items
+    """Run what gives items like `call_operation`, and return the first *limit* of them at most."""
+    found: list[Any] = []
+    async with _admitted(operation, input, identity, ownership) as call:
+        _feed(call, items)
+        async with call.stream() as stream:
+            if limit == 0:
+                return found
+            async for item in stream:
+                found.append(msgspec.json.decode(item))
+                if len(found) == limit:
+                    break
+    return found
 
 
 def admit_request(
@@ -219,11 +225,31 @@ async def _asked(
 
 
 async def _begin(call: Admitted) -> None:
-    if call.op_type != OpType.SUBSCRIPTION:
+    if not OpType(call.op_type).has_items:
         await call.run()
         return
     async with call.stream() as items:
         await anext(items, b"")
+
+
+def _feed(call: Admitted, items: Iterable[object]) -> None:
+    if OpType(call.op_type).takes_items:
+        call.feed(_GivenItems(items))
+
+
+class _GivenItems:
+    def __init__(self, items: Iterable[object]) -> None:
+        self._items = iter(items)
+
+    def __aiter__(self) -> _GivenItems:
+        return self
+
+    async def __anext__(self) -> msgspec.Raw:
+        await trio.lowlevel.checkpoint()
+        item = next(self._items, _END)
+        if item is _END:
+            raise StopAsyncIteration
+        return msgspec.Raw(msgspec.json.encode(item))
 
 
 @asynccontextmanager
@@ -243,6 +269,8 @@ async def _admitted(
         connection.identity = identity
         yield admit_request(registry, connection, request, ownership=ownership)
 
+
+_END = object()
 
 _identities: type[IdentityProvider] = FixedIdentities
 _ownership: type[OwnershipProvider] = FixedOwnership

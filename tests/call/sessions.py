@@ -29,6 +29,8 @@ PEER = Identity("peer:w1", ("echo",))
 
 Query = Callable[[msgspec.Raw], Awaitable[object]]
 Items = Callable[[msgspec.Raw], AsyncGenerator[object]]
+UploadOf = Callable[[msgspec.Raw, AsyncIterator[msgspec.Raw]], Awaitable[object]]
+BidiOf = Callable[[msgspec.Raw, AsyncIterator[msgspec.Raw]], AsyncGenerator[object]]
 
 
 class Call:
@@ -41,12 +43,23 @@ class Call:
         self.op_type = owner.kinds.get(request.operation, "query")
         if request.operation in owner.subscriptions:
             self.op_type = "subscription"
+        if request.operation in owner.uploads:
+            self.op_type = "upload"
+        if request.operation in owner.bidis:
+            self.op_type = "bidi"
         self.timeout_s = owner.timeouts.get(request.operation)
         self.identity = identity
         self.used_token = request.auth_token is not None
         self.large_output = False
 
+    def feed(self, items: AsyncIterator[msgspec.Raw]) -> None:
+        self._items = items
+
     async def run(self) -> bytes:
+        if self.op_type == "upload":
+            with self._owner.noting():
+                upload = self._owner.uploads[self._name]
+                return msgspec.json.encode(await upload(self._input, self._items))
         with self._owner.noting():
             return msgspec.json.encode(await self._owner.queries[self._name](self._input))
 
@@ -55,9 +68,13 @@ class Call:
 
     @asynccontextmanager
     async def _stream(self) -> AsyncGenerator[AsyncIterator[bytes]]:
+        if self.op_type == "bidi":
+            made = self._owner.bidis[self._name](self._input, self._items)
+        else:
+            made = self._owner.subscriptions[self._name](self._input)
         with self._owner.noting():
             async with (
-                aclosing(self._owner.subscriptions[self._name](self._input)) as items,
+                aclosing(made) as items,
                 aclosing(_encoded(items)) as encoded,
             ):
                 yield encoded
@@ -89,6 +106,8 @@ class Operations:
         self.queries: dict[str, Query] = {"echo/unary": _echo, "echo/slow": _slow}
         self.subscriptions: dict[str, Items] = {"echo/stream": _count, "echo/endless": _endless}
         self.kinds: dict[str, str] = {}
+        self.uploads: dict[str, UploadOf] = {"echo/total": _total}
+        self.bidis: dict[str, BidiOf] = {"echo/each": _each}
         self.timeouts: dict[str, float] = {}
         self.tokens: dict[str, Identity] = {}
         self.requests: list[Requested] = []
@@ -104,9 +123,26 @@ class Operations:
             if request.auth_token not in self.tokens:
                 raise CallError(ErrorCode.FORBIDDEN, "token refused", is_failed_authentication=True)
             identity = self.tokens[request.auth_token]
-        if request.operation not in {*self.queries, *self.subscriptions, *self.kinds}:
+        if request.operation not in {
+            *self.queries,
+            *self.subscriptions,
+            *self.kinds,
+            *self.uploads,
+            *self.bidis,
+        }:
             raise CallError(ErrorCode.NOT_FOUND, "no such operation")
         return Call(self, request, identity)
+
+
+async def _total(_given: msgspec.Raw, items: AsyncIterator[msgspec.Raw]) -> object:
+    return sum([msgspec.json.decode(item, type=int) async for item in items])
+
+
+async def _each(
+    _given: msgspec.Raw, items: AsyncIterator[msgspec.Raw]
+) -> AsyncGenerator[msgspec.Raw]:
+    async for item in items:
+        yield item
 
 
 async def _echo(given: msgspec.Raw) -> object:

@@ -73,7 +73,9 @@ async def test_list_differs_by_caller() -> None:
             listed = msgspec.json.decode(await caller.call("services/list"))
             return {entry["name"] for entry in listed["operations"]}
 
-    assert await names(peer("p", "echo")) - await names(ANONYMOUS) == {"echo/unary", "echo/stream"}
+    assert await names(peer("p", "echo")) - await names(ANONYMOUS) == {
+        f"echo/{name}" for name in ("unary", "stream", "upload", "bidi")
+    }
 
 
 async def test_a_token_serves_one_request() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import socket
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import trio
 
 from alknet.cli import lines
-from alknet.cli.lines import LineWriter
+from alknet.cli.lines import LineReader, LineWriter
 from alknet.cli.notify import feed_watchdog, notify
 
 
@@ -101,3 +102,41 @@ async def test_who_is_not_asked_feeds_no_watchdog(
     if pid is not None:
         monkeypatch.setenv("WATCHDOG_PID", pid)
     await feed_watchdog()
+
+
+async def test_lines_are_read_as_they_come() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as stream, os.fdopen(writer, "wb", buffering=0) as out:
+        read = LineReader(stream)
+        out.write("eins\nzwö".encode()[:-1])
+        assert await read.next() == "eins"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_finish, out, "ö\n\ndrei".encode()[1:])
+            assert await read.next() == "zwö"
+        assert await read.next() == ""
+        assert await read.next() == "drei"
+        assert await read.next() is None
+        assert await read.next() is None
+
+
+async def _finish(out: io.FileIO, rest: bytes) -> None:
+    out.write(rest)
+    out.close()
+
+
+async def test_lines_in_memory_are_read_too() -> None:
+    read = LineReader(io.StringIO("1\n2"))
+    assert [await read.next() for _ in range(3)] == ["1", "2", None]
+
+
+async def test_a_line_that_is_too_long_or_no_text_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 10)
+    with pytest.raises(ValueError, match="over 10 bytes"):
+        await LineReader(io.StringIO("x" * 100_000)).next()
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as stream, os.fdopen(writer, "wb", buffering=0) as out:
+        out.write(b"\xff\n")
+        with pytest.raises(UnicodeDecodeError):
+            await LineReader(stream).next()

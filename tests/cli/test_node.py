@@ -75,6 +75,17 @@ def test_a_peer_calls_over_each_transport(peer: Cli, node: RunningNode, transpor
     assert peer.ok("whoami", "@node", *options).json["carrier"] == transport
 
 
+def test_items_are_read_from_standard_input(own: Cli) -> None:
+    assert own.ok("call", "echo/upload", stdin='1\n\n{"a": 2}\n3').json == {"count": 3}
+    assert own.ok("call", "echo/upload").json == {"count": 0}
+    assert own.ok("call", "echo/bidi", stdin='"x"\n[1]\n').lines == ["x", [1]]
+    for kind in ("upload", "bidi"):
+        refused = own("call", f"echo/{kind}", stdin="1\n{]\n")
+        assert (refused.status, "line 2 of standard input" in refused.err) == (2, True)
+        refused = own("call", f"echo/{kind}", "-", stdin="{}")
+        assert (refused.status, "cannot give the input too" in refused.err) == (2, True)
+
+
 def test_operations_are_listed_without_a_leading_slash(own: Cli, peer: Cli) -> None:
     listed = own.ok("call", "services/list", "--json").json["operations"]
     names = {one["name"] for one in listed}

@@ -328,6 +328,10 @@ def _completed(call_id: str, payload: bytes | memoryview) -> Event:
     return Completed(call_id)
 
 
+def _input_item(call_id: str, payload: bytes | memoryview) -> Event:
+    return InputItem(call_id, _own(_ITEM.decode(payload).item, payload))
+
+
 def _input_end(call_id: str, payload: bytes | memoryview) -> Event:
     _ANYTHING.decode(payload)
     return InputEnd(call_id)
@@ -339,7 +343,7 @@ _FROM_WIRE: Mapping[bytes, Callable[[str, bytes | memoryview], Event]] = {
     b"call.completed": _completed,
     b"call.aborted": lambda call_id, data: Aborted(call_id, _ABORTED.decode(data).reason),
     b"call.error": _failed,
-    b"call.input": lambda call_id, data: InputItem(call_id, _ITEM.decode(data).item),
+    b"call.input": _input_item,
     b"call.input_end": _input_end,
     b"call.credit": lambda call_id, data: Credit(call_id, _CREDIT.decode(data).n),
     b"connection.close": _connection_close,
