@@ -20,6 +20,7 @@ import msgspec
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from alknet.call.audited import audited
 from alknet.call.builtin import builtin_operations
 from alknet.call.discovery import discovery_operations
 from alknet.call.dispatch import OperationDispatcher
@@ -30,7 +31,7 @@ from alknet.call.succession import succession_operation
 from alknet.call.vault_operations import vault_operations
 from alknet.core.address import Address
 from alknet.core.clock import wall_clock
-from alknet.core.config import NodeConfig, load_config, what_needs_restart
+from alknet.core.config import NodeConfig, load_config, what_changed, what_needs_restart
 from alknet.core.contracts import Connection, ProtocolHandler
 from alknet.core.endpoint.control import serve_control
 from alknet.core.endpoint.endpoint import Endpoint
@@ -52,6 +53,7 @@ from alknet.core.vault_pipe import receive_entropy, remove_stale_pipes
 from alknet.core.vault_service import VaultService
 from alknet.errors import AlknetError, LocalError
 from alknet.http import NotFoundHandler, NotFoundOverQuic
+from alknet.stores.audit import Entry, acting_as
 from alknet.stores.credentials import Credentials
 from alknet.stores.deferred import DeferredStore
 from alknet.stores.enrolment import EnrolmentTokens
@@ -300,7 +302,7 @@ class Node:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as arrived:
                 async for number in arrived:
                     if number == signal.SIGHUP:
-                        self._try_reload()
+                        await self._try_reload()
                     else:
                         break
                 log.info("node.draining", extra={"signal": signal.Signals(number).name})
@@ -399,13 +401,17 @@ class Node:
         self._addresses = self._ticket_addresses()
         return needs_restart
 
-    def _try_reload(self) -> None:
+    async def _try_reload(self) -> None:
+        before = self.config
         try:
             needs_restart = self.reload()
         except AlknetError as exc:
             log.error("config.reload_failed", extra={"error": str(exc)})  # noqa: TRY400  the text says it all
         else:
             log.info("config.reloaded", extra={"needs_restart": needs_restart})
+            changed = what_changed(before, self.config)
+            if changed:
+                await self._note("owner", "config.change", " ".join(changed))
 
     async def _follow_config(self) -> None:
         if self._home is None:
@@ -416,7 +422,7 @@ class Node:
             found = await trio.to_thread.run_sync(_signature, path, limiter=self._config_limiter)
             if found != self._config_seen:
                 self._config_seen = found
-                self._try_reload()
+                await self._try_reload()
 
     # Wiring.
 
@@ -432,7 +438,8 @@ class Node:
         if self.vault is not None and self._home is not None:
             receive = partial(receive_entropy, self._home)
             served = vault_operations(self.vault, receive_entropy=receive)
-            self.registry.extend(served, builtin=True)
+            noted = audited(served, self._note, also=("vault/get",))
+            self.registry.extend(noted, builtin=True)
         self.registry.extend(operations)
         self._dispatcher = OperationDispatcher(
             self.registry,
@@ -451,6 +458,15 @@ class Node:
             if not any(placeholder.alpns[0] in handler.alpns for handler in own):
                 own.append(placeholder)
         self.endpoint = Endpoint(Router(own), self.identities, limits, accept_tls=self._accept_tls)
+
+    async def _note(self, who: str, action: str, target: str) -> None:
+        """Write to the audit log what was done already; where it fails, the log has it."""
+        try:
+            with acting_as(who):
+                await self.identities.audit.record(Entry(action, target))
+        except AlknetError as exc:
+            about = {"who": who, "action": action, "target": target, "error": str(exc)}
+            log.error("audit.failed", extra=about)  # noqa: TRY400  the text says it all
 
     def _count_failed_authentication(self, connection: Connection) -> bool:
         return self.endpoint.report_failed_authentication(connection)

@@ -1,0 +1,61 @@
+"""``alknet audit``: who changed what, and whether somebody changed that."""
+
+from __future__ import annotations
+
+import json
+
+import apsw
+
+from tests.cli.kit import Cli, process
+
+
+def change_things(made: Cli) -> None:
+    key = made.ok("id", "--json").json["id"]
+    made.ok("peer", "add", "bob", key, "--scope", "echo")
+    made.ok("peer", "disable", "bob")
+    made.ok("token", "create", "ci")
+
+
+def test_changes_are_listed_with_who_made_them(made: Cli) -> None:
+    assert made.ok("audit").err.startswith("nothing yet")
+    change_things(made)
+    rows = made.ok("audit", "--json").lines
+    assert [(row["who"], row["action"]) for row in rows] == [
+        ("owner", "peer.add"),
+        ("owner", "peer.change"),
+        ("owner", "token.create"),
+    ]
+    assert rows[1]["details"] == {"enabled": "no"}
+    shown = made.ok("audit").out
+    assert "peer.change" in shown
+    assert "enabled no" in shown
+    assert made.ok("audit", "--since", "1h", "--json").lines == rows
+
+
+def test_an_altered_row_is_found_and_named(made: Cli) -> None:
+    change_things(made)
+    good = made.ok("audit", "--verify", "--json").json
+    assert (good["rows"], good["broken_at"]) == (3, None)
+    assert good["hash"] in made.ok("audit", "--verify").out
+    connection = apsw.Connection(str(made.home / "node.db"))
+    connection.execute(
+        "UPDATE row SET value = replace(value, 'owner', 'peer:x') WHERE tab = 'audit' "
+        "AND key LIKE '%2'"
+    )
+    connection.close()
+    bad = made.fails(1, "audit", "--verify", "--json")
+    assert (bad.json["rows"], bad.json["broken_at"]) == (1, 2)
+    assert bad.error["message"] == "the audit log is broken at row 2: it was altered"
+
+
+def test_verify_stands_alone(made: Cli) -> None:
+    assert made.fails(2, "audit", "--verify", "--follow", "--json").error["code"] == "USAGE"
+
+
+def test_a_follower_prints_what_happens(made: Cli) -> None:
+    change_things(made)
+    with process("audit", "--follow", "--json", home=made.home) as follower:
+        first = [json.loads(follower.line()) for _ in range(3)]
+        assert [row["number"] for row in first] == [1, 2, 3]
+        made.ok("peer", "remove", "bob")
+        assert json.loads(follower.line())["action"] == "peer.remove"
