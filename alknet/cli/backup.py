@@ -204,6 +204,7 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def _report(file: Path, size: int) -> None:
+    from alknet.cli.home import load_home_config
     from alknet.stores.backup import recovery_ways
 
     opened_by = recovery_ways(the_home())
@@ -211,6 +212,9 @@ def _report(file: Path, size: int) -> None:
         emit({"file": str(file.absolute()), "bytes": size, "opened_by": opened_by})
         return
     fields({"file": file.absolute(), "bytes": size, "vault opens with": ", ".join(opened_by)})
+    config = load_home_config()
+    if config.store or config.store_file:
+        note("Peers and tokens are in PostgreSQL, not in this file: back them up with pg_dump.")
 
 
 # Reading.

@@ -18,6 +18,7 @@ import msgspec
 from alknet.core.home import CONFIG_FILE, STATE_FILE
 from alknet.core.nodeid import NodeId
 from alknet.errors import Conflict, LocalError, Malformed
+from alknet.stores.home import DATABASE_FILE
 from alknet.stores.known import KNOWN_FILE
 from alknet.stores.sqlite.snapshot import check_database, snapshot_database
 from alknet.stores.succession import SUCCESSION_FILE
@@ -31,9 +32,8 @@ from alknet.vault.unlock import HOME_KEY_FILE, create_key_file
 from alknet.vault.vault import Vault
 from alknet.vault.vaultfile import VAULT_FILE, VaultFile
 
-__all__ = ["DATABASE_FILE", "MANIFEST", "archive_home", "recovery_ways", "restore_home"]
+__all__ = ["MANIFEST", "archive_home", "recovery_ways", "restore_home"]
 
-DATABASE_FILE = "node.db"
 MANIFEST = "backup.json"
 FORMAT = 1
 # As they are; the vault and the database need more care.

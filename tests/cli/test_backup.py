@@ -21,7 +21,7 @@ from alknet.vault.slots import SlotKind, age_slot, passphrase_slot
 from alknet.vault.unlock import HOME_KEY_FILE
 from alknet.vault.vault import Vault
 from tests.cli.homes import ENTROPY, WORDS, make_vault_home, open_vault
-from tests.cli.kit import Cli, all_files, terminal
+from tests.cli.kit import Cli, all_files, running_node, terminal
 from tests.vault.test_unlock import CHEAP
 
 PASSPHRASE = "correct horse battery"
@@ -178,6 +178,31 @@ def test_on_a_terminal_passphrase_and_words_are_asked_for(source: Cli, tmp_path:
         assert asked.end() == 0
         assert WORDS not in asked.seen
     assert node_id(tmp_path / "new") == node_id(source.home)
+
+
+@pytest.mark.slow
+def test_a_running_node_is_backed_up_with_its_peers(source: Cli, tmp_path: Path) -> None:
+    source.ok("peer", "add", "bob", "ed25519:" + "07" * 32)
+    with running_node(source.home):
+        source.ok("peer", "add", "carol", "ed25519:" + "08" * 32)
+        made = Backup(source, tmp_path)
+    home = tmp_path / "new"
+    source.ok(*made.restore, "--words-file", made.words, home=home)
+    assert (
+        source.ok("peer", "list", "--json", home=home).json
+        == source.ok("peer", "list", "--json").json
+    )
+    with running_node(home) as running:
+        assert running.ready["id"] == node_id(source.home)
+
+
+def test_a_database_elsewhere_is_pointed_out(source: Cli, tmp_path: Path) -> None:
+    config = source.home / "node.toml"
+    config.write_text(
+        config.read_text().replace("[node]", '[node]\nstore = "postgresql://db/x"', 1)
+    )
+    recipient = pyrage.x25519.Identity.generate().to_public()
+    assert "pg_dump" in source.ok("backup", tmp_path / "b.age", "--recipient", recipient).err
 
 
 # What is refused.
