@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, MutableMapping
+from collections.abc import AsyncIterator, Iterable, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import trio
 
+from alknet.call.codes import CallError, ErrorCode
 from alknet.core.access import visible_ids
 from alknet.core.contracts import OwnershipProvider
 from alknet.core.identity import Identity, NodeId
 
-__all__ = ["CallInfo", "CallLog", "Context", "Remote"]
+__all__ = ["CallInfo", "CallLog", "Caller", "Context", "Remote"]
 
 
 class Remote(msgspec.Struct, frozen=True):
@@ -43,6 +45,8 @@ class CallInfo(msgspec.Struct, frozen=True, kw_only=True):
             the application; never authority, nobody has checked it.
         traceparent: W3C Trace Context of the caller, as sent.
         idempotency_key: The same for a retry of the same request.
+        parent_id: The request id of the call whose operation made this one, on this node.
+        depth: How many such calls it is away from one that came by a connection.
     """
 
     request_id: str
@@ -52,6 +56,30 @@ class CallInfo(msgspec.Struct, frozen=True, kw_only=True):
     forwarded_for: Identity | None = None
     traceparent: str | None = None
     idempotency_key: str | None = None
+    parent_id: str | None = None
+    depth: int = 0
+
+
+class Caller(Protocol):
+    """What makes the calls of a handler."""
+
+    async def call(
+        self,
+        parent: CallInfo,
+        operation: str,
+        input: object,  # noqa: A002  the wire's word
+    ) -> msgspec.Raw:
+        """Run a query or mutation."""
+        ...
+
+    def subscribe(
+        self,
+        parent: CallInfo,
+        operation: str,
+        input: object,  # noqa: A002
+    ) -> AbstractAsyncContextManager[AsyncIterator[msgspec.Raw]]:
+        """Run a subscription."""
+        ...
 
 
 class Context:
@@ -61,9 +89,13 @@ class Context:
         info: What the call is. Its fields can be read from the context itself too.
     """
 
-    def __init__(self, info: CallInfo, ownership: OwnershipProvider) -> None:
+    def __init__(
+        self, info: CallInfo, ownership: OwnershipProvider, caller: Caller | None = None
+    ) -> None:
+        """Make one; without a *caller* the handler reaches no other operation."""
         self.info = info
         self._ownership = ownership
+        self._caller = caller
         self._asked_visible: set[str] = set()
 
     def __repr__(self) -> str:
@@ -136,6 +168,59 @@ class Context:
         """
         self._asked_visible.add(resource_type)
         return visible_ids(resource_type, ids, action, self.identity, self._ownership)
+
+    async def call(self, operation: str, input: object = None) -> msgspec.Raw:  # noqa: A002
+        """Run another operation of this node, which this one declares in ``calls``.
+
+        It runs with this operation's `CompositionAuthority`, not with the caller's rights, in this
+        task, and ends with this call. Cancelled, it is cancelled.
+
+        Args:
+            operation: With or without the leading slash; a query or mutation.
+            input: Anything msgspec encodes as JSON, or JSON in a `msgspec.Raw`; None is ``{}``.
+
+        Raises:
+            CallError: As a remote caller would get; NOT_FOUND for what is not in ``calls``.
+        """
+        if self._caller is None:
+            raise CallError(ErrorCode.NOT_FOUND, f"no operation named {operation!r}")
+        return await self._caller.call(self.info, operation, input)
+
+    async def batch(self, calls: Sequence[tuple[str, object]]) -> list[msgspec.Raw]:
+        """Run several operations at once, each as `call` does, and return the outputs in order.
+
+        Raises:
+            CallError: Of the first that failed; the others are cancelled.
+        """
+        outputs = [msgspec.Raw()] * len(calls)
+        failed: list[CallError] = []
+
+        async def run(index: int, operation: str, value: object) -> None:
+            try:
+                outputs[index] = await self.call(operation, value)
+            except CallError as exc:
+                failed.append(exc)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for index, (operation, value) in enumerate(calls):
+                nursery.start_soon(run, index, operation, value)
+        if failed:
+            raise failed[0]
+        return outputs
+
+    def subscribe(
+        self,
+        operation: str,
+        input: object = None,  # noqa: A002
+    ) -> AbstractAsyncContextManager[AsyncIterator[msgspec.Raw]]:
+        """Run a subscription like `call`: ``async with`` gives its items, an async iterator.
+
+        The next item is made when it is asked for. Leaving the block ends the operation.
+        """
+        if self._caller is None:
+            raise CallError(ErrorCode.NOT_FOUND, f"no operation named {operation!r}")
+        return self._caller.subscribe(self.info, operation, input)
 
     @cached_property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

@@ -25,11 +25,14 @@ import msgspec
 
 from alknet.call.boundary import HandlerBoundary
 from alknet.call.codes import CallError, ErrorCode, call_error_from
+from alknet.call.composer import Composer
+from alknet.call.composition import check_reach, child_info
 from alknet.call.context import CallInfo, Context, Remote
 from alknet.call.operations import Operation
 from alknet.call.registry import Registry
 from alknet.call.schema import Mismatch, Shape
-from alknet.call.visibility import ScopeVerdicts, no_such_operation, operation_name
+from alknet.call.spec import OperationSpec
+from alknet.call.visibility import ScopeVerdicts, check_scopes, no_such_operation, operation_name
 from alknet.core.access import MissingResourceId, check_access
 from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider
 from alknet.core.identity import Identity
@@ -104,11 +107,36 @@ class OperationDispatcher:
         )
         return Admitted(
             operation,
-            Context(info, self.ownership),
+            self._context(operation, info),
             value,
             timeout_s=self._timeout_s(operation),
             used_token=request.auth_token is not None,
         )
+
+    def admit_child(
+        self, spec: OperationSpec, parent: CallInfo, operation_id: str, data: msgspec.Raw
+    ) -> Admitted:
+        """Decide whether the operation of *spec*, in the call *parent*, may call another.
+
+        Raises:
+            CallError: It may not; see `alknet.call.composition`.
+        """
+        name = check_reach(spec, operation_id)
+        entry = self.registry.lookup(name)
+        if entry is None:
+            raise no_such_operation(name)
+        operation = entry.operation
+        info = child_info(parent, spec, name)
+        check_scopes(operation, info.identity)
+        value = _decode_input_untrusted(operation, data)
+        self._check_resource(operation, info.identity, value)
+        context = self._context(operation, info)
+        timeout_s = self._timeout_s(operation)
+        return Admitted(operation, context, value, timeout_s=timeout_s, used_token=False)
+
+    def _context(self, operation: Operation[..., Any], info: CallInfo) -> Context:
+        composer = Composer(self, operation.spec) if operation.spec.calls else None
+        return Context(info, self.ownership, composer)
 
     def _identity(self, request: Requested, connection: Connection) -> Identity:
         try:

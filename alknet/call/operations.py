@@ -32,6 +32,7 @@ from alknet.call.pointer import Pointer
 from alknet.call.schema import Nothing, Shape
 from alknet.call.signature import Signature, caller_names, read_signature
 from alknet.call.spec import (
+    CompositionAuthority,
     ErrorSpec,
     OperationError,
     OperationSpec,
@@ -42,6 +43,7 @@ from alknet.core.access import PUBLIC, AccessRules
 from alknet.errors import LocalError
 
 __all__ = [
+    "CompositionAuthority",
     "ErrorSpec",
     "OpType",
     "Operation",
@@ -160,6 +162,8 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
     errors: Sequence[ErrorSpec] = (),
     max_duration_s: float | None = None,
     large_output: bool = False,
+    calls: Sequence[str] = (),
+    authority: CompositionAuthority | None = None,
     title: str | None = None,
     description: str | None = None,
 ) -> Callable[[Callable[P, R]], Operation[P, R]]:
@@ -179,6 +183,8 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
         errors: The codes that it raises by `OperationError`.
         max_duration_s: Its deadline, above 0.
         large_output: Its output may be large and takes a stream of its own.
+        calls: Names of the operations that it calls by `Context.call`; all others look missing.
+        authority: The rights with which it calls them, whoever called it; by default none.
         title: One line; by default the first of the docstring.
         description: By default the whole docstring.
 
@@ -206,6 +212,8 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
                 errors=_errors(errors),
                 max_duration_s=_duration(max_duration_s),
                 large_output=large_output,
+                calls=_calls(calls),
+                authority=authority,
                 title=document.partition("\n")[0].removesuffix(".") if title is None else title,
                 description=document if description is None else description,
             )
@@ -301,6 +309,12 @@ def _details(error: ErrorSpec) -> Shape:
     if shape.schema.get("type", "object") != "object":
         raise LocalError(f"error {error.code}: its details are not an object in JSON")
     return shape
+
+
+def _calls(names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        check_operation_name(name)
+    return tuple(names)
 
 
 def _duration(seconds: float | None) -> float | None:

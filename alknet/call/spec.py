@@ -10,11 +10,13 @@ import msgspec
 
 from alknet.call.codes import ErrorCode
 from alknet.core.access import AccessRules
+from alknet.core.identity import Grant, Identity
 from alknet.errors import AlknetError, LocalError
 
 __all__ = [
     "MAX_NAME_BYTES",
     "OPERATION_NAME",
+    "CompositionAuthority",
     "ErrorSpec",
     "OpType",
     "OperationError",
@@ -44,6 +46,29 @@ class OpType(enum.StrEnum):
     def takes_items(self) -> bool:
         """Its caller sends a stream of items, beside the input."""
         return self in {OpType.UPLOAD, OpType.BIDI}
+
+
+class CompositionAuthority(msgspec.Struct, frozen=True):
+    """The rights with which an operation calls others, whoever called it.
+
+    Attributes:
+        label: Whom the children see as their caller: ``op:<label>``.
+        scopes: Of the children that it may call.
+        resources: Grants on resources of theirs.
+    """
+
+    label: str
+    scopes: tuple[str, ...] = ()
+    resources: tuple[Grant, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not _LABEL.fullmatch(self.label):
+            raise LocalError(f"label {self.label!r} of an authority must match {_LABEL.pattern}")
+
+    @property
+    def identity(self) -> Identity:
+        """Whom the children see."""
+        return Identity(f"op:{self.label}", self.scopes, self.resources)
 
 
 class ErrorSpec(msgspec.Struct, frozen=True):
@@ -106,6 +131,8 @@ class OperationSpec(msgspec.Struct, frozen=True, kw_only=True):
         max_duration_s: Its deadline; None for the node's default, and none for subscriptions and
             bidirectional calls.
         large_output: Its output may be large: callers should give it a stream of its own.
+        calls: Names of the operations that it calls; it reaches no others.
+        authority: The rights with which it calls them; None for those that nobody needs.
         title: One line for people.
         description: The whole story.
     """
@@ -118,6 +145,8 @@ class OperationSpec(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[ErrorSpec, ...] = ()
     max_duration_s: float | None = None
     large_output: bool = False
+    calls: tuple[str, ...] = ()
+    authority: CompositionAuthority | None = None
     title: str = ""
     description: str = ""
 
@@ -147,4 +176,5 @@ def check_operation_name(name: str) -> None:
 
 _SEGMENT = r"[A-Za-z0-9_.-]{1,64}"
 OPERATION_NAME = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})+")
+_LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from tests.docs.blocks import ROOT
-from tests.docs.pages import access, api, cli, config, errors, keys
+from tests.docs.pages import access, api, cli, composition, config, errors, keys
 
 __all__ = ["PAGES", "main"]
 
@@ -14,6 +14,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "access.md": access.page,
     "api.md": api.page,
     "cli.md": cli.page,
+    "composition.md": composition.page,
     "config.md": config.page,
     "errors.md": errors.page,
     "keys.md": keys.page,

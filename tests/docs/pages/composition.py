@@ -1,0 +1,118 @@
+"""docs/reference/composition.md: what a handler that calls another operation really gets."""
+
+from __future__ import annotations
+
+import msgspec
+
+from alknet.call.codes import CallError
+from alknet.call.context import CallInfo, Remote
+from alknet.call.dispatch import OperationDispatcher
+from alknet.call.operations import CompositionAuthority, operation, public, scopes
+from alknet.call.registry import Registry
+from alknet.call.spec import OperationSpec, OpType
+from alknet.core.access import PUBLIC
+from alknet.core.identity import OWNER
+from alknet.core.limits import Limits
+from alknet.testing.operations import FixedIdentities, FixedOwnership
+from tests.docs.pages.markdown import GENERATED, table
+
+__all__ = ["page"]
+
+
+@operation("t/public", access=public())
+async def _public() -> None: ...
+
+
+@operation("t/scoped", access=scopes("fs:read"))
+async def _scoped() -> None: ...
+
+
+@operation("t/inner", access=public(), internal=True)
+async def _inner() -> None: ...
+
+
+@operation("t/guarded", access=scopes("fs:read"), internal=True)
+async def _guarded() -> None: ...
+
+
+@operation("t/bare", internal=True)
+async def _bare() -> None: ...
+
+
+_CHILDREN = {
+    "`access=public()`": "t/public",
+    '`access=scopes("fs:read")`': "t/scoped",
+    "`internal=True, access=public()`": "t/inner",
+    '`internal=True, access=scopes("fs:read")`': "t/guarded",
+    "`internal=True`": "t/bare",
+    "there is none of that name": "t/missing",
+}
+_NAMES = tuple(_CHILDREN.values())
+
+
+def _parent(calls: tuple[str, ...], *granted: str) -> OperationSpec:
+    authority = CompositionAuthority("parent", granted) if granted else None
+    return OperationSpec(
+        name="t/parent", op_type=OpType.QUERY, access=PUBLIC, calls=calls, authority=authority
+    )
+
+
+_PARENTS = {
+    "does not declare it": _parent((), "fs:read"),
+    "`calls` it, no authority": _parent(_NAMES),
+    "`calls` it, authority with `fs:write`": _parent(_NAMES, "fs:write"),
+    "`calls` it, authority with `fs:read`": _parent(_NAMES, "fs:read"),
+}
+
+
+def page() -> str:
+    """Return the page."""
+    return f"""{GENERATED}
+# Composition
+
+A handler calls other operations of its node by `ctx.call`, `ctx.batch` and `ctx.subscribe`. What it
+reaches, it declares in `calls`; with whose rights, in `authority`. Neither the rights of its caller
+nor those of the node count: a handler without an authority calls what is public.
+
+1. A name that is not in `calls` is `NOT_FOUND`, exactly as one that does not exist. Internal
+   operations are reached here, and nowhere else.
+2. The scopes and grants of the **parent's** `CompositionAuthority` meet the child's access rules
+   ([access.md](access.md)). The child sees `op:<label>` as its caller, or `anonymous`.
+3. Who asked first stands in the child's `ctx.forwarded_for`, at any depth. It is data.
+4. The child ends with the parent: at its abort, its deadline, its caller's disconnect; and at its
+   own deadline with `TIMEOUT`. Calls nest 16 deep at most.
+
+## The table
+
+What each parent gets, asked when this page was made; the call came from the **owner**, whose rights
+change nothing:
+
+{_table()}"""
+
+
+def _table() -> str:
+    dispatcher = OperationDispatcher(
+        Registry([_public, _scoped, _inner, _guarded, _bare]),
+        identities=FixedIdentities(),
+        ownership=FixedOwnership(),
+        limits=Limits(),
+    )
+    rows = [
+        (child, *(_answer(dispatcher, parent, name) for parent in _PARENTS.values()))
+        for child, name in _CHILDREN.items()
+    ]
+    return table(("the child", *(f"a parent that {how}" for how in _PARENTS)), rows)
+
+
+def _answer(dispatcher: OperationDispatcher, parent: OperationSpec, name: str) -> str:
+    info = CallInfo(
+        request_id="d1",
+        operation=parent.name,
+        identity=OWNER,
+        remote=Remote("control.sock", None, "unix"),
+    )
+    try:
+        dispatcher.admit_child(parent, info, name, msgspec.Raw(b"{}"))
+    except CallError as exc:
+        return exc.code
+    return "**yes**"
