@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,9 @@ from alknet.cli.table import printable
 from alknet.errors import AlknetError
 
 __all__ = ["CommandError", "Failure", "explain", "report"]
+
+# As `alknet.core.tls.trust` says it.
+OTHER_KEY = re.compile(r"expected .+, got ")
 
 
 class CommandError(AlknetError):
@@ -134,11 +138,17 @@ def _unreachable(attempts: Sequence[Any], message: str) -> Failure:
     tried = [
         {"transport": a.transport, "address": a.address, "outcome": a.outcome} for a in attempts
     ]
+    hint = "is it running ('alknet up'), and is the ticket or the peer's address still right?"
+    if any(OTHER_KEY.search(one["outcome"]) for one in tried):
+        hint = (
+            "another key answers there; if the node was given a new one, "
+            "'alknet peer follow NAME' proves and takes it over"
+        )
     return Failure(
         "UNAVAILABLE",
         message,
         4,
-        hint="is it running ('alknet up'), and is the ticket or the peer's address still right?",
+        hint=hint,
         details={"attempts": tried},
     )
 

@@ -127,7 +127,7 @@ def test_a_peer_follows_two_rotations_at_once(hub: Cli, tmp_path: Path) -> None:
     with running_node(hub.home, "--listen", address) as running:
         address = address_of(running)
         where = ("--address", address)
-        hub.fails(4, "call", "@hub", "node/ping", home=home)
+        assert "peer follow" in hub.fails(4, "call", "@hub", "node/ping", home=home).err
         assert "--yes" in hub.fails(1, "peer", "follow", "hub", *where, home=home).err
         hub.fails(4, "call", "@hub", "node/ping", home=home)
         followed = hub.ok("peer", "follow", "hub", *where, "--yes", "--json", home=home).json
