@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from alknet.call.codes import CallError, ErrorCode
     from alknet.call.context import Context
     from alknet.call.operations import (
+        CompositionAuthority,
         ErrorSpec,
         OperationError,
         any_scope,
@@ -59,6 +60,7 @@ __all__ = [
     "CallError",
     "CallSession",
     "CloseCode",
+    "CompositionAuthority",
     "Conflict",
     "Connection",
     "ConnectionEnded",
@@ -100,6 +102,7 @@ _HOMES = {
     ),
     "alknet.call.context": ("Context",),
     "alknet.call.operations": (
+        "CompositionAuthority",
         "ErrorSpec",
         "OperationError",
         "any_scope",

@@ -114,6 +114,7 @@ async def call_operation(
     input: object = None,  # noqa: A002  the protocol's word
     *,
     items: Iterable[object] = (),
+    beside: Sequence[Operation[..., Any]] = (),
     identity: Identity = OWNER,
     ownership: OwnershipProvider | None = None,
 ) -> Any:
@@ -123,6 +124,7 @@ async def call_operation(
         operation: Need not be registered; a method must be bound.
         input: What msgspec writes as JSON: a struct, a dict, … None sends ``{}``.
         items: What is uploaded, each like *input*.
+        beside: Other operations of the node, for one that calls them.
         identity: The caller. The owner, by default, passes every access check.
         ownership: Who owns what; by default nobody owns anything.
 
@@ -132,7 +134,7 @@ async def call_operation(
     Raises:
         CallError: What a remote caller would get.
     """
-    async with _admitted(operation, input, identity, ownership) as call:
+    async with _admitted(operation, input, identity, ownership, beside) as call:
         _feed(call, items)
         return msgspec.json.decode(await call.run())
 
@@ -258,11 +260,13 @@ async def _admitted(
     value: object,
     identity: Identity,
     ownership: OwnershipProvider | None,
+    beside: Sequence[Operation[..., Any]] = (),
 ) -> AsyncIterator[Admitted]:
     if operation.spec.internal:
         raise LocalError(f"{operation.spec.name} is internal: no caller reaches it")
     registry = Registry()
     registry.add(operation, builtin=True)
+    registry.extend(beside, builtin=True)
     data = b"{}" if value is None else msgspec.json.encode(value)
     request = Requested(id="d1", operation=operation.spec.name, input=msgspec.Raw(data))
     async with memory_connection_pair() as (_, connection):
