@@ -32,8 +32,10 @@ __all__ = [
 ]
 
 
-class PeerRow(Peer, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """A peer, under its name.
+class PeerRow(
+    Peer, frozen=True, kw_only=True, forbid_unknown_fields=False, omit_defaults=True, gc=False
+):
+    """A peer, under its name. There may be 100,000: what is as always is not written.
 
     Attributes:
         incarnation: Random; tells this peer from an earlier one of the same name.

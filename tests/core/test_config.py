@@ -386,3 +386,31 @@ def test_what_needs_a_restart() -> None:
     ]
     assert what_needs_restart(old, new) == ["node.listen", "log.format"]
     assert what_changed(new, new) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('node.store = "mysql://h/d"', "expected an address such as 'postgresql://"),
+        ('node.store = "postgresql://u:hunter2@h/d"', "found a password"),
+        ('node.store = "postgresql://u@h/d?password=hunter2"', "found a password"),
+        ('node.store = "postgresql://[hunter2"', "expected an address such as"),
+        ('node.store_file = "gone"', "there is no file"),
+    ],
+)
+def test_a_store_s_address_is_checked_and_a_password_never_shown(
+    path: Path, text: str, expected: str
+) -> None:
+    [problem] = problems(path, text)
+    assert expected in problem
+    assert "hunter2" not in problem
+
+
+def test_a_store_s_address_or_its_file_is_taken_but_not_both(path: Path) -> None:
+    path.with_name("store.url").write_text("postgresql://u:p@h/d")
+    path.write_text('node.store = "postgresql://u@h/d"')
+    assert load_config(path).store == "postgresql://u@h/d"
+    path.write_text('node.store_file = "store.url"')
+    assert load_config(path).store_file == path.with_name("store.url")
+    both = 'node.store = "postgresql://u@h/d"\nnode.store_file = "store.url"'
+    assert "expected one of the two" in problems(path, both)[0]
