@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+# Two dozen processes one after another: on a loaded machine they take their time.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def run(directory: Path) -> subprocess.CompletedProcess[str]:
@@ -16,7 +17,7 @@ def run(directory: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=120,
     )
 
 
