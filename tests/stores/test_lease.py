@@ -19,16 +19,16 @@ NODE, OTHER = NodeId(b"\x01" * 32), NodeId(b"\x02" * 32)
 
 
 @pytest.fixture
-def database() -> MemoryDatabase:
+def shared() -> MemoryDatabase:
     return MemoryDatabase()
 
 
 async def test_a_second_process_is_refused_and_told_where_the_first_is(
-    database: MemoryDatabase, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    shared: MemoryDatabase, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     async with (
-        open_memory_store(NODE_TABLES, database) as one,
-        open_memory_store(NODE_TABLES, database) as two,
+        open_memory_store(NODE_TABLES, shared) as one,
+        open_memory_store(NODE_TABLES, shared) as two,
         hold_lease(one, NODE) as lease,
     ):
         nursery.start_soon(lease.keep)
@@ -52,11 +52,11 @@ async def test_a_lease_that_was_given_back_is_free_at_once(opener: Opener) -> No
 
 
 async def test_a_lease_expires_when_its_holder_is_silent_and_fences_it_off(
-    database: MemoryDatabase, autojump_clock: trio.testing.MockClock
+    shared: MemoryDatabase, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with (
-        open_memory_store(NODE_TABLES, database) as one,
-        open_memory_store(NODE_TABLES, database) as two,
+        open_memory_store(NODE_TABLES, shared) as one,
+        open_memory_store(NODE_TABLES, shared) as two,
         hold_lease(one, NODE) as old,
     ):
         began = trio.current_time()
@@ -73,12 +73,12 @@ async def test_a_lease_expires_when_its_holder_is_silent_and_fences_it_off(
 
 
 async def test_a_holder_that_lost_its_lease_ends_as_soon_as_it_hears_of_it(
-    database: MemoryDatabase, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    shared: MemoryDatabase, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     lost: list[str] = []
     async with (
-        open_memory_store(NODE_TABLES, database) as one,
-        open_memory_store(NODE_TABLES, database) as two,
+        open_memory_store(NODE_TABLES, shared) as one,
+        open_memory_store(NODE_TABLES, shared) as two,
         hold_lease(one, NODE) as lease,
     ):
 

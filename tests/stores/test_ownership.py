@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import trio
 
@@ -21,8 +23,11 @@ NODE, OTHER = NodeId(b"\x01" * 32), NodeId(b"\x02" * 32)
 async def ownership(store: Store, node: NodeId = NODE) -> StoredOwnership:
     identities = StoredIdentities(store)
     for name in "ab":
-        if identities.peer(name) is None:
+        with suppress(Conflict):  # another handle has added it
             await identities.put_peer(Peer(name=name))
+        with trio.fail_after(5):
+            while identities.peer(name) is None:
+                await identities.wait_changed(identities.version)
     return StoredOwnership(identities, node)
 
 
