@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         resource,
         scopes,
     )
+    from alknet.call.secret import Secret
     from alknet.call.session import CallSession
     from alknet.client import connect, open_control_session, open_session
     from alknet.core.config import NodeConfig
@@ -80,6 +81,7 @@ __all__ = [
     "Peer",
     "PeerError",
     "ProtocolHandler",
+    "Secret",
     "StoreError",
     "Stream",
     "StreamReset",
@@ -111,6 +113,7 @@ _HOMES = {
         "resource",
         "scopes",
     ),
+    "alknet.call.secret": ("Secret",),
     "alknet.call.session": ("CallSession",),
     "alknet.client": (
         "connect",

@@ -446,6 +446,7 @@ class Node:
             identities=self.identities,
             ownership=self.ownership,
             limits=limits,
+            secrets=self.vault,
         )
         self._calls = CallHandler(
             self._dispatcher,

@@ -12,9 +12,11 @@ import msgspec
 import trio
 
 from alknet.call.codes import CallError, ErrorCode
+from alknet.call.secret import CallSecrets, Secret
 from alknet.core.access import visible_ids
 from alknet.core.contracts import OwnershipProvider
 from alknet.core.identity import Identity, NodeId
+from alknet.errors import LocalError
 
 __all__ = ["CallInfo", "CallLog", "Caller", "Context", "Remote"]
 
@@ -90,12 +92,17 @@ class Context:
     """
 
     def __init__(
-        self, info: CallInfo, ownership: OwnershipProvider, caller: Caller | None = None
+        self,
+        info: CallInfo,
+        ownership: OwnershipProvider,
+        caller: Caller | None = None,
+        secrets: CallSecrets | None = None,
     ) -> None:
         """Make one; without a *caller* the handler reaches no other operation."""
         self.info = info
         self._ownership = ownership
         self._caller = caller
+        self._secrets = secrets
         self._asked_visible: set[str] = set()
 
     def __repr__(self) -> str:
@@ -168,6 +175,26 @@ class Context:
         """
         self._asked_visible.add(resource_type)
         return visible_ids(resource_type, ids, action, self.identity, self._ownership)
+
+    async def secret(self, path: str) -> Secret:
+        """Return a secret of the node's vault that this operation declares in ``secrets``.
+
+        It is read when first asked for, and wiped when the call ends. Cancelled, nothing of it
+        stays behind.
+
+        Raises:
+            LocalError: The operation does not declare it, or the call is over.
+            Unavailable: The vault is locked, there is none, or nothing is in it at *path*; the
+                log says which.
+        """
+        if self._secrets is None:
+            raise LocalError(f"the operation does not declare the secret {path!r}")
+        return await self._secrets.get(path)
+
+    def close_secrets(self) -> None:
+        """Wipe the secrets that the handler got: it has ended."""
+        if self._secrets is not None:
+            self._secrets.close()
 
     async def call(self, operation: str, input: object = None) -> msgspec.Raw:  # noqa: A002
         """Run another operation of this node, which this one declares in ``calls``.

@@ -31,10 +31,11 @@ from alknet.call.context import CallInfo, Context, Remote
 from alknet.call.operations import Operation
 from alknet.call.registry import Registry
 from alknet.call.schema import Mismatch, Shape
+from alknet.call.secret import CallSecrets
 from alknet.call.spec import OperationSpec
 from alknet.call.visibility import ScopeVerdicts, check_scopes, no_such_operation, operation_name
 from alknet.core.access import MissingResourceId, check_access
-from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider
+from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider, SecretProvider
 from alknet.core.identity import Identity
 from alknet.core.limits import Limits
 from alknet.errors import Denied, Unavailable
@@ -57,6 +58,7 @@ class OperationDispatcher:
         registry: What can be called.
         identities: Who a token is.
         ownership: Who owns what.
+        secrets: Where handlers' secrets come from; None, and none can be had.
         limits: `Limits.call_timeout_s` and `Limits.call_timeout_max_s` count; may be replaced
             at any time, for the calls that come after.
     """
@@ -68,12 +70,14 @@ class OperationDispatcher:
         identities: IdentityProvider,
         ownership: OwnershipProvider,
         limits: Limits,
+        secrets: SecretProvider | None = None,
     ) -> None:
         registry.freeze()
         self.registry = registry
         self.identities = identities
         self.ownership = ownership
         self.limits = limits
+        self.secrets = secrets
         self._scopes = ScopeVerdicts()
 
     def admit(self, request: Requested, *, connection: Connection, session: object) -> Admitted:
@@ -136,7 +140,9 @@ class OperationDispatcher:
 
     def _context(self, operation: Operation[..., Any], info: CallInfo) -> Context:
         composer = Composer(self, operation.spec) if operation.spec.calls else None
-        return Context(info, self.ownership, composer)
+        declared = operation.spec.secrets
+        secrets = CallSecrets(self.secrets, declared) if declared else None
+        return Context(info, self.ownership, composer, secrets)
 
     def _identity(self, request: Requested, connection: Connection) -> Identity:
         try:
@@ -254,6 +260,8 @@ class Admitted:
             if (error := self._boundary().judge(exc)) is None:
                 raise
             raise error from None
+        finally:
+            self.context.close_secrets()
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -266,7 +274,10 @@ class Admitted:
         try:
             yield _Items(items, self._operation.output, self._boundary(), self._items)
         finally:
-            await self._close(items)
+            try:
+                await self._close(items)
+            finally:
+                self.context.close_secrets()
 
     async def _run_upload(self, items: _InputItems) -> bytes:
         operation = self._operation

@@ -41,6 +41,7 @@ from alknet.call.spec import (
 )
 from alknet.core.access import PUBLIC, AccessRules
 from alknet.errors import LocalError
+from alknet.vault.paths import check_not_ours, check_secret_path
 
 __all__ = [
     "CompositionAuthority",
@@ -164,6 +165,7 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
     large_output: bool = False,
     calls: Sequence[str] = (),
     authority: CompositionAuthority | None = None,
+    secrets: Sequence[str] = (),
     title: str | None = None,
     description: str | None = None,
 ) -> Callable[[Callable[P, R]], Operation[P, R]]:
@@ -185,6 +187,7 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
         large_output: Its output may be large and takes a stream of its own.
         calls: Names of the operations that it calls by `Context.call`; all others look missing.
         authority: The rights with which it calls them, whoever called it; by default none.
+        secrets: Paths in the node's vault that it reads by `Context.secret`; no others are given.
         title: One line; by default the first of the docstring.
         description: By default the whole docstring.
 
@@ -214,6 +217,7 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
                 large_output=large_output,
                 calls=_calls(calls),
                 authority=authority,
+                secrets=_secrets(secrets),
                 title=document.partition("\n")[0].removesuffix(".") if title is None else title,
                 description=document if description is None else description,
             )
@@ -315,6 +319,15 @@ def _calls(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         check_operation_name(name)
     return tuple(names)
+
+
+def _secrets(paths: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(paths, str):  # it would be read as paths of one letter each
+        raise LocalError("secrets is a sequence of paths, not one string")
+    for path in paths:
+        check_secret_path(path)
+        check_not_ours(path)
+    return tuple(paths)
 
 
 def _duration(seconds: float | None) -> float | None:

@@ -133,6 +133,7 @@ class OperationSpec(msgspec.Struct, frozen=True, kw_only=True):
         large_output: Its output may be large: callers should give it a stream of its own.
         calls: Names of the operations that it calls; it reaches no others.
         authority: The rights with which it calls them; None for those that nobody needs.
+        secrets: Paths of the secrets that its handler may read; callers never see them.
         title: One line for people.
         description: The whole story.
     """
@@ -147,6 +148,7 @@ class OperationSpec(msgspec.Struct, frozen=True, kw_only=True):
     large_output: bool = False
     calls: tuple[str, ...] = ()
     authority: CompositionAuthority | None = None
+    secrets: tuple[str, ...] = ()
     title: str = ""
     description: str = ""
 

@@ -26,6 +26,8 @@ from alknet.errors import Unavailable
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from alknet.vault.locked import LockedBuffer
+
 __all__ = [
     "CARRIER_MEMORY",
     "CARRIER_QUIC",
@@ -42,6 +44,7 @@ __all__ = [
     "IdentityStore",
     "OwnershipProvider",
     "ProtocolHandler",
+    "SecretProvider",
     "Stream",
     "StreamReset",
     "TooStale",
@@ -479,3 +482,17 @@ class OwnershipProvider(Protocol):
 
     def owns(self, identity_id: str, resource_type: str, resource_id: str) -> bool: ...
     def owned(self, identity_id: str, resource_type: str) -> Sequence[str]: ...
+
+
+class SecretProvider(Protocol):
+    """Where handlers' secrets come from: the vault."""
+
+    async def get(self, path: str) -> LockedBuffer:
+        """Return the newest value at *path*, which the caller closes. Cancelled, no effect.
+
+        Raises:
+            NotFound: There is none, or it has expired.
+            Unavailable: The vault is locked.
+            StoreError: The value cannot be read.
+        """
+        ...

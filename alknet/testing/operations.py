@@ -21,15 +21,17 @@ from alknet.call.operations import Operation
 from alknet.call.proto.events import Requested
 from alknet.call.registry import Registry
 from alknet.call.spec import OpType
-from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider
+from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider, SecretProvider
 from alknet.core.identity import OWNER, ApiKey, Grant, Identity, NodeId, Peer
 from alknet.core.limits import Limits
-from alknet.errors import Denied, LocalError
+from alknet.errors import Denied, LocalError, NotFound
 from alknet.testing.memory import memory_connection_pair
+from alknet.vault.locked import LockedBuffer
 
 __all__ = [
     "FixedIdentities",
     "FixedOwnership",
+    "FixedSecrets",
     "admit_request",
     "assert_list_operations_filter",
     "call_operation",
@@ -99,6 +101,20 @@ class FixedOwnership:
         )
 
 
+class FixedSecrets:
+    """A `SecretProvider` over values by path, always unlocked."""
+
+    def __init__(self, values: Mapping[str, bytes]) -> None:
+        self._values = dict(values)
+
+    async def get(self, path: str) -> LockedBuffer:
+        """Return a copy of the value."""
+        await trio.lowlevel.checkpoint()
+        if path not in self._values:
+            raise NotFound(f"no secret {path}")
+        return LockedBuffer.of(self._values[path])
+
+
 def peer(name: str, *scopes: str, grants: Sequence[str] = ()) -> Identity:
     """Return the identity of a peer with *scopes* and *grants* (``type:id[:action]``)."""
     return Identity(f"peer:{name}", scopes, tuple(map(Grant.parse, grants)))
@@ -117,6 +133,7 @@ async def call_operation(
     beside: Sequence[Operation[..., Any]] = (),
     identity: Identity = OWNER,
     ownership: OwnershipProvider | None = None,
+    secrets: Mapping[str, bytes] | None = None,
 ) -> Any:
     """Run a query, mutation or upload as *identity* would, and return its output.
 
@@ -127,6 +144,7 @@ async def call_operation(
         beside: Other operations of the node, for one that calls them.
         identity: The caller. The owner, by default, passes every access check.
         ownership: Who owns what; by default nobody owns anything.
+        secrets: What the vault holds, by path; by default there is no vault.
 
     Returns:
         The output as JSON values.
@@ -134,7 +152,8 @@ async def call_operation(
     Raises:
         CallError: What a remote caller would get.
     """
-    async with _admitted(operation, input, identity, ownership, beside) as call:
+    vault = None if secrets is None else FixedSecrets(secrets)
+    async with _admitted(operation, input, identity, ownership, beside, vault) as call:
         _feed(call, items)
         return msgspec.json.decode(await call.run())
 
@@ -147,10 +166,12 @@ async def collect_items(
     limit: int | None = None,
     identity: Identity = OWNER,
     ownership: OwnershipProvider | None = None,
+    secrets: Mapping[str, bytes] | None = None,
 ) -> list[Any]:
     """Run what gives items like `call_operation`, and return the first *limit* of them at most."""
     found: list[Any] = []
-    async with _admitted(operation, input, identity, ownership) as call:
+    vault = None if secrets is None else FixedSecrets(secrets)
+    async with _admitted(operation, input, identity, ownership, (), vault) as call:
         _feed(call, items)
         async with call.stream() as stream:
             if limit == 0:
@@ -170,6 +191,7 @@ def admit_request(
     identities: IdentityProvider | None = None,
     ownership: OwnershipProvider | None = None,
     limits: Limits | None = None,
+    secrets: SecretProvider | None = None,
 ) -> Admitted:
     """Put one request to a dispatcher over *registry*. Raises CallError as a dispatcher does."""
     dispatcher = OperationDispatcher(
@@ -177,6 +199,7 @@ def admit_request(
         identities=identities or FixedIdentities(),
         ownership=ownership or FixedOwnership(),
         limits=limits or Limits(),
+        secrets=secrets,
     )
     return dispatcher.admit(request, connection=connection, session=None)
 
@@ -261,6 +284,7 @@ async def _admitted(
     identity: Identity,
     ownership: OwnershipProvider | None,
     beside: Sequence[Operation[..., Any]] = (),
+    secrets: SecretProvider | None = None,
 ) -> AsyncIterator[Admitted]:
     if operation.spec.internal:
         raise LocalError(f"{operation.spec.name} is internal: no caller reaches it")
@@ -271,10 +295,11 @@ async def _admitted(
     request = Requested(id="d1", operation=operation.spec.name, input=msgspec.Raw(data))
     async with memory_connection_pair() as (_, connection):
         connection.identity = identity
-        yield admit_request(registry, connection, request, ownership=ownership)
+        yield admit_request(registry, connection, request, ownership=ownership, secrets=secrets)
 
 
 _END = object()
 
 _identities: type[IdentityProvider] = FixedIdentities
 _ownership: type[OwnershipProvider] = FixedOwnership
+_secrets: type[SecretProvider] = FixedSecrets

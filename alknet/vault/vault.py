@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from alknet.errors import Conflict, LocalError, NotFound, Unavailable
+from alknet.errors import Conflict, NotFound, Unavailable
 from alknet.vault.container import (
     MAX_KEY_VERSIONS,
     Header,
@@ -35,18 +34,14 @@ from alknet.vault.envelope import (
 )
 from alknet.vault.keys import VaultKeys
 from alknet.vault.locked import LockedBuffer
+from alknet.vault.paths import IDENTITY_SECRET, check_not_ours, check_secret_path
 from alknet.vault.slots import Slot
 from alknet.vault.vaultfile import RolledBack, VaultFile
 
 __all__ = ["IDENTITY_SECRET", "MAX_VERSIONS", "SecretInfo", "Vault", "create_vault"]
 
-IDENTITY_SECRET = "node/identity"  # noqa: S105  a path
-"""Where an identity is that was made before there were vaults: no words lead to it."""
-
 # What a mistaken `put` can be undone with; older values are forgotten.
 MAX_VERSIONS = 10
-# Paths are typed by people and named in logs.
-_PATH = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(/[a-z0-9][a-z0-9._-]{0,62}){0,7}")
 # What is sealed for others to keep never meets a secret of the same name.
 _OUTSIDE = "outside:"
 
@@ -270,8 +265,8 @@ class Vault:
             LocalError: The path is not of its form, or the value is too long.
             Unavailable: The vault is locked.
         """
-        _check_path(path)
-        _check_not_ours(path)
+        check_secret_path(path)
+        check_not_ours(path)
         with self._changing():
             newest = self._newest(path)
             if expect is not None and expect != newest:
@@ -296,8 +291,8 @@ class Vault:
             LocalError: As `put`.
         """
         for path, _, _ in secrets:
-            _check_path(path)
-            _check_not_ours(path)
+            check_secret_path(path)
+            check_not_ours(path)
         with self._changing():
             taken = [path for path, _, _ in secrets if self._newest(path)]
             if taken and not replaces:
@@ -317,7 +312,7 @@ class Vault:
             Unavailable: The vault is locked.
             Damaged: The record was altered.
         """
-        _check_not_ours(path)
+        check_not_ours(path)
         self._refresh()
         secret = self._secret(path)
         if secret.expires_at is not None and secret.expires_at <= now:
@@ -342,7 +337,7 @@ class Vault:
         Raises:
             NotFound: There is none.
         """
-        _check_not_ours(path)
+        check_not_ours(path)
         with self._changing():
             secret = self._secret(path)
             if version is None:
@@ -532,24 +527,11 @@ def _public_key(private: memoryview) -> bytes:
 
 
 def _first(keys: VaultKeys, header: Header, path: str, value: bytes) -> Secret:
-    _check_path(path)
+    check_secret_path(path)
     newest = header.kek_version
     sealed = seal(keys.kek(newest), newest, context_of(header.vault_id, path, 1), value)
     version = SecretVersion(version=1, created_at=header.created_at, sealed=sealed)
     return Secret(versions=(version,))
-
-
-def _check_path(path: str) -> None:
-    if not _PATH.fullmatch(path):
-        raise LocalError(
-            f"{path[:80]!r} is no path of a secret: up to 8 names of a-z, 0-9, '.', '_', '-' "
-            "with '/' between them"
-        )
-
-
-def _check_not_ours(path: str) -> None:
-    if path == IDENTITY_SECRET:
-        raise LocalError(f"{path} is the node's own key: it is neither shown nor changed by itself")
 
 
 def _info(path: str, secret: Secret) -> SecretInfo:
