@@ -28,7 +28,6 @@ __all__ = ["call"]
         """alknet call @bob echo/unary '{"message": "hi"}'""",
         """alknet call @bob echo/stream '{"count": 3}'     one line an item, until Ctrl-C""",
         "alknet call @bob echo/upload < items.jsonl      a line of JSON an item; the same for bidi",
-        "alknet call alknet://ybndr…@192.0.2.7:4433 node/info --transport tcp",
         "alknet call node.example.org:443 echo/unary - --token-file ci.token < input.json",
     ],
 )

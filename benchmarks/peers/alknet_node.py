@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from alknet.call.operations import operation, scopes
 from alknet.call.session import CallSession
 from alknet.client import connect, open_session
+from alknet.core.collector import calm_collector
 from alknet.core.contracts import Connection, ConnectionEnded
 from alknet.core.identity import NodeId, Peer
 from alknet.core.limits import Limits
@@ -63,6 +64,7 @@ class BulkHandler:
 
 @asynccontextmanager
 async def serve(_directory: str, option: str) -> AsyncGenerator[dict[str, Any]]:
+    calm_collector()  # as `alknet up` does
     async with open_node(
         operations=[pour], handlers=[BulkHandler()], peers=[CLIENT], limits=_limits(option)
     ) as node:

@@ -415,9 +415,13 @@ def test_packet_zero_does_not_turn_the_spin_bit_that_nothing_has_set() -> None:
     assert not duel.server.hot._spin_bit
 
 
-def test_a_peer_that_is_closed_for_its_frames_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_peer_that_is_closed_for_its_frames_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     duel = forked()
-    duel.server.plain._logger.logger.propagate = True
+    logger = duel.server.plain._logger.logger
+    monkeypatch.setattr(logger, "propagate", True)
+    caplog.set_level("WARNING", logger.name)  # commands that ran before have silenced it
     hear(duel, duel.server, varint(0x1F))
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
 
