@@ -43,6 +43,32 @@ def vault() -> None:
     """
 
 
+@vault.command(examples=["alknet vault init"])
+def init() -> None:
+    """Give a home from before there were vaults one; 'alknet up' does it too.
+
+    The node keeps its key, and the file that held it is kept in the home's backup directory. A
+    new node gets its vault from 'alknet init'.
+    """
+    from alknet.core.clock import wall_clock
+    from alknet.vault.homevault import BACKUP, has_node, home_vault, needs_vault
+
+    home = the_home()
+    if not has_node(home):
+        raise CommandError("NOT_FOUND", f"no node in {home}", hint="'alknet init' makes one")
+    if not needs_vault(home):
+        raise CommandError(
+            "CONFLICT", f"{home} has a vault already", hint="'alknet vault status' shows it"
+        )
+    made = home_vault(home, now=wall_clock())
+    vault_id = made.header.vault_id.hex()
+    made.lock()
+    if is_json():
+        emit({"vault_id": vault_id, "backup": str(home / BACKUP)})
+    else:
+        say(f"vault {vault_id} made; the old key file is in {home / BACKUP}")
+
+
 @vault.command(examples=["alknet vault status", "alknet vault status --json"])
 def status() -> None:
     """Show whether the vault is open in the running node, and what opens it."""

@@ -116,6 +116,20 @@ def test_a_home_from_before_there_were_vaults_gets_one_at_the_first_up(cli: Cli)
     assert not (cli.home / "node.key").exists()
 
 
+def test_vault_init_gives_an_old_home_its_vault_once(cli: Cli) -> None:
+    assert "'alknet init' makes one" in cli.fails(1, "vault", "init").err
+    shutil.copytree(VECTORS / "home-1", cli.home)
+    cli.home.chmod(0o700)
+    for path in cli.home.iterdir():
+        path.chmod(0o600)
+    before = cli.ok("id", "--json").json["id"]
+    made = cli.ok("vault", "init", "--json").json
+    assert (Path(made["backup"]) / "node.key").exists()
+    assert cli.ok("id", "--json").json["id"] == before
+    assert cli.ok("vault", "status", "--json").json["vault_id"] == made["vault_id"]
+    assert "has a vault already" in cli.fails(1, "vault", "init").err
+
+
 def test_an_idle_node_locks_itself(made: Cli) -> None:
     (made.home / "node.toml").write_text("[vault]\nlock_after_s = 1\n")
     with running_node(made.home):
