@@ -70,6 +70,7 @@ class Table(Generic[T_co]):
         indexes: Fields by which `Store.find` looks up. Each holds a ``str``, a sequence of ``str``
             (the row is found by any of them) or None (it is not found).
         unique: Such fields whose values belong to at most one row each; also found by.
+        key_field: The field that holds the key too: in memory both are one text.
         is_resident: Kept in memory. If not, `Store.get`, `Store.find` and `Store.rows` refuse and
             `Store.fetch` and `Store.scan` read from the engine: for logs and bodies.
 
@@ -84,6 +85,7 @@ class Table(Generic[T_co]):
         *,
         indexes: Collection[str] = (),
         unique: Collection[str] = (),
+        key_field: str | None = None,
         is_resident: bool = True,
     ) -> None:
         if not (name.isascii() and name.isidentifier() and name.islower() and len(name) < 64):
@@ -91,7 +93,8 @@ class Table(Generic[T_co]):
         if not row_type.__struct_config__.frozen:
             raise LocalError(f"rows of table {name} are shared: {row_type.__name__} must be frozen")
         json_names = {f.name: f.encode_name for f in msgspec.structs.fields(row_type)}
-        if missing := {*indexes, *unique} - set(json_names):
+        named = {*indexes, *unique, *(() if key_field is None else (key_field,))}
+        if missing := named - set(json_names):
             raise LocalError(f"rows of table {name} have no field {min(missing)!r}")
         self.name = name
         self.row_type = row_type
@@ -99,6 +102,7 @@ class Table(Generic[T_co]):
         self.unique = tuple(unique)
         self.indexes = tuple(dict.fromkeys((*unique, *indexes)))
         self.json_names = json_names
+        self._key_field = key_field
         self._decoder = msgspec.json.Decoder(row_type)
 
     def __repr__(self) -> str:
@@ -107,6 +111,14 @@ class Table(Generic[T_co]):
     def decode(self, data: bytes | str) -> T_co:
         """Make a value of its JSON. Raises ``msgspec.DecodeError`` or ``ValidationError``."""
         return self._decoder.decode(data)
+
+    def shared_key(self, key: str, value: msgspec.Struct) -> str:
+        """Return *key*, as the text that *value* holds if it does: memory is needed once."""
+        if self._key_field is not None:
+            held: object = getattr(value, self._key_field)
+            if isinstance(held, str) and held == key:
+                return held
+        return key
 
     def entries(self, value: msgspec.Struct, field: str) -> tuple[str, ...]:
         """Return under what *value* is found by *field*. Raises LocalError if it is no text."""

@@ -5,6 +5,8 @@ A field that a later version adds needs a default; what it removes is ignored wh
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from alknet.core.identity import ApiKey, Grant, Peer
@@ -42,6 +44,10 @@ class PeerRow(
     """
 
     incarnation: str = ""
+
+    def __post_init__(self) -> None:
+        # Many peers have the same scopes: one tuple serves them all.
+        msgspec.structs.force_setattr(self, "scopes", _shared_scopes(self.scopes))
 
 
 class OwnershipRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,8 +164,17 @@ class AuditHead(msgspec.Struct, frozen=True, kw_only=True):
     anchor: str
 
 
-PEERS = Table("peer", PeerRow, unique=("fingerprints",))
-API_KEYS = Table("api_key", ApiKey)
+# Kinds of peers, by their scopes, that share memory; more just take more of it.
+SHARED_SCOPES = 1_024
+
+
+@lru_cache(SHARED_SCOPES)
+def _shared_scopes(scopes: tuple[str, ...]) -> tuple[str, ...]:
+    return scopes
+
+
+PEERS = Table("peer", PeerRow, unique=("fingerprints",), key_field="name")
+API_KEYS = Table("api_key", ApiKey, key_field="prefix")
 OWNERSHIP = Table("ownership", OwnershipRow, indexes=("owner",))
 CREDENTIALS = Table("credential", CredentialRow, indexes=("service",))
 ENROLMENTS = Table("enrolment", EnrolmentRow)

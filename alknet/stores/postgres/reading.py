@@ -140,7 +140,7 @@ def _decoded(
             "store.row_damaged", extra={"table": table.name, "key": key, "reason": str(exc)}
         )
         return None
-    return Row(key, decoded, version)
+    return Row(table.shared_key(key, decoded), decoded, version)
 
 
 _NEWEST = b"SELECT coalesce(max(seq), 0) FROM alknet.change"

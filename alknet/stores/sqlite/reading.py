@@ -166,4 +166,4 @@ def decoded(
             "store.row_damaged", extra={"table": table.name, "key": key, "reason": str(exc)}
         )
         return None
-    return Row(key, decoded, version)
+    return Row(table.shared_key(key, decoded), decoded, version)
