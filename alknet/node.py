@@ -438,8 +438,7 @@ class Node:
         if self.vault is not None and self._home is not None:
             receive = partial(receive_entropy, self._home)
             served = vault_operations(self.vault, receive_entropy=receive)
-            noted = audited(served, self._note, also=("vault/get",))
-            self.registry.extend(noted, builtin=True)
+            self.registry.extend(audited(served, self._note), builtin=True)
         self.registry.extend(operations)
         self._dispatcher = OperationDispatcher(
             self.registry,

@@ -9,25 +9,36 @@ from alknet.call.context import Context
 from alknet.call.operations import Operation
 from alknet.call.spec import OpType
 
-__all__ = ["Note", "audited"]
+__all__ = ["Note", "action_of", "audited", "is_audited", "target_of"]
 
 Note = Callable[[str, str, str], Awaitable[None]]
 """Notes that an identity did something to something: id, action, target."""
 
 # Fields of inputs that name what was acted upon.
 TARGETS = ("path", "id", "name")
+# Queries that are noted too.
+TELLING = frozenset({"vault/get"})
 
 
-def audited(
-    operations: Iterable[Operation[..., Any]], note: Note, *, also: Iterable[str] = ()
-) -> Iterator[Operation[..., Any]]:
-    """Have the mutations among *operations*, and those named in *also*, noted when they succeed."""
-    names = frozenset(also)
+def audited(operations: Iterable[Operation[..., Any]], note: Note) -> Iterator[Operation[..., Any]]:
+    """Have those of *operations* that `is_audited` noted when they succeed."""
     for operation in operations:
-        if operation.spec.op_type is OpType.MUTATION or operation.spec.name in names:
-            yield _Audited(operation, note)
-        else:
-            yield operation
+        yield _Audited(operation, note) if is_audited(operation) else operation
+
+
+def is_audited(operation: Operation[..., Any]) -> bool:
+    """Whether calls of it are noted: it is a mutation, or gives away a secret."""
+    return operation.spec.op_type is OpType.MUTATION or operation.spec.name in TELLING
+
+
+def action_of(operation: Operation[..., Any]) -> str:
+    """Return the name under which its calls are noted."""
+    return operation.spec.name.replace("/", ".")
+
+
+def target_of(value: object) -> str:
+    """Return what an input names, or nothing."""
+    return next((str(getattr(value, name)) for name in TARGETS if hasattr(value, name)), "")
 
 
 class _Audited(Operation[..., Any]):
@@ -41,6 +52,5 @@ class _Audited(Operation[..., Any]):
         self, ctx: Context, value: object, items: AsyncIterator[object] | None = None
     ) -> object:
         result = await super().start(ctx, value, items)
-        target = next((str(getattr(value, name)) for name in TARGETS if hasattr(value, name)), "")
-        await self._note(ctx.identity.id, self.spec.name.replace("/", "."), target)
+        await self._note(ctx.identity.id, action_of(self), target_of(value))
         return result

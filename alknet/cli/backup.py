@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from alknet.cli.auditing import record_done
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json, the_home, usage_errors
 from alknet.cli.output import emit, fields, note, say
@@ -83,8 +84,10 @@ def backup(
     data = _encrypted(known, passphrase, armor)
     if file == STDIO:
         sys.stdout.buffer.write(data)
+        record_done(("home.backup", "standard output"))
         return
     _write(file, data)
+    record_done(("home.backup", str(file.absolute())))
     _report(file, len(data))
 
 

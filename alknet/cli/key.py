@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from alknet.cli.auditing import record_done
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Group, is_json, the_home
 from alknet.cli.output import emit, fields, note, say, table
@@ -67,6 +68,7 @@ def rotate(device: int | None, yes: bool, **unlock: Any) -> None:
     finally:
         vault.lock()
     old, new = NodeId(made.old), NodeId(made.new)
+    record_done(("key.rotate", str(new)))
     if is_json():
         emit({"old": str(old), "id": str(new), "fingerprint": new.fingerprint, "device": number})
         return

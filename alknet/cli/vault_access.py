@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from alknet.cli.auditing import Done, record_done
 from alknet.cli.failures import CommandError
 from alknet.cli.home import need_node
 
@@ -84,10 +85,12 @@ def in_file(work: Callable[[Call], Awaitable[T]], given: UnlockWith | None = Non
 
     # Before the loop begins: it may ask, and Ctrl-C must end that.
     vault = open_vault(given)
+    done: list[Done] = []
     try:
-        return _with(vault, work)
+        return _with(vault, work, done)
     finally:
         vault.lock()
+        record_done(*done)
 
 
 def locked_header() -> Header:
@@ -117,7 +120,7 @@ def second_unlock(given: UnlockWith | None, what: str) -> LockedBuffer:
     return find_key(header, given, by_itself=False)
 
 
-def _with(vault: Vault, work: Callable[[Call], Awaitable[T]]) -> T:
+def _with(vault: Vault, work: Callable[[Call], Awaitable[T]], done: list[Done]) -> T:
     from alknet.cli.running import run
 
     async def main() -> T:
@@ -133,7 +136,7 @@ def _with(vault: Vault, work: Callable[[Call], Awaitable[T]]) -> T:
 
         async def call(name: str, /, **values: Any) -> Any:
             try:
-                return await _run(known[f"vault/{name}"], values)
+                return await _run(known[f"vault/{name}"], values, done)
             except OperationError as exc:
                 _say(exc.code, exc.message)
 
@@ -142,13 +145,18 @@ def _with(vault: Vault, work: Callable[[Call], Awaitable[T]]) -> T:
     return run(main)
 
 
-async def _run(operation: Operation[..., Any], values: dict[str, Any]) -> Any:
+async def _run(operation: Operation[..., Any], values: dict[str, Any], done: list[Done]) -> Any:
     """Run as a peer would: with JSON values, no defaults of Python's own."""
     import msgspec
 
+    from alknet.call.audited import action_of, is_audited, target_of
+
     takes_input = bool(msgspec.structs.fields(operation.input.type))
     arguments = (msgspec.convert(values, operation.input.type),) if takes_input else ()
-    return msgspec.to_builtins(await operation(*arguments))
+    result = await operation(*arguments)
+    if is_audited(operation):
+        done.append((action_of(operation), target_of(*arguments) if arguments else ""))
+    return msgspec.to_builtins(result)
 
 
 async def _no_pipe(name: str) -> LockedBuffer:

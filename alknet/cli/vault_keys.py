@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from alknet.cli.auditing import record_done
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json, the_home
 from alknet.cli.output import emit, note, say
@@ -123,6 +124,7 @@ def export_secrets(file: Path, recipient: str | None, plain: bool, **options: An
     finally:
         vault.lock()
     _write(file, data)
+    record_done(("vault.export", str(file.absolute())))
     if is_json():
         emit({"file": str(file.absolute()), "secrets": count, "encrypted": not plain})
         return
@@ -162,6 +164,7 @@ def import_secrets(file: Path, decrypt_with: Path | None, replace: bool, **optio
         count = import_into(vault, data, identities, now=wall_clock(), replaces=replace)
     finally:
         vault.lock()
+    record_done(("vault.import", str(file.absolute())))
     if is_json():
         emit({"secrets": count})
     else:

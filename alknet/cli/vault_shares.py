@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from alknet.cli.auditing import record_done
 from alknet.cli.options import Group, is_json
 from alknet.cli.output import emit, note, say
 from alknet.cli.unlocking import make_unlock, unlock_options
@@ -57,6 +58,8 @@ def split(threshold: int, count: int, directory: Path | None, **options: Any) ->
         raise click.UsageError("the shares would go into a pipe or file: --dir, or ask for --json")
     with second_unlock(make_unlock(**options), "splitting") as entropy:
         made = split_into_shares(entropy.view, threshold=threshold, count=count)
+    # Before they are shown: what was printed in part may have been seen.
+    record_done(("vault.shares.split", f"{threshold} of {count}"))
     if directory is not None:
         files = _write(directory, made)
         if is_json():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alknet.cli.auditing import record_done
 from alknet.cli.options import Group, is_json, the_home
 from alknet.cli.output import emit, note, say, table
 from alknet.cli.unlocking import (
@@ -103,6 +104,7 @@ def add(
         slot = _add(vault, kind, value, label, new_passphrase_file, wall_clock())
     finally:
         vault.lock()
+    record_done(("vault.slots.add", slot.id))
     if is_json():
         emit({"id": slot.id, "kind": slot.kind.value, "label": slot.label})
     else:

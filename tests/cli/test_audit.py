@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import apsw
+import pyrage
 
 from tests.cli.kit import Cli, process
 
@@ -46,6 +48,43 @@ def test_an_altered_row_is_found_and_named(made: Cli) -> None:
     bad = made.fails(1, "audit", "--verify", "--json")
     assert (bad.json["rows"], bad.json["broken_at"]) == (1, 2)
     assert bad.error["message"] == "the audit log is broken at row 2: it was altered"
+
+
+def test_what_commands_do_without_a_node_is_noted(made: Cli, tmp_path: Path) -> None:
+    made.ok("vault", "put", "mail/smtp", stdin="hunter2\n")
+    made.ok("vault", "get", "mail/smtp")
+    made.ok("vault", "list")
+    made.fails(1, "vault", "get", "mail/imap")
+    made.ok("vault", "rotate")
+    export = tmp_path / "out.json"
+    made.ok("vault", "export", export, "--plain", "--unlock-file", made.home / "vault.key")
+    made.ok("vault", "import", export, "--replace")
+    slot = made.ok("vault", "slots", "add", "key-file", tmp_path / "key", "--json").json["id"]
+    made.ok("vault", "slots", "remove", slot)
+    made.ok("key", "rotate", "--yes")
+    recipient = pyrage.x25519.Identity.generate().to_public()
+    made.ok("backup", tmp_path / "node.age", "--recipient", recipient)
+    rows = made.ok("audit", "--json").lines
+    assert [(row["who"], row["action"], row["target"]) for row in rows] == [
+        ("owner", "vault.put", "mail/smtp"),
+        ("owner", "vault.get", "mail/smtp"),
+        ("owner", "vault.rotate", ""),
+        ("owner", "vault.export", str(export)),
+        ("owner", "vault.import", str(export)),
+        ("owner", "vault.slots.add", slot),
+        ("owner", "vault.slots.remove", slot),
+        ("owner", "key.rotate", made.ok("id", "--json").json["id"]),
+        ("owner", "home.backup", str(tmp_path / "node.age")),
+    ]
+    made.ok("audit", "--verify")
+
+
+def test_without_the_log_the_command_works_and_says_so(made: Cli) -> None:
+    (made.home / "node.db").write_bytes(b"no database" * 100)
+    put = made.ok("vault", "put", "mail/smtp", stdin="hunter2\n")
+    assert "version 1 stored" in put.out
+    assert "the audit log lacks it (vault.put)" in put.err
+    assert made.ok("vault", "get", "mail/smtp").out == "hunter2"
 
 
 def test_verify_stands_alone(made: Cli) -> None:
