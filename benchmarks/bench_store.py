@@ -19,12 +19,12 @@ from tempfile import TemporaryDirectory
 import apsw
 import trio
 
-from alknet.core.identity import Peer
 from alknet.core.storage import Put
 from alknet.stores.sqlite.bell import VERSION_BYTES
 from alknet.stores.sqlite.place import Place
 from alknet.stores.sqlite.reading import newest_change
-from benchmarks.store_listener import CELLS, KEY, PEERS, SELECT, Cell, open_store
+from alknet.stores.tables import PEERS, PeerRow
+from benchmarks.store_listener import CELLS, KEY, SELECT, Cell, open_store
 from benchmarks.table import Aim, Row, Table, row_of
 from tests.stores.postgres.server import has_server, open_server
 
@@ -225,8 +225,8 @@ async def _fill(where: str, peers: int) -> None:
             await store.write([Put(PEERS, name, _peer(name)) for name in names])
 
 
-def _peer(name: str) -> Peer:
-    return Peer(name=name, fingerprints=(f"ed25519:{name:0>64}",), scopes=("fs:read",))
+def _peer(name: str) -> PeerRow:
+    return PeerRow(name=name, fingerprints=(f"ed25519:{name:0>64}",), scopes=("fs:read",))
 
 
 def _connect(path: Path) -> apsw.Connection:

@@ -20,10 +20,10 @@ import apsw
 import msgspec
 import trio
 
-from alknet.core.identity import Peer
 from alknet.core.storage import Store, Table
 from alknet.stores.postgres import SCHEMES, open_postgres_store
 from alknet.stores.sqlite import open_sqlite_store
+from alknet.stores.tables import PEERS
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -32,7 +32,6 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 CELLS = Table("cell", Cell)
-PEERS = Table("peer", Peer, unique=("fingerprints",))
 KEY = "shared"
 SELECT = "SELECT value FROM row WHERE tab = 'cell' AND key = ?"
 POLL_S = 0.001
