@@ -32,14 +32,11 @@ class FloodFilter(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._windows: dict[str, _Window] = {}
+        self._windows = {event: _Window() for event in MOST}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        most = MOST.get(record.msg) if isinstance(record.msg, str) else None
-        if most is None:
-            return True
-        window = self._windows.setdefault(record.msg, _Window())
-        return window.admits(record, most)
+        window = self._windows.get(record.msg) if isinstance(record.msg, str) else None
+        return window is None or window.admits(record, MOST[record.msg])
 
 
 class _Window:

@@ -38,7 +38,7 @@ LOAD_S = 6.0
 # For all that the dead leave: the idle time-out and then the closing period. Both are three times
 # the PTO at least (RFC 9000 sec. 10), which reaches 20 s where floods and a busy machine make
 # round trips of seconds. Waited for only as long as something is left.
-SETTLE_S = 180.0
+SETTLE_S = 130.0
 # Of what is left after a round, so many are named.
 MAX_NAMED = 8
 # In so many rounds each attack has its turn, at this rate; the soak counts what is left.
