@@ -10,7 +10,8 @@ import msgspec
 import trio
 
 from alknet.core.storage import ABSENT, Changed, Op, Row, Store, Table
-from alknet.stores.resident import Delta, Feed, Resident, RowChange, Snapshot, TableRows
+from alknet.stores.reads import ResidentReads
+from alknet.stores.resident import Delta, Resident, RowChange, Snapshot, TableRows
 from alknet.stores.steps import (
     Step,
     Steps,
@@ -157,7 +158,7 @@ class MemoryDatabase:
             del self._owners[row_id[0], field, value]
 
 
-class MemoryStore:
+class MemoryStore(ResidentReads):
     """A `Store` on a `MemoryDatabase`; see `open_memory_store`.
 
     A test makes it deaf with `lose_listener`: it then sees nothing that other handles write, and
@@ -167,37 +168,16 @@ class MemoryStore:
     def __init__(self, tables: Sequence[Table[msgspec.Struct]], database: MemoryDatabase) -> None:
         self._table_of = by_name(tables)
         self._database = database
-        self._resident = Resident(self._table_of)
+        super().__init__(Resident(self._table_of))
         self._lost_at: float | None = None
         database.listen(self._take_over)
         self._take_over()
-
-    @property
-    def version(self) -> int:
-        """The newest change that memory reflects."""
-        return self._resident.version
 
     @property
     def staleness(self) -> float:
         """0.0 unless the listener is lost."""
         self._resident.check_open()
         return 0.0 if self._lost_at is None else trio.current_time() - self._lost_at
-
-    def version_of(self, table: Table[msgspec.Struct]) -> int:
-        """Return the newest change of *table*."""
-        return self._resident.version_of(table)
-
-    def get(self, table: Table[T], key: str) -> Row[T] | None:
-        """Return a row, or None."""
-        return self._resident.table_rows(table).rows.get(key)
-
-    def find(self, table: Table[T], field: str, value: str) -> Sequence[Row[T]]:
-        """Return the rows whose indexed *field* is or contains *value*."""
-        return self._resident.table_rows(table).find(field, value)
-
-    def rows(self, table: Table[T]) -> Sequence[Row[T]]:
-        """Return all rows of a table by key."""
-        return self._resident.table_rows(table).sorted_rows()
 
     async def fetch(self, table: Table[T], key: str) -> Row[T] | None:
         """Return a row of any table, or None. Cancelled, no effect."""
@@ -229,14 +209,6 @@ class MemoryStore:
         if self._lost_at is not None:
             self._take_over()  # what we write ourselves we see all the same
         return versions
-
-    def changes(self, since: int | None = None) -> Feed:
-        """Follow what changes after *since*; see `Store.changes`."""
-        return self._resident.feed(since)
-
-    async def wait_changed(self, version: int) -> int:
-        """Wait until `version` differs from *version*. Cancelled, nothing happens."""
-        return await self._resident.wait_changed(version)
 
     async def aclose(self) -> None:
         """Close this handle; its database stays. Idempotent."""

@@ -21,7 +21,7 @@ import trio
 
 from alknet.core.scopes import open_background
 from alknet.core.storage import Op, OutcomeUnknown, Row, Store, Table
-from alknet.errors import AlknetError, LocalError, Unavailable
+from alknet.errors import AlknetError, Unavailable
 from alknet.stores.group import Answer, GroupCommit
 from alknet.stores.postgres import reading
 from alknet.stores.postgres.failures import RETRY_AFTER_S, explained
@@ -32,17 +32,16 @@ from alknet.stores.postgres.pool import Pool
 from alknet.stores.postgres.schema import prepare
 from alknet.stores.postgres.target import Target
 from alknet.stores.postgres.writing import Committed, LostCommit, commit, outcome, tidy
-from alknet.stores.resident import Feed, Resident
+from alknet.stores.reads import EngineReads
+from alknet.stores.resident import Resident
 from alknet.stores.steps import Steps, by_name, check_key, steps_of
 
-__all__ = ["MAX_PAGE", "PostgresStore", "open_store"]
+__all__ = ["PostgresStore", "open_store"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-# Rows of one `scan`, as of the other engines.
-MAX_PAGE = 10_000
 # Connections for `fetch` and `scan`; with the writer's and the follower's a node has up to five of
 # the hundred that a server has by default.
 READERS = 3
@@ -54,7 +53,7 @@ SETTLE_PAUSE_S = 0.05
 CLOSE_TIMEOUT_S = 10.0
 
 
-class PostgresStore:
+class PostgresStore(EngineReads):
     """A `Store` in a PostgreSQL database; made by `alknet.stores.postgres.open_postgres_store`.
 
     Attributes:
@@ -62,12 +61,12 @@ class PostgresStore:
     """
 
     def __init__(self, target: Target, tables: reading.Tables, layout: int) -> None:
+        super().__init__(Resident(tables))
         self.target = target
         self._tables = tables
         self._layout = layout
         self._writers = Pool(self._dial, 1)
         self._readers = Pool(self._dial, READERS)
-        self._resident = Resident(tables)
         self._group = GroupCommit(self._commit, self._tidy)
         self._commit_scope = trio.CancelScope()
         self._commit_deadline = math.inf
@@ -79,71 +78,15 @@ class PostgresStore:
         return f"<PostgresStore {self.target}>"
 
     @property
-    def version(self) -> int:
-        """The newest change that memory reflects."""
-        return self._resident.version
-
-    @property
     def staleness(self) -> float:
         """Seconds since memory was last known to be current; up to half while nothing happens."""
         self._resident.check_open()
         return max(trio.current_time() - self._follower.fresh_at, 0.0)
 
-    def version_of(self, table: Table[msgspec.Struct]) -> int:
-        """Return a version that differs whenever *table* may have changed."""
-        return self._resident.version_of(table)
-
-    def get(self, table: Table[T], key: str) -> Row[T] | None:
-        """Return a row from memory, or None."""
-        return self._resident.table_rows(table).rows.get(key)
-
-    def find(self, table: Table[T], field: str, value: str) -> Sequence[Row[T]]:
-        """Return the rows whose indexed *field* is or contains *value*."""
-        return self._resident.table_rows(table).find(field, value)
-
-    def rows(self, table: Table[T]) -> Sequence[Row[T]]:
-        """Return all rows of a table by key."""
-        return self._resident.table_rows(table).sorted_rows()
-
-    async def fetch(self, table: Table[T], key: str) -> Row[T] | None:
-        """Return a row from the database; see `Store.fetch`. Cancelled, no effect."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._resident.version_of(table)
-        check_key(key)
-        with explained("read", self.target):
-            return await self._readers.run(lambda link: reading.fetch(link, table, key))
-
-    async def scan(
-        self, table: Table[T], *, after: str = "", limit: int = 1_000, newest_first: bool = False
-    ) -> Sequence[Row[T]]:
-        """Return a page of rows from the database; see `Store.scan`. Cancelled, no effect.
-
-        Raises:
-            LocalError: *limit* is not 1 to `MAX_PAGE`.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._resident.version_of(table)
-        if not 1 <= limit <= MAX_PAGE:
-            raise LocalError(f"a page has 1 to {MAX_PAGE} rows, not {limit}")
-        if after:
-            check_key(after)
-        with explained("read", self.target):
-            return await self._readers.run(
-                lambda link: reading.scan(link, table, after, limit, newest_first=newest_first)
-            )
-
     async def write(self, ops: Op | Sequence[Op], *, expect: int | None = None) -> tuple[int, ...]:
         """Do *ops* together; see `Store.write`, also for what a cancel leaves behind."""
         self._resident.check_open()
         return await self._group.write(steps_of(ops, expect, self._tables))
-
-    def changes(self, since: int | None = None) -> Feed:
-        """Follow what changes after *since*; see `Store.changes`."""
-        return self._resident.feed(since)
-
-    async def wait_changed(self, version: int) -> int:
-        """Wait until `version` differs from *version*. Cancelled, nothing happens."""
-        return await self._resident.wait_changed(version)
 
     async def start(
         self,
@@ -180,6 +123,20 @@ class PostgresStore:
         await self._follower.aclose()
         self._writers.close()
         self._readers.close()
+
+    async def _fetch(self, table: Table[T], key: str) -> Row[T] | None:
+        with explained("read", self.target):
+            return await self._readers.run(lambda link: reading.fetch(link, table, key))
+
+    async def _scan(
+        self, table: Table[T], after: str, limit: int, *, newest_first: bool
+    ) -> Sequence[Row[T]]:
+        if after:
+            check_key(after)
+        with explained("read", self.target):
+            return await self._readers.run(
+                lambda link: reading.scan(link, table, after, limit, newest_first=newest_first)
+            )
 
     async def _dial(self) -> Link:
         with explained("connect to", self.target):

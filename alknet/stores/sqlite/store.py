@@ -24,9 +24,10 @@ import trio
 
 from alknet.core.scopes import open_background
 from alknet.core.storage import Op, OutcomeUnknown, Row, Store, Table
-from alknet.errors import AlknetError, LocalError, StoreError
+from alknet.errors import AlknetError, StoreError
 from alknet.stores.group import Answer, GroupCommit
-from alknet.stores.resident import Feed, Resident
+from alknet.stores.reads import EngineReads
+from alknet.stores.resident import Resident
 from alknet.stores.sqlite import reading
 from alknet.stores.sqlite.bell import Bell
 from alknet.stores.sqlite.failures import explained
@@ -36,19 +37,16 @@ from alknet.stores.sqlite.place import Place
 from alknet.stores.sqlite.schema import MIGRATIONS, Migration
 from alknet.stores.sqlite.worker import Worker, prepare
 from alknet.stores.sqlite.writing import Committed, LostCommit, commit, tidy
-from alknet.stores.steps import Steps, by_name, check_key, steps_of
+from alknet.stores.steps import Steps, by_name, steps_of
 
-__all__ = ["MAX_PAGE", "SqliteStore", "open_sqlite_store"]
+__all__ = ["SqliteStore", "open_sqlite_store"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-# Rows of one `scan`: other reads, and the look for changes, wait behind it.
-MAX_PAGE = 10_000
 
-
-class SqliteStore:
+class SqliteStore(EngineReads):
     """A `Store` in an SQLite database; made by `open_sqlite_store`.
 
     Attributes:
@@ -64,6 +62,7 @@ class SqliteStore:
         bell: Bell,
         glance: Glance,
     ) -> None:
+        super().__init__(Resident(tables))
         self.path = place.path
         self._place = place
         self._tables = tables
@@ -71,7 +70,6 @@ class SqliteStore:
         self._writer = writer
         self._reader = reader
         self._bell = bell
-        self._resident = Resident(tables)
         self._group = GroupCommit(self._commit, self._tidy)
         self._follower = Follower(
             place,
@@ -84,69 +82,15 @@ class SqliteStore:
         )
 
     @property
-    def version(self) -> int:
-        """The newest change that memory reflects."""
-        return self._resident.version
-
-    @property
     def staleness(self) -> float:
         """Seconds since memory was last known to be current; about one while nothing happens."""
         self._resident.check_open()
         return max(trio.current_time() - self._follower.fresh_at, 0.0)
 
-    def version_of(self, table: Table[msgspec.Struct]) -> int:
-        """Return a version that differs whenever *table* may have changed."""
-        return self._resident.version_of(table)
-
-    def get(self, table: Table[T], key: str) -> Row[T] | None:
-        """Return a row from memory, or None."""
-        return self._resident.table_rows(table).rows.get(key)
-
-    def find(self, table: Table[T], field: str, value: str) -> Sequence[Row[T]]:
-        """Return the rows whose indexed *field* is or contains *value*."""
-        return self._resident.table_rows(table).find(field, value)
-
-    def rows(self, table: Table[T]) -> Sequence[Row[T]]:
-        """Return all rows of a table by key."""
-        return self._resident.table_rows(table).sorted_rows()
-
-    async def fetch(self, table: Table[T], key: str) -> Row[T] | None:
-        """Return a row from the database; see `Store.fetch`. Cancelled, no effect."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._resident.version_of(table)
-        check_key(key)
-        with explained("read", self.path):
-            return await self._reader.run(reading.fetch, table, key)
-
-    async def scan(
-        self, table: Table[T], *, after: str = "", limit: int = 1_000, newest_first: bool = False
-    ) -> Sequence[Row[T]]:
-        """Return a page of rows from the database; see `Store.scan`. Cancelled, no effect.
-
-        Raises:
-            LocalError: *limit* is not 1 to `MAX_PAGE`.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._resident.version_of(table)
-        if not 1 <= limit <= MAX_PAGE:
-            raise LocalError(f"a page has 1 to {MAX_PAGE} rows, not {limit}")
-        with explained("read", self.path):
-            return await self._reader.run(
-                reading.scan, table, after, limit, newest_first=newest_first
-            )
-
     async def write(self, ops: Op | Sequence[Op], *, expect: int | None = None) -> tuple[int, ...]:
         """Do *ops* together; see `Store.write`, also for what a cancel leaves behind."""
         self._resident.check_open()
         return await self._group.write(steps_of(ops, expect, self._tables))
-
-    def changes(self, since: int | None = None) -> Feed:
-        """Follow what changes after *since*; see `Store.changes`."""
-        return self._resident.feed(since)
-
-    async def wait_changed(self, version: int) -> int:
-        """Wait until `version` differs from *version*. Cancelled, nothing happens."""
-        return await self._resident.wait_changed(version)
 
     async def start(self, nursery: trio.Nursery) -> None:
         """Load, and start the two tasks. Once; `aclose` ends them.
@@ -169,6 +113,18 @@ class SqliteStore:
         await self._follower.aclose()
         await self._reader.aclose()
         await self._writer.aclose()
+
+    async def _fetch(self, table: Table[T], key: str) -> Row[T] | None:
+        with explained("read", self.path):
+            return await self._reader.run(reading.fetch, table, key)
+
+    async def _scan(
+        self, table: Table[T], after: str, limit: int, *, newest_first: bool
+    ) -> Sequence[Row[T]]:
+        with explained("read", self.path):
+            return await self._reader.run(
+                reading.scan, table, after, limit, newest_first=newest_first
+            )
 
     async def _commit(self, batch: Sequence[Steps]) -> Sequence[Answer]:
         started = trio.current_time()
