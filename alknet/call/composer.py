@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
 
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.context import Caller, CallInfo
-from alknet.call.spec import OperationSpec, OpType
+from alknet.call.spec import OpType
 
 if TYPE_CHECKING:
     from alknet.call.dispatch import Admitted, OperationDispatcher
+    from alknet.call.operations import Operation
 
 __all__ = ["Composer"]
 
@@ -24,13 +25,13 @@ _SUBSCRIBED = frozenset({OpType.SUBSCRIPTION})
 
 
 class Composer:
-    """Makes the calls of the operation that *spec* declares; see `alknet.call.composition`."""
+    """Makes the calls of *operation* to others; see `alknet.call.composition`."""
 
-    __slots__ = ("_dispatcher", "_spec")
+    __slots__ = ("_dispatcher", "_operation")
 
-    def __init__(self, dispatcher: OperationDispatcher, spec: OperationSpec) -> None:
+    def __init__(self, dispatcher: OperationDispatcher, operation: Operation[..., Any]) -> None:
         self._dispatcher = dispatcher
-        self._spec = spec
+        self._operation = operation
 
     async def call(
         self,
@@ -66,7 +67,7 @@ class Composer:
     ) -> Admitted:
         if not isinstance(value, msgspec.Raw):
             value = msgspec.Raw(b"{}" if value is None else msgspec.json.encode(value))
-        admitted = self._dispatcher.admit_child(self._spec, parent, operation, value)
+        admitted = self._dispatcher.admit_child(self._operation, parent, operation, value)
         if admitted.op_type not in kinds:
             how = "subscribe to it" if admitted.op_type == OpType.SUBSCRIPTION else "call it"
             why = f"the operation is a {admitted.op_type}: {how}"

@@ -25,6 +25,7 @@ from alknet.core.identity import ANONYMOUS, Identity
 
 if TYPE_CHECKING:
     from alknet.call.context import CallInfo
+    from alknet.call.reach import Reach
     from alknet.call.spec import OperationSpec
 
 __all__ = ["MOST_NESTED", "child_info", "check_reach"]
@@ -33,14 +34,14 @@ MOST_NESTED = 16
 """Calls within calls: real trees are three or four deep, and one that calls itself has no end."""
 
 
-def check_reach(spec: OperationSpec, name: str) -> str:
-    """Return the registry's form of *name* if *spec* declares that it calls it.
+def check_reach(reach: Reach, name: str) -> str:
+    """Return the registry's form of *name* if *reach* holds that operation of this node.
 
     Raises:
         CallError: `NOT_FOUND`.
     """
     name = operation_name(name)
-    if name not in spec.calls:
+    if not reach.allows_local(name):
         raise no_such_operation(name)
     return name
 

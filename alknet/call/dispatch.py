@@ -32,7 +32,6 @@ from alknet.call.operations import Operation
 from alknet.call.registry import Registry
 from alknet.call.schema import Mismatch, Shape
 from alknet.call.secret import CallSecrets
-from alknet.call.spec import OperationSpec
 from alknet.call.visibility import ScopeVerdicts, check_scopes, no_such_operation, operation_name
 from alknet.core.access import MissingResourceId, check_access
 from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider, SecretProvider
@@ -52,7 +51,8 @@ log = logging.getLogger(__name__)
 class OperationDispatcher:
     """Runs requests against a registry, on behalf of whom they come from.
 
-    The registry is frozen from then on: nothing appears that was not there when the node started.
+    The registry is frozen from then on: nothing appears that was not there when the node started,
+    and what operations declare to call on this node is there, or it does not start.
 
     Attributes:
         registry: What can be called.
@@ -118,19 +118,19 @@ class OperationDispatcher:
         )
 
     def admit_child(
-        self, spec: OperationSpec, parent: CallInfo, operation_id: str, data: msgspec.Raw
+        self, caller: Operation[..., Any], parent: CallInfo, operation_id: str, data: msgspec.Raw
     ) -> Admitted:
-        """Decide whether the operation of *spec*, in the call *parent*, may call another.
+        """Decide whether the operation *caller*, in the call *parent*, may call another.
 
         Raises:
             CallError: It may not; see `alknet.call.composition`.
         """
-        name = check_reach(spec, operation_id)
+        name = check_reach(caller.reach, operation_id)
         entry = self.registry.lookup(name)
         if entry is None:
             raise no_such_operation(name)
         operation = entry.operation
-        info = child_info(parent, spec, name)
+        info = child_info(parent, caller.spec, name)
         check_scopes(operation, info.identity)
         value = _decode_input_untrusted(operation, data)
         self._check_resource(operation, info.identity, value)
@@ -139,7 +139,7 @@ class OperationDispatcher:
         return Admitted(operation, context, value, timeout_s=timeout_s, used_token=False)
 
     def _context(self, operation: Operation[..., Any], info: CallInfo) -> Context:
-        composer = Composer(self, operation.spec) if operation.spec.calls else None
+        composer = Composer(self, operation) if operation.spec.calls else None
         declared = operation.spec.secrets
         secrets = CallSecrets(self.secrets, declared) if declared else None
         return Context(info, self.ownership, composer, secrets)

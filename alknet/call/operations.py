@@ -29,6 +29,7 @@ import msgspec
 
 from alknet.call.context import Context
 from alknet.call.pointer import Pointer
+from alknet.call.reach import Reach
 from alknet.call.schema import Nothing, Shape
 from alknet.call.signature import Signature, caller_names, read_signature
 from alknet.call.spec import (
@@ -75,6 +76,7 @@ class Operation(Generic[P, R]):
         output: The shape of the output, or of each item that comes back.
         details: The shape of the details of each declared error that has some.
         resource_id: Where the resource id stands in the input, if the access check needs one.
+        reach: What it may call.
     """
 
     def __init__(self, function: Callable[P, R], spec: OperationSpec, signature: Signature) -> None:
@@ -88,6 +90,7 @@ class Operation(Generic[P, R]):
         self.resource_id = None if spec.resource_id_path is None else Pointer(spec.resource_id_path)
         if self.resource_id is not None:
             self.resource_id.check_string(self.input.type)
+        self.reach = Reach.parse(spec.calls)
         self._function = function
         self._signature = signature
         self.__doc__ = function.__doc__
@@ -186,6 +189,7 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
         max_duration_s: Its deadline, above 0.
         large_output: Its output may be large and takes a stream of its own.
         calls: Names of the operations that it calls by `Context.call`; all others look missing.
+            ``@w1/math/add`` is one of the peer ``w1``; see `alknet.call.reach`.
         authority: The rights with which it calls them, whoever called it; by default none.
         secrets: Paths in the node's vault that it reads by `Context.secret`; no others are given.
         title: One line; by default the first of the docstring.
@@ -315,10 +319,10 @@ def _details(error: ErrorSpec) -> Shape:
     return shape
 
 
-def _calls(names: Sequence[str]) -> tuple[str, ...]:
-    for name in names:
-        check_operation_name(name)
-    return tuple(names)
+def _calls(entries: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(entries, str):  # it would be read as names of one letter each
+        raise LocalError("calls is a sequence of names, not one string")
+    return tuple(entries)
 
 
 def _secrets(paths: Sequence[str]) -> tuple[str, ...]:

@@ -94,7 +94,17 @@ class Registry:
             self.add(operation, builtin=builtin)
 
     def freeze(self) -> None:
-        """Refuse further operations. Idempotent."""
+        """Refuse further operations. Idempotent.
+
+        Raises:
+            LocalError: An operation declares that it calls one which is not here.
+        """
+        for entry in self:
+            for missing in entry.operation.reach.missing(self._entries):
+                raise LocalError(
+                    f"operation {entry.operation.spec.name!r} calls {missing!r}, "
+                    "which is not registered: add it, or take it out of calls"
+                )
         self._is_frozen = True
 
     def lookup(self, name: str) -> Entry | None:

@@ -131,7 +131,7 @@ class OperationSpec(msgspec.Struct, frozen=True, kw_only=True):
         max_duration_s: Its deadline; None for the node's default, and none for subscriptions and
             bidirectional calls.
         large_output: Its output may be large: callers should give it a stream of its own.
-        calls: Names of the operations that it calls; it reaches no others.
+        calls: Names of the operations that it calls; it reaches no others (`alknet.call.reach`).
         authority: The rights with which it calls them; None for those that nobody needs.
         secrets: Paths of the secrets that its handler may read; callers never see them.
         title: One line for people.

@@ -141,7 +141,7 @@ async def call_operation(
         operation: Need not be registered; a method must be bound.
         input: What msgspec writes as JSON: a struct, a dict, … None sends ``{}``.
         items: What is uploaded, each like *input*.
-        beside: Other operations of the node, for one that calls them.
+        beside: Other operations of the node: for one that calls them, all that it declares.
         identity: The caller. The owner, by default, passes every access check.
         ownership: Who owns what; by default nobody owns anything.
         secrets: What the vault holds, by path; by default there is no vault.
@@ -158,12 +158,13 @@ async def call_operation(
         return msgspec.json.decode(await call.run())
 
 
-async def collect_items(
+async def collect_items(  # noqa: PLR0913  as call_operation, all named
     operation: Operation[..., Any],
     input: object = None,  # noqa: A002  the protocol's word
     *,
     items: Iterable[object] = (),
     limit: int | None = None,
+    beside: Sequence[Operation[..., Any]] = (),
     identity: Identity = OWNER,
     ownership: OwnershipProvider | None = None,
     secrets: Mapping[str, bytes] | None = None,
@@ -171,7 +172,7 @@ async def collect_items(
     """Run what gives items like `call_operation`, and return the first *limit* of them at most."""
     found: list[Any] = []
     vault = None if secrets is None else FixedSecrets(secrets)
-    async with _admitted(operation, input, identity, ownership, (), vault) as call:
+    async with _admitted(operation, input, identity, ownership, beside, vault) as call:
         _feed(call, items)
         async with call.stream() as stream:
             if limit == 0:
@@ -224,7 +225,8 @@ async def assert_list_operations_filter(
         spec = entry.operation.spec
         if not spec.is_list:
             continue
-        asked = await _asked(entry.operation, (inputs or {}).get(spec.name), timeout_s)
+        beside = [other.operation for other in registry if other is not entry]
+        asked = await _asked(entry.operation, (inputs or {}).get(spec.name), beside, timeout_s)
         if spec.access.resource_type not in asked:
             raise AssertionError(
                 f"{spec.name} lists {spec.access.resource_type!r} and does not ask "
@@ -233,7 +235,10 @@ async def assert_list_operations_filter(
 
 
 async def _asked(
-    operation: Operation[..., Any], value: object, timeout_s: float
+    operation: Operation[..., Any],
+    value: object,
+    beside: Sequence[Operation[..., Any]],
+    timeout_s: float,
 ) -> Collection[str]:
     """Return the resource types that *operation* asks about, run as one who owns nothing."""
     spec = operation.spec
@@ -241,7 +246,7 @@ async def _asked(
     # Internal ones have no callers, but leak through those that they have.
     exposed = operation.replace_spec(msgspec.structs.replace(spec, internal=False))
     try:
-        async with _admitted(exposed, value, caller, None) as call:
+        async with _admitted(exposed, value, caller, None, beside) as call:
             with trio.move_on_after(timeout_s):
                 await _begin(call)
             return call.context.asked_visible

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import msgspec
 
+from alknet.call import reach
 from alknet.call.codes import CallError
 from alknet.call.context import CallInfo, Remote
 from alknet.call.dispatch import OperationDispatcher
-from alknet.call.operations import CompositionAuthority, operation, public, scopes
+from alknet.call.operations import CompositionAuthority, Operation, operation, public, scopes
 from alknet.call.registry import Registry
-from alknet.call.spec import OperationSpec, OpType
-from alknet.core.access import PUBLIC
 from alknet.core.identity import OWNER
 from alknet.core.limits import Limits
+from alknet.errors import LocalError
 from alknet.testing.operations import FixedIdentities, FixedOwnership
-from tests.docs.pages.markdown import GENERATED, table
+from tests.docs.pages.markdown import GENERATED, prose, table
 
 __all__ = ["page"]
 
@@ -47,21 +50,14 @@ _CHILDREN = {
     "`internal=True`": "t/bare",
     "there is none of that name": "t/missing",
 }
-_NAMES = tuple(_CHILDREN.values())
+_REGISTERED = (_public, _scoped, _inner, _guarded, _bare)
 
-
-def _parent(calls: tuple[str, ...], *granted: str) -> OperationSpec:
-    authority = CompositionAuthority("parent", granted) if granted else None
-    return OperationSpec(
-        name="t/parent", op_type=OpType.QUERY, access=PUBLIC, calls=calls, authority=authority
-    )
-
-
+# Whether the parent declares the child, and the scopes of its authority.
 _PARENTS = {
-    "does not declare it": _parent((), "fs:read"),
-    "`calls` it, no authority": _parent(_NAMES),
-    "`calls` it, authority with `fs:write`": _parent(_NAMES, "fs:write"),
-    "`calls` it, authority with `fs:read`": _parent(_NAMES, "fs:read"),
+    "does not declare it": (False, ("fs:read",)),
+    "`calls` it, no authority": (True, ()),
+    "`calls` it, authority with `fs:write`": (True, ("fs:write",)),
+    "`calls` it, authority with `fs:read`": (True, ("fs:read",)),
 }
 
 
@@ -75,13 +71,17 @@ reaches, it declares in `calls`; with whose rights, in `authority`. Neither the 
 nor those of the node count: a handler without an authority calls what is public.
 
 1. A name that is not in `calls` is `NOT_FOUND`, exactly as one that does not exist. Internal
-   operations are reached here, and nowhere else.
+   operations are reached here, and nowhere else. A node with an operation that declares what is not
+   registered does not start.
 2. The scopes and grants of the **parent's** `CompositionAuthority` meet the child's access rules
    ([access.md](access.md)). The child sees `op:<label>` as its caller, or `anonymous`.
 3. Who asked first stands in the child's `ctx.forwarded_for`, at any depth. It is data.
 4. The child ends with the parent: at its abort, its deadline, its caller's disconnect; and at its
    own deadline with `TIMEOUT`. Calls nest 16 deep at most.
 
+## What `calls` may say
+
+{_reach_table()}
 ## The table
 
 What each parent gets, asked when this page was made; the call came from the **owner**, whose rights
@@ -90,24 +90,33 @@ change nothing:
 {_table()}"""
 
 
+def _reach_table() -> str:
+    document = inspect.getdoc(reach) or ""
+    return "".join(f"{prose(line)}\n" for line in document.splitlines() if line.startswith("|"))
+
+
 def _table() -> str:
-    dispatcher = OperationDispatcher(
-        Registry([_public, _scoped, _inner, _guarded, _bare]),
-        identities=FixedIdentities(),
-        ownership=FixedOwnership(),
-        limits=Limits(),
-    )
     rows = [
-        (child, *(_answer(dispatcher, parent, name) for parent in _PARENTS.values()))
+        (child, *(_answer(name, *parent) for parent in _PARENTS.values()))
         for child, name in _CHILDREN.items()
     ]
     return table(("the child", *(f"a parent that {how}" for how in _PARENTS)), rows)
 
 
-def _answer(dispatcher: OperationDispatcher, parent: OperationSpec, name: str) -> str:
+def _answer(name: str, is_declared: bool, granted: tuple[str, ...]) -> str:
+    parent = _parent(name if is_declared else None, granted)
+    try:
+        dispatcher = OperationDispatcher(
+            Registry([parent, *_REGISTERED]),
+            identities=FixedIdentities(),
+            ownership=FixedOwnership(),
+            limits=Limits(),
+        )
+    except LocalError:
+        return "the node does not start"
     info = CallInfo(
         request_id="d1",
-        operation=parent.name,
+        operation=parent.spec.name,
         identity=OWNER,
         remote=Remote("control.sock", None, "unix"),
     )
@@ -116,3 +125,13 @@ def _answer(dispatcher: OperationDispatcher, parent: OperationSpec, name: str) -
     except CallError as exc:
         return exc.code
     return "**yes**"
+
+
+def _parent(child: str | None, granted: tuple[str, ...]) -> Operation[..., Any]:
+    authority = CompositionAuthority("parent", granted) if granted else None
+    calls = [] if child is None else [child]
+
+    @operation("t/parent", access=public(), calls=calls, authority=authority)
+    async def parent() -> None: ...
+
+    return parent
