@@ -20,6 +20,7 @@ from alknet.call.proto import FrameDecoder, decode_envelope_untrusted
 from alknet.call.proto.scan import check_depth_untrusted, check_text_untrusted
 from alknet.call.schema import Mismatch, Shape
 from alknet.call.succession import decode_answer_untrusted
+from alknet.core.invitation import SCHEME, Invitation
 from alknet.core.limits import Limits
 from alknet.core.quic.engine import Engine, client_engine, server_engine
 from alknet.core.quic.handshake import _offers_raw_untrusted, _raw_public_key_untrusted
@@ -34,7 +35,7 @@ from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.tls.trust import PinnedKey
 from alknet.core.tls.x509 import certificate_untrusted, node_id_of_certificate
 from alknet.core.tokens import token_prefix_untrusted
-from alknet.errors import Malformed
+from alknet.errors import LocalError, Malformed
 from alknet.http.h3 import proto
 from alknet.ssh.agent.proto import MessageDecoder, decode_request_untrusted
 from alknet.vault.archive import decode_archive_untrusted
@@ -99,6 +100,15 @@ def operation_input(data: bytes) -> None:
 def token(data: bytes) -> None:
     with refused_with(Malformed):
         token_prefix_untrusted(data.decode(errors="replace"))
+
+
+def invitation(data: bytes) -> None:
+    """What somebody was sent, and may have cut or changed."""
+    text = data.decode(errors="replace")
+    for given in (text, SCHEME + text, f"{SCHEME}{SERVER.node_id}@h:1{text}/{'y' * 52}"):
+        with refused_with(LocalError):
+            found = Invitation.parse(given)
+            assert Invitation.parse(str(found)) == found
 
 
 def certificate(data: bytes) -> None:
@@ -250,6 +260,7 @@ TARGETS: dict[str, Target] = {
     "scans": scans,
     "operation_input": operation_input,
     "token": token,
+    "invitation": invitation,
     "certificate": certificate,
     "raw_public_key": raw_public_key,
     "packet_header": packet_header,
