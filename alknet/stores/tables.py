@@ -57,6 +57,7 @@ class OwnershipRow(msgspec.Struct, frozen=True, kw_only=True):
         node: The z-base-32 text of the node on which the resource lives.
         owner: The id of an identity, such as ``peer:bob``.
         incarnation: That of the peer; see `PeerRow`.
+        ends_with_node: The resource lived in the process that wrote the row, and in no later one.
     """
 
     node: str
@@ -64,6 +65,7 @@ class OwnershipRow(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str
     resource_type: str
     resource_id: str
+    ends_with_node: bool = False
 
 
 class CredentialRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,13 +83,14 @@ class CredentialRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnrolmentRow(msgspec.Struct, frozen=True, kw_only=True):
-    """An invitation that was not used yet, under its id. The secret itself is kept nowhere.
+    """An invitation, under its id. The secret itself is kept nowhere.
 
     Attributes:
         hash: SHA-256 of the secret.
         name: The name that its user gets as a peer.
         created_at: Wall-clock seconds.
         expires_at: Wall-clock seconds after which it is refused.
+        used_by: The fingerprint of the key that has used it; empty while it can be used.
     """
 
     id: str
@@ -97,6 +100,7 @@ class EnrolmentRow(msgspec.Struct, frozen=True, kw_only=True):
     resources: tuple[Grant, ...] = ()
     created_at: float
     expires_at: float
+    used_by: str = ""
 
 
 class LeaseRow(msgspec.Struct, frozen=True, kw_only=True):

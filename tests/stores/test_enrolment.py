@@ -5,10 +5,19 @@ from __future__ import annotations
 import pytest
 import trio
 
+from alknet.core import zbase32
 from alknet.core.identity import Grant, Identity, NodeId, Peer
-from alknet.errors import Conflict, Denied, LocalError, NotFound
-from alknet.stores.enrolment import LONGEST_LIFE_S, EnrolmentTokens
+from alknet.core.rate import RateLimit
+from alknet.errors import Conflict, Denied, LocalError, NotFound, Unavailable
+from alknet.stores.enrolment import (
+    KEPT_S,
+    LONGEST_LIFE_S,
+    LOOK_UPS_BURST,
+    LOOK_UPS_PER_S,
+    EnrolmentTokens,
+)
 from alknet.stores.identities import StoredIdentities
+from alknet.stores.tables import ENROLMENTS
 from tests.stores.engines import Opener
 
 KEYS = [NodeId(bytes([n]) * 32) for n in range(1, 10)]
@@ -27,11 +36,100 @@ async def test_an_invitation_makes_a_peer_once(opener: Opener) -> None:
         assert identities.identify_key(KEYS[0]) == Identity("peer:bob", ("echo",), (grant,))
         assert tokens.tokens() == []
         for again in (tokens, EnrolmentTokens(StoredIdentities(second))):
-            with pytest.raises(Denied, match="unknown, used, revoked or expired"):
+            with pytest.raises(Denied, match="was used already"):
                 await again.consume(minted.secret, KEYS[1])
         rows = await identities.audit.newest(None)
         assert [row.action for row in rows] == ["enrolment.create", "enrolment.use"]
+        assert [row.who for row in rows] == ["owner", "anonymous"]
         assert minted.secret not in str(rows)
+
+
+async def test_the_key_that_has_used_it_gets_the_same_answer_again(opener: Opener) -> None:
+    now = 1_000.0
+    async with opener() as first, opener() as second:
+        identities = StoredIdentities(first)
+        tokens = EnrolmentTokens(identities, clock=lambda: now)
+        others = EnrolmentTokens(StoredIdentities(second), clock=lambda: now)
+        minted = await tokens.create("bob", lifetime_s=60, scopes=("echo",))
+        peer = await tokens.consume(minted.secret, KEYS[0], addresses=("h:1",))
+        now += 3_600  # the answer was lost, and the machine was off
+        for again in (tokens, others):
+            found = await again.consume(minted.secret, KEYS[0])
+            assert (found.name, found.scopes, found.addresses) == (
+                peer.name,
+                peer.scopes,
+                peer.addresses,
+            )
+        await identities.rename_peer("bob", "robert")
+        assert (await tokens.consume(minted.secret, KEYS[0])).name == "robert"
+        await identities.remove_peer("robert")
+        with pytest.raises(Denied, match="was used already"):
+            await tokens.consume(minted.secret, KEYS[0])
+        assert identities.peers() == []
+        with pytest.raises(NotFound, match="was used"):
+            await tokens.revoke(minted.id)
+        rows = await identities.audit.newest(None)
+        assert [row.action for row in rows].count("enrolment.use") == 1
+
+
+async def test_one_key_that_asks_many_times_at_once_becomes_one_peer(opener: Opener) -> None:
+    async with opener() as first, opener() as second:
+        minted = await EnrolmentTokens(StoredIdentities(first)).create("bob", lifetime_s=60)
+        names: list[str] = []
+
+        async def ask(tokens: EnrolmentTokens) -> None:
+            names.append((await tokens.consume(minted.secret, KEYS[0])).name)
+
+        async with trio.open_nursery() as nursery:
+            for store in (first, second) * 4:
+                nursery.start_soon(ask, EnrolmentTokens(StoredIdentities(store)))
+        assert names == ["bob"] * 8
+
+
+async def test_an_invitation_for_another_name_stays(opener: Opener) -> None:
+    async with opener() as store:
+        tokens = EnrolmentTokens(StoredIdentities(store))
+        minted = await tokens.create("bob", lifetime_s=60)
+        with pytest.raises(Denied, match="is for 'bob', not for 'carol'") as caught:
+            await tokens.consume(minted.secret, KEYS[0], name="carol")
+        assert not caught.value.is_failed_authentication
+        assert (await tokens.consume(minted.secret, KEYS[0], name="bob")).name == "bob"
+
+
+async def test_unknown_secrets_cost_a_bounded_number_of_look_ups(opener: Opener) -> None:
+    look_ups = RateLimit(LOOK_UPS_PER_S, LOOK_UPS_BURST, now=lambda: 0.0)
+    async with opener() as store:
+        tokens = EnrolmentTokens(StoredIdentities(store), look_ups=look_ups)
+        minted = await tokens.create("bob", lifetime_s=60)
+        denied = 0
+        waits: set[float | None] = set()
+        for number in range(200):
+            try:
+                await tokens.consume(zbase32.encode(number.to_bytes(32, "big")), KEYS[0])
+            except Denied:
+                denied += 1
+            except Unavailable as exc:
+                waits.add(exc.retry_after_s)
+        assert denied == LOOK_UPS_BURST
+        assert waits == {1 / LOOK_UPS_PER_S}
+        # Who has a real one is not held up.
+        assert (await tokens.consume(minted.secret, KEYS[1])).name == "bob"
+
+
+async def test_what_ended_long_ago_is_forgotten_when_another_is_made(opener: Opener) -> None:
+    now = 1_000.0
+    async with opener() as store:
+        tokens = EnrolmentTokens(StoredIdentities(store), clock=lambda: now)
+        used = await tokens.create("a", lifetime_s=10)
+        await tokens.consume(used.secret, KEYS[0])
+        await tokens.create("b", lifetime_s=10)
+        now += KEPT_S
+        await tokens.create("c", lifetime_s=10)
+        assert len(store.rows(ENROLMENTS)) == 3
+        now += 11
+        await tokens.create("d", lifetime_s=10)
+        assert {token.name for token in tokens.tokens()} == {"c", "d"}
+        assert len(store.rows(ENROLMENTS)) == 2
 
 
 async def test_of_many_who_show_it_at_once_one_is_let_in(opener: Opener) -> None:
@@ -54,7 +152,7 @@ async def test_of_many_who_show_it_at_once_one_is_let_in(opener: Opener) -> None
         assert len(StoredIdentities(first).peers()) == 1
 
 
-async def test_all_that_is_refused_gets_one_answer(opener: Opener) -> None:
+async def test_what_is_refused_says_why_only_to_who_has_the_secret(opener: Opener) -> None:
     now = 1_000.0
     async with opener() as store:
         identities = StoredIdentities(store)
@@ -63,11 +161,12 @@ async def test_all_that_is_refused_gets_one_answer(opener: Opener) -> None:
         revoked = await tokens.create("b", lifetime_s=10)
         await tokens.revoke(revoked.id)
         now = 1_010.0
-        texts = ["", "x", "\ud800" * 52, "y" * 52, expired.secret, revoked.secret, expired.id]
-        for text in texts:
+        unknown = ["", "x", "\ud800" * 52, "y" * 52, revoked.secret, expired.id]
+        texts = dict.fromkeys(unknown, "the invitation is unknown or was revoked")
+        for text, reason in {**texts, expired.secret: "the invitation has expired"}.items():
             with pytest.raises(Denied) as caught:
                 await tokens.consume(text, KEYS[0])
-            assert caught.value.reason == "invitation unknown, used, revoked or expired"
+            assert caught.value.reason == reason
             assert caught.value.is_failed_authentication
         assert identities.peers() == []
         with pytest.raises(NotFound):
