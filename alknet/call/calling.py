@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -14,7 +14,8 @@ import trio
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.credit import ReceiveWindow
 from alknet.call.deadlines import Deadlines
-from alknet.call.pending import Pending, PendingCall, PendingItems, aborted, lost
+from alknet.call.handles import Bidi, CallOptions, Subscription, Upload
+from alknet.call.pending import Pending, PendingCall, PendingItems, aborted, lost, too_slow
 from alknet.call.proto import (
     MAX_CREDIT,
     MAX_SAFE_INTEGER,
@@ -29,16 +30,13 @@ from alknet.call.proto import (
     is_too_deep,
 )
 from alknet.call.uploading import InputSender
-from alknet.core.identity import Identity
-from alknet.errors import Malformed, Violation
+from alknet.errors import Violation
 
 if TYPE_CHECKING:
     from alknet.call.session import CallSession
     from alknet.call.streams import CallStream
 
-__all__ = ["Bidi", "CallOptions", "Calling", "Subscription", "TypedSubscription", "Upload"]
-
-T = TypeVar("T")
+__all__ = ["Calling"]
 
 GRACE_S = 1.0
 """How much later than the callee the caller gives up: the callee's answer is the one to see."""
@@ -63,134 +61,6 @@ class _Kind(enum.Enum):
 
 _HAVE_ITEMS = frozenset({_Kind.SUBSCRIPTION, _Kind.BIDI})
 _SEND_ITEMS = frozenset({_Kind.UPLOAD, _Kind.BIDI})
-
-
-class CallOptions(TypedDict, total=False):
-    """What may be said about a call besides its operation and input.
-
-    Attributes:
-        token: Run it as this token's identity, not as the connection's.
-        timeout_s: Deadline, enforced by both sides; None leaves it to the operation.
-        forwarded_for: For whom we ask.
-        traceparent: W3C trace context.
-        idempotency_key: The same for a retry of the same request.
-        peer: Route: names of peers still to pass.
-        path: Node ids passed so far.
-        large_output: The operation is known to declare it: takes a stream of its own.
-    """
-
-    token: str | None
-    timeout_s: float | None
-    forwarded_for: Identity | None
-    traceparent: str | None
-    idempotency_key: str | None
-    peer: tuple[str, ...] | None
-    path: tuple[str, ...]
-    large_output: bool
-
-
-class Subscription:
-    """The items of a subscription, as an async iterator of JSON values.
-
-    Iteration ends after the last item and raises `CallError` if the subscription failed. One task
-    iterates. Cancelled, no item is lost.
-    """
-
-    def __init__(self, calling: Calling, pending: PendingItems, deadline: float) -> None:
-        self._calling = calling
-        self._pending = pending
-        self._deadline = deadline
-
-    def __aiter__(self) -> Subscription:
-        return self
-
-    async def __anext__(self) -> msgspec.Raw:
-        if self._deadline == math.inf:
-            item = await self._pending.take()
-        else:
-            with trio.CancelScope(deadline=self._deadline) as scope:
-                item = await self._pending.take()
-            if scope.cancelled_caught:
-                raise _too_slow()
-        if item is None:
-            raise StopAsyncIteration
-        self._calling.item_taken(self._pending)
-        return item
-
-
-class TypedSubscription(Generic[T]):
-    """The items of a `Subscription`, decoded; otherwise the same.
-
-    An item that does not fit raises `alknet.errors.Malformed`; the one after it can be taken.
-    """
-
-    def __init__(self, items: Subscription, type: type[T]) -> None:  # noqa: A002  msgspec's word
-        self._items = items
-        self._decoder = msgspec.json.Decoder(type)
-
-    def __aiter__(self) -> TypedSubscription[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        item = await self._items.__anext__()
-        try:
-            return self._decoder.decode(item)
-        except msgspec.DecodeError as exc:
-            raise Malformed(f"an item is not as expected: {exc}") from None
-
-
-class Upload:
-    """An upload of ours: items go out, and one output comes back."""
-
-    def __init__(self, pending: PendingCall, sender: InputSender) -> None:
-        self._pending = pending
-        self._sender = sender
-
-    async def send(self, item: object) -> None:
-        """Send one input item, once the callee has room for it. Cancelled, it was not sent.
-
-        Args:
-            item: Anything msgspec encodes as JSON, or JSON in a `msgspec.Raw`.
-
-        Raises:
-            CallError: How the call failed; INVALID_INPUT if the item is over the frame limit,
-                and the call goes on.
-            trio.BrokenResourceError: The callee has answered, and takes no more: see `finish`.
-        """
-        await self._sender.send(item)
-
-    async def finish(self) -> msgspec.Raw:
-        """Say that the input is whole and return the output, once.
-
-        Cancelled, the call goes on until the block of `CallSession.upload` is left.
-
-        Raises:
-            CallError: What the peer answered; TIMEOUT or UNAVAILABLE if it did not.
-        """
-        self._sender.finish()
-        return await self._pending.wait()
-
-
-class Bidi(Subscription):
-    """A bidirectional call of ours: items go out, and items come back, in any order of both.
-
-    Iterate and send in different tasks, unless the operation answers each item with one.
-    """
-
-    def __init__(
-        self, calling: Calling, pending: PendingItems, deadline: float, sender: InputSender
-    ) -> None:
-        super().__init__(calling, pending, deadline)
-        self._sender = sender
-
-    async def send(self, item: object) -> None:
-        """Send one input item; see `Upload.send`."""
-        await self._sender.send(item)
-
-    async def finish(self) -> None:
-        """Say that the input is whole; items still come. The second time has no effect."""
-        await trio.lowlevel.checkpoint()
-        self._sender.finish()
 
 
 class Calling:
@@ -219,16 +89,13 @@ class Calling:
         options: CallOptions,
     ) -> msgspec.Raw:
         """Run a query or mutation of the peer; see `CallSession.call`."""
-        deadline = self._deadline(options, self._limits.call_timeout_max_s)
-        request = _request(operation, input, options)
-        pending = await self._send(request, options, deadline, _Kind.CALL)
+        pending = await self._send(operation, input, options, _Kind.CALL)
         assert isinstance(pending, PendingCall)
-        self._remember(deadline, pending)
         try:
             return await pending.wait()
         finally:
             if not pending.is_over:
-                self._leave(pending, CallError(ErrorCode.ABORTED, "we left before the end"))
+                self._abandon(pending)
 
     @asynccontextmanager
     async def subscribe(
@@ -238,16 +105,10 @@ class Calling:
         options: CallOptions,
     ) -> AsyncGenerator[Subscription]:
         """Run a subscription of the peer; see `CallSession.subscribe`."""
-        deadline = self._deadline(options, math.inf)
-        request = _request(operation, input, options)
-        pending = await self._send(request, options, deadline, _Kind.SUBSCRIPTION)
+        pending = await self._send(operation, input, options, _Kind.SUBSCRIPTION)
         assert isinstance(pending, PendingItems)
-        try:
-            yield Subscription(self, pending, deadline)
-        finally:
-            if not pending.is_over:
-                self._leave(pending, CallError(ErrorCode.ABORTED, "we left before the end"))
-            pending.drop()
+        with self._until_left(pending):
+            yield Subscription(self, pending)
 
     @asynccontextmanager
     async def upload(
@@ -257,16 +118,10 @@ class Calling:
         options: CallOptions,
     ) -> AsyncGenerator[Upload]:
         """Run an upload to the peer; see `CallSession.upload`."""
-        deadline = self._deadline(options, self._limits.call_timeout_max_s)
-        request = _request(operation, input, options)
-        pending = await self._send(request, options, deadline, _Kind.UPLOAD)
+        pending = await self._send(operation, input, options, _Kind.UPLOAD)
         assert isinstance(pending, PendingCall)
-        self._remember(deadline, pending)
-        try:
+        with self._until_left(pending):
             yield Upload(pending, self._senders[pending.id])
-        finally:
-            if not pending.is_over:
-                self._leave(pending, CallError(ErrorCode.ABORTED, "we left before the end"))
 
     @asynccontextmanager
     async def bidi(
@@ -276,16 +131,20 @@ class Calling:
         options: CallOptions,
     ) -> AsyncGenerator[Bidi]:
         """Run a bidirectional operation of the peer; see `CallSession.bidi`."""
-        deadline = self._deadline(options, math.inf)
-        request = _request(operation, input, options)
-        pending = await self._send(request, options, deadline, _Kind.BIDI)
+        pending = await self._send(operation, input, options, _Kind.BIDI)
         assert isinstance(pending, PendingItems)
+        with self._until_left(pending):
+            yield Bidi(self, pending, self._senders[pending.id])
+
+    @contextmanager
+    def _until_left(self, pending: Pending) -> Iterator[None]:
         try:
-            yield Bidi(self, pending, deadline, self._senders[pending.id])
+            yield
         finally:
             if not pending.is_over:
-                self._leave(pending, CallError(ErrorCode.ABORTED, "we left before the end"))
-            pending.drop()
+                self._abandon(pending)
+            if isinstance(pending, PendingItems):
+                pending.drop()
 
     def item_taken(self, pending: PendingItems) -> None:
         """Grant credit for an item that was taken."""
@@ -399,8 +258,14 @@ class Calling:
     # --- sending and leaving
 
     async def _send(
-        self, request: Requested, options: CallOptions, deadline: float, kind: _Kind
+        self,
+        operation: str,
+        input: object,  # noqa: A002
+        options: CallOptions,
+        kind: _Kind,
     ) -> Pending:
+        deadline = self._deadline(options, kind)
+        request = _request(operation, input, options)
         self._session.check_live()
         size = len(request.input)
         is_bulk = size > SHARED_REQUEST_BYTES - ENVELOPE_BYTES or options.get("large_output", False)
@@ -412,7 +277,7 @@ class Calling:
                 stream = await lanes.for_request(own=is_own)
             if stream is None:
                 assert scope.cancelled_caught
-                raise _too_slow()
+                raise too_slow()
         # From here to the end nothing waits: a cancel leaves no entry without a request.
         return self._put(stream, request, options, deadline, kind)
 
@@ -435,9 +300,13 @@ class Calling:
         if len(body) > self._limits.frame_bytes or is_too_deep(body):
             self._session.lanes.done_with(stream)
             raise CallError(ErrorCode.INVALID_INPUT, "the input is over the frame limit or depth")
-        pending: Pending = PendingCall(call_id, stream)
-        if window is not None:
-            pending = PendingItems(call_id, stream, ReceiveWindow(window), self._session.budget)
+        pending: Pending
+        if window is None:
+            pending = PendingCall(call_id, stream)
+            self._remember(deadline, pending)
+        else:
+            grants = ReceiveWindow(window)
+            pending = PendingItems(call_id, stream, grants, self._session.budget, deadline)
         if kind in _SEND_ITEMS:
             self._senders[call_id] = InputSender(pending, self._limits.frame_bytes)
         is_alone = not stream.pending
@@ -458,7 +327,10 @@ class Calling:
 
     def _expire(self) -> None:
         for pending in self.deadlines.expired(trio.current_time()):
-            self._leave(pending, _too_slow())
+            self._leave(pending, too_slow())
+
+    def _abandon(self, pending: Pending) -> None:
+        self._leave(pending, CallError(ErrorCode.ABORTED, "we left before the end"))
 
     def _leave(self, pending: Pending, why: CallError) -> None:
         self._give_up(pending.stream, pending.id)
@@ -483,10 +355,10 @@ class Calling:
             self._last += 1  # the peer chose one that looks like ours; an abort could mean either
         return call_id
 
-    def _deadline(self, options: CallOptions, longest_s: float) -> float:
+    def _deadline(self, options: CallOptions, kind: _Kind) -> float:
         timeout_s = options.get("timeout_s")
         if timeout_s is None:
-            timeout_s = longest_s
+            timeout_s = math.inf if kind in _HAVE_ITEMS else self._limits.call_timeout_max_s
         return trio.current_time() + timeout_s + GRACE_S
 
 
@@ -515,7 +387,3 @@ def _is_subscription() -> CallError:
 
 def _other_type(why: str) -> CallError:
     return CallError(ErrorCode.INVALID_OPERATION_TYPE, why)
-
-
-def _too_slow() -> CallError:
-    return CallError(ErrorCode.TIMEOUT, "no answer within the deadline")

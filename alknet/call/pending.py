@@ -16,7 +16,7 @@ from alknet.core.contracts import CloseCode, CloseReason
 if TYPE_CHECKING:
     from alknet.call.streams import CallStream
 
-__all__ = ["Pending", "PendingCall", "PendingItems", "aborted", "ended", "lost"]
+__all__ = ["Pending", "PendingCall", "PendingItems", "aborted", "ended", "lost", "too_slow"]
 
 
 class PendingCall:
@@ -85,18 +85,25 @@ class PendingItems(ItemQueue):
         stream: Where the request went and the items come.
         window: What bounds the queue on a shared stream; where the stream is our own, its reader
             waits (`wait_space`), long before the window is used up.
+        deadline: When to give up waiting for items.
         is_over: The terminal event came.
     """
 
-    __slots__ = ("id", "stream", "window")
+    __slots__ = ("deadline", "id", "stream", "window")
 
     def __init__(
-        self, call_id: str, stream: CallStream, window: ReceiveWindow, budget: Budget
+        self,
+        call_id: str,
+        stream: CallStream,
+        window: ReceiveWindow,
+        budget: Budget,
+        deadline: float,
     ) -> None:
         super().__init__(budget)
         self.id = call_id
         self.stream = stream
         self.window = window
+        self.deadline = deadline
 
     def offer(self, item: msgspec.Raw) -> bool:
         """Queue *item*; False if the window did not allow it."""
@@ -112,6 +119,11 @@ Pending: TypeAlias = PendingCall | PendingItems
 def lost(why: str) -> CallError:
     """Return the error of a call whose answer can no longer come."""
     return CallError(ErrorCode.UNAVAILABLE, why)
+
+
+def too_slow() -> CallError:
+    """Return the error of a call that we gave up at its deadline."""
+    return CallError(ErrorCode.TIMEOUT, "no answer within the deadline")
 
 
 def ended(close: CloseReason) -> CallError:

@@ -19,15 +19,9 @@ from typing import Any, TypeVar, Unpack
 import msgspec
 import trio
 
-from alknet.call.calling import (
-    Bidi,
-    Calling,
-    CallOptions,
-    Subscription,
-    TypedSubscription,
-    Upload,
-)
+from alknet.call.calling import Calling
 from alknet.call.contracts import Dispatcher
+from alknet.call.handles import Bidi, CallOptions, Subscription, TypedSubscription, Upload
 from alknet.call.lanes import Lanes
 from alknet.call.outbox import Budget
 from alknet.call.pending import ended

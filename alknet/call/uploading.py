@@ -46,7 +46,7 @@ class InputSender:
             self._credit.stop()
 
     async def send(self, item: object) -> None:
-        """Send *item*; see `alknet.call.calling.Upload.send`."""
+        """Send *item*; see `alknet.call.handles.Upload.send`."""
         if self._has_finished:
             raise LocalError("an item after the input was finished")
         frame = self._frame(item)

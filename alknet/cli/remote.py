@@ -16,7 +16,7 @@ from alknet.cli.failures import CommandError
 from alknet.cli.options import Duration, usage_errors
 
 if TYPE_CHECKING:
-    from alknet.call.calling import CallOptions
+    from alknet.call.handles import CallOptions
     from alknet.call.session import CallSession
     from alknet.stores.known import KnownNodes
 
