@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from alknet.core.contracts import OwnershipProvider
+import msgspec
+
 from alknet.core.identity import NodeId
-from alknet.core.storage import ABSENT, Delete, Expect, Op, Put, Row, RowConflict
+from alknet.core.ownership import OwnedResource, OwnershipStore
+from alknet.core.storage import ABSENT, MAX_OPS, Delete, Expect, Op, Put, Row, RowConflict
 from alknet.errors import Conflict, LocalError, NotFound
 from alknet.stores.identities import StoredIdentities
 from alknet.stores.tables import OWNERSHIP, PEERS, OwnershipRow
@@ -15,7 +17,7 @@ __all__ = ["StoredOwnership"]
 
 
 class StoredOwnership:
-    """An `OwnershipProvider` that can be written; it sees and touches only its own node's rows.
+    """An `OwnershipStore`; it sees and touches only its own node's rows.
 
     A peer that was removed owns nothing, nor does a new one of its name: rows tell them apart.
     Reads raise Unavailable while the store is too stale to be trusted.
@@ -52,27 +54,30 @@ class StoredOwnership:
         row = self._store.get(OWNERSHIP, self._key(resource_type, resource_id))
         return None if row is None or not self._counts(row.value) else row.value.owner
 
-    def resources(self, resource_type: str) -> Sequence[str]:
-        """Return the ids of all resources of a type that this node has a row of, oldest first.
-
-        For a back end that was restarted and compares. One that cannot be asked keeps its rows.
-        """
+    def recorded(self) -> Sequence[OwnedResource]:
+        """Return all resources that there are rows of; see `OwnershipStore`."""
         rows = [row for row in self._store.rows(OWNERSHIP) if self._is_ours(row.value)]
-        found = [row for row in rows if row.value.resource_type == resource_type]
-        return [row.value.resource_id for row in sorted(found, key=_version)]
+        return [_resource(row.value) for row in sorted(rows, key=_version)]
 
-    async def record(self, identity_id: str, resource_type: str, resource_id: str) -> None:
-        """Say who spawned a resource; durable when it returns. Cancelled, it is said or not.
-
-        Raises:
-            Conflict: It has another owner; it must be torn down and released first.
-            NotFound: There is no such identity any more.
-            LocalError: The type or the id cannot be stored.
-            StoreError: The store could not be written.
-            Unavailable: The store is busy or out of reach.
-        """
+    async def record(
+        self,
+        identity_id: str,
+        resource_type: str,
+        resource_id: str,
+        *,
+        ends_with_node: bool = False,
+    ) -> None:
+        """Say who spawned a resource; see `OwnershipStore`, also for what a cancel leaves."""
+        row = OwnershipRow(
+            node=self._node,
+            owner=identity_id,
+            incarnation="",
+            resource_type=resource_type,
+            resource_id=resource_id,
+            ends_with_node=ends_with_node,
+        )
         while True:
-            ops = self._recorded(identity_id, resource_type, resource_id)
+            ops = self._recording(row)
             if not ops:
                 return
             try:
@@ -83,38 +88,32 @@ class StoredOwnership:
                 return
 
     async def release(self, resource_type: str, resource_id: str) -> None:
-        """Say that a resource was torn down. Cancelled, it is said or not.
-
-        Raises:
-            NotFound: Nobody owned it.
-            StoreError: The store could not be written.
-            Unavailable: The store is busy or out of reach.
-        """
+        """Say that a resource was torn down; see `OwnershipStore`, also for a cancel."""
         key = self._key(resource_type, resource_id)
         versions = await self._store.write(Delete(OWNERSHIP, key))
         if versions == (ABSENT,):
             raise NotFound(f"{resource_type} {resource_id!r} has no owner")
 
-    def _recorded(self, identity_id: str, resource_type: str, resource_id: str) -> list[Op]:
-        incarnation = self.identities.incarnation(identity_id)
+    async def release_all(self, resources: Collection[tuple[str, str]]) -> None:
+        """Say so of many; see `OwnershipStore`, also for what a cancel leaves behind."""
+        ops = [Delete(OWNERSHIP, self._key(*resource)) for resource in resources]
+        for start in range(0, len(ops), MAX_OPS):
+            await self._store.write(ops[start : start + MAX_OPS])
+
+    def _recording(self, row: OwnershipRow) -> list[Op]:
+        incarnation = self.identities.incarnation(row.owner)
         if incarnation is None:
-            raise NotFound(f"there is no {identity_id} any more")
-        key = self._key(resource_type, resource_id)
-        row = OwnershipRow(
-            node=self._node,
-            owner=identity_id,
-            incarnation=incarnation,
-            resource_type=resource_type,
-            resource_id=resource_id,
-        )
+            raise NotFound(f"there is no {row.owner} any more")
+        row = msgspec.structs.replace(row, incarnation=incarnation)
+        key = self._key(row.resource_type, row.resource_id)
         found = self._store.get(OWNERSHIP, key)
         if found is not None and found.value == row:
             return []
         if found is not None and self._counts(found.value):
-            raise Conflict(f"{resource_type} {resource_id!r} has another owner")
+            raise Conflict(f"{row.resource_type} {row.resource_id!r} has another owner")
         ops: list[Op] = [Put(OWNERSHIP, key, row, ABSENT if found is None else found.version)]
-        name = identity_id.removeprefix("peer:")
-        peer = self._store.get(PEERS, name) if name != identity_id else None
+        name = row.owner.removeprefix("peer:")
+        peer = self._store.get(PEERS, name) if name != row.owner else None
         if peer is not None:
             ops.append(Expect(PEERS, name, peer.version))
         return ops
@@ -150,8 +149,12 @@ class StoredOwnership:
         return f"{self._node}/{resource_type}/{resource_id}"
 
 
+def _resource(row: OwnershipRow) -> OwnedResource:
+    return OwnedResource(row.resource_type, row.resource_id, row.owner, row.ends_with_node)
+
+
 def _version(row: Row[OwnershipRow]) -> int:
     return row.version
 
 
-_: type[OwnershipProvider] = StoredOwnership
+_: type[OwnershipStore] = StoredOwnership

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from alknet.core.identity import ApiKey, NodeId, Peer
+from alknet.core.ownership import OwnedResource
 from alknet.core.storage import Put, Store
 from alknet.core.tokens import mint_token
 from alknet.errors import Conflict, LocalError, NotFound, Unavailable
@@ -44,7 +45,8 @@ async def test_who_spawned_owns_until_the_resource_is_torn_down(opener: Opener) 
         await owned.release("tty", "1")
         assert not owned.owns("peer:a", "tty", "1")
         assert owned.owned_by("tty", "1") is None
-        assert owned.owned("peer:a", "tty") == owned.resources("tty") == ["2"]
+        assert owned.owned("peer:a", "tty") == ["2"]
+        assert [found.resource_id for found in owned.recorded()] == ["2", "1"]
         with pytest.raises(NotFound):
             await owned.release("tty", "1")
     async with opener() as again:
@@ -71,7 +73,8 @@ async def test_a_node_sees_only_its_own(opener: Opener) -> None:
         assert others.owned_by("tty", "1") == "peer:b"
         assert mine.owned("peer:b", "tty") == []
         await mine.release("tty", "1")
-        assert others.resources("tty") == ["1"]
+        assert mine.recorded() == []
+        assert others.recorded() == [OwnedResource("tty", "1", "peer:b", ends_with_node=False)]
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed"])
@@ -173,4 +176,18 @@ async def test_a_type_that_could_be_mistaken_is_refused(opener: Opener) -> None:
         for kind in ("", "a/b"):
             with pytest.raises(LocalError):
                 await owned.record("peer:a", kind, "1")
-        assert owned.resources("tty") == []
+        assert owned.recorded() == []
+
+
+async def test_many_are_released_at_once(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alknet.stores.ownership.MAX_OPS", 2)
+    async with opener() as store:
+        owned, others = await ownership(store), await ownership(store, OTHER)
+        await others.record("peer:b", "tty", "1")
+        for number in range(5):
+            await owned.record("peer:a", "tty", str(number), ends_with_node=True)
+        assert all(found.ends_with_node for found in owned.recorded())
+        await owned.release_all([("tty", str(number)) for number in (1, 2, 4, 7)])
+        assert owned.owned("peer:a", "tty") == ["0", "3"]
+        assert others.owns("peer:b", "tty", "1")
+        await owned.release_all([])
