@@ -266,6 +266,17 @@ class Calling:
     ) -> Pending:
         deadline = self._deadline(options, kind)
         request = _request(operation, input, options)
+        try:
+            stream = await self._stream(request, options, deadline, kind)
+            # From here to the end nothing waits: a cancel leaves no entry without a request.
+            return self._put(stream, request, options, deadline, kind)
+        except CallError as exc:
+            exc.is_unsent = True
+            raise
+
+    async def _stream(
+        self, request: Requested, options: CallOptions, deadline: float, kind: _Kind
+    ) -> CallStream:
         self._session.check_live()
         size = len(request.input)
         is_bulk = size > SHARED_REQUEST_BYTES - ENVELOPE_BYTES or options.get("large_output", False)
@@ -278,8 +289,7 @@ class Calling:
             if stream is None:
                 assert scope.cancelled_caught
                 raise too_slow()
-        # From here to the end nothing waits: a cancel leaves no entry without a request.
-        return self._put(stream, request, options, deadline, kind)
+        return stream
 
     def _put(
         self,

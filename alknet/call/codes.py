@@ -81,6 +81,7 @@ class CallError(AlknetError):
             ``correlation_id``, or what the operation declares.
         is_failed_authentication: A token was refused; counts against the connection and address.
             Never sent.
+        is_unsent: The request did not leave this side, so nothing of it has run. Never sent.
     """
 
     def __init__(
@@ -98,9 +99,16 @@ class CallError(AlknetError):
         self.retryable = code_info(code).retryable if retryable is None else retryable
         self.details: dict[str, Any] | None = dict(details) if details else None
         self.is_failed_authentication = is_failed_authentication
+        self.is_unsent = False
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """How long to wait before a retry, if whoever failed has said so."""
+        value = (self.details or {}).get("retry_after_ms")
+        return value / 1000 if isinstance(value, int | float) and value >= 0 else None
 
     @property
     def correlation_id(self) -> str | None:
@@ -141,7 +149,7 @@ def exception_from(error: CallError) -> Exception:
     It undoes `call_error_from`; a code without a family comes back as *error* itself.
     """
     if error.code == ErrorCode.UNAVAILABLE:
-        return Unavailable(error.message, retry_after_s=_retry_after_s(error))
+        return Unavailable(error.message, retry_after_s=error.retry_after_s)
     make = _TO_EXCEPTION.get(error.code)
     return error if make is None else make(error.message)
 
@@ -157,11 +165,6 @@ def exit_status(exc: BaseException | None) -> ExitStatus:
 def code_message(code: str) -> str:
     """Return words for *code*, for errors that came without any."""
     return code.replace("_", " ").lower()
-
-
-def _retry_after_s(error: CallError) -> float | None:
-    value = (error.details or {}).get("retry_after_ms")
-    return value / 1000 if isinstance(value, int | float) and value >= 0 else None
 
 
 _FAILED = ExitStatus.FAILED
