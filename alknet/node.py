@@ -22,13 +22,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.call.audited import audited
 from alknet.call.builtin import builtin_operations
-from alknet.call.discovery import discovery_operations
+from alknet.call.discovery import describe_fully, discovery_operations
 from alknet.call.dispatch import OperationDispatcher
 from alknet.call.handler import CallHandler
 from alknet.call.operations import Operation
 from alknet.call.registry import Registry
 from alknet.call.succession import succession_operation
 from alknet.call.vault_operations import vault_operations
+from alknet.call.views import OperationViews
 from alknet.core.address import Address
 from alknet.core.clock import wall_clock
 from alknet.core.config import NodeConfig, load_config, what_changed, what_needs_restart
@@ -277,6 +278,8 @@ class Node:
         self, nursery: trio.Nursery, ports: Sequence[Port], qlog: QlogDirectory | None
     ) -> None:
         await nursery.start(self.identities.watch_staleness)
+        nursery.start_soon(self._views.follow_rights, name="rights of watchers")
+        nursery.start_soon(self._end_watches, name="end of watches")
         await nursery.start(self.endpoint.serve)
         reset_key = ResetKey(None if self._home is None else load_reset_key(self._home))
         self._quic = await nursery.start(
@@ -290,6 +293,10 @@ class Node:
         self._bound = tuple(port.address for port in ports)
         self._addresses = self._ticket_addresses()
         self.listening = tuple(self._describe(ports))
+
+    async def _end_watches(self) -> None:
+        await self.endpoint.draining.wait()
+        self._views.end()
 
     async def run_until_stopped(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal hurries the drain.
@@ -432,7 +439,8 @@ class Node:
         limits = self.config.limits
         self.registry = Registry()
         self.registry.extend(self._builtins(), builtin=True)
-        self.registry.extend(discovery_operations(self.registry), builtin=True)
+        self._views = OperationViews(self.registry, describe_fully, self.identities)
+        self.registry.extend(discovery_operations(self.registry, self._views), builtin=True)
         before = () if self._home is None else read_succession(self._home, bytes(self.id))
         self.registry.extend([succession_operation(before)], builtin=True)
         if self.vault is not None and self._home is not None:

@@ -1,21 +1,24 @@
 """The operations by which a caller learns what it may call: ``services/list``, ``services/schema``.
 
-Both are public and show each caller its own view: what it lacks the scopes for, and what is
+All are public and show each caller its own view: what it lacks the scopes for, and what is
 internal, is missing. Whether it owns the resources that an operation needs is not looked at.
+``services/watch`` says when the view has another version, so that who imported it imports it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
+import trio
 from msgspec import UNSET, UnsetType
 
 from alknet.call.context import Context
 from alknet.call.operations import Operation, operation, public
 from alknet.call.registry import Entry, Registry
 from alknet.call.schema import JsonSchema
+from alknet.call.views import OperationViews
 from alknet.call.visibility import may_call, no_such_operation, operation_name
 from alknet.core.access import AccessRules
 
@@ -24,8 +27,15 @@ __all__ = [
     "DescribedOperation",
     "ListFilter",
     "OperationList",
+    "OperationsVersion",
+    "WATCH_INTERVAL_S",
+    "describe_fully",
     "discovery_operations",
 ]
+
+WATCH_INTERVAL_S = 0.2
+"""A watcher hears of changes no more often: a flood of them costs five messages a second, and the
+first is told at once."""
 
 
 class ListFilter(msgspec.Struct, frozen=True):
@@ -88,13 +98,32 @@ class DescribedOperation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OperationList(msgspec.Struct, frozen=True):
-    """What the caller may call, sorted by name."""
+    """What the caller may call, sorted by name.
+
+    Attributes:
+        version: Of all that the caller may call, whatever was asked for; see `OperationsVersion`.
+    """
 
     operations: list[DescribedOperation]
+    version: str
 
 
-def discovery_operations(registry: Registry) -> Sequence[Operation[..., Any]]:
-    """Return ``services/list`` and ``services/schema`` over *registry*, to be added to it."""
+class OperationsVersion(msgspec.Struct, frozen=True):
+    """What the caller may call is another than before if, and only if, this text is."""
+
+    version: str
+
+
+def discovery_operations(
+    registry: Registry, views: OperationViews | None = None
+) -> Sequence[Operation[..., Any]]:
+    """Return ``services/list``, ``…/schema`` and ``…/watch`` over *registry*, to be added to it.
+
+    Args:
+        views: Knows the rights that callers have while they watch; by default those that they
+            came with.
+    """
+    views = views or OperationViews(registry, describe_fully)
 
     @operation("services/list", access=public(), large_output=True)
     async def list_operations(ctx: Context, wanted: ListFilter) -> OperationList:
@@ -107,7 +136,8 @@ def discovery_operations(registry: Registry) -> Sequence[Operation[..., Any]]:
                 for entry in registry
                 if entry.operation.spec.name.startswith(prefix)
                 and may_call(entry.operation, ctx.identity)
-            ]
+            ],
+            views.version(ctx.identity),
         )
 
     @operation("services/schema", access=public())
@@ -119,7 +149,23 @@ def discovery_operations(registry: Registry) -> Sequence[Operation[..., Any]]:
             raise no_such_operation(name)
         return describe_fully(entry)
 
-    return list_operations, describe_operation
+    @operation("services/watch", access=public())
+    async def watch_operations(ctx: Context) -> AsyncIterator[OperationsVersion]:
+        """Say which version of the operations the caller sees: now, and after each change."""
+        told = None
+        while True:
+            seen = registry.changes.version
+            identity = views.current(ctx.identity)
+            if identity is None:
+                return
+            version = views.version(identity)
+            if version != told:
+                told = version
+                yield OperationsVersion(version)
+                await trio.sleep(WATCH_INTERVAL_S)
+            await registry.changes.wait_changed(seen)
+
+    return list_operations, describe_operation, watch_operations
 
 
 def describe_briefly(entry: Entry) -> DescribedOperation:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from alknet.call.changes import Changes
 from alknet.call.operations import Operation
 from alknet.call.spec import check_operation_name
 from alknet.errors import LocalError
@@ -38,10 +39,15 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Registry:
-    """Operations by name, sorted when iterated."""
+    """Operations by name, sorted when iterated.
+
+    Attributes:
+        changes: Rung when what callers may call has changed: their rights, or what is registered.
+    """
 
     def __init__(self, operations: Iterable[Operation[..., Any]] = ()) -> None:
         """Begin with *operations*. Raises like `add`."""
+        self.changes = Changes()
         self._entries: dict[str, Entry] = {}
         self._is_frozen = False
         self.extend(operations)

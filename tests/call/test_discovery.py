@@ -70,7 +70,7 @@ def operations() -> dict[str, Operation[..., Any]]:
 
 Operations = dict[str, Operation[..., Any]]
 
-SERVICES = ["services/list", "services/schema"]
+SERVICES = ["services/list", "services/schema", "services/watch"]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,7 @@ async def test_list_shows_what_the_caller_may_call(
 
 async def test_list_entries(operations: Operations) -> None:
     listed = await call_operation(operations["services/list"], {"prefix": "/m/"}, identity=OWNER)
+    assert len(listed.pop("version")) == 32
     assert listed == {
         "operations": [
             {"name": "m/admin", "namespace": "m", "op_type": "query", "title": "",
