@@ -1,7 +1,8 @@
 """The boundary between a handler and the protocol: what it raises leaves as a `CallError`.
 
 A declared error is sent as it is. Everything else is a crash: the caller gets INTERNAL and a
-correlation id, the log gets the traceback under the same id, once.
+correlation id, the log gets the traceback under the same id, once. The error of a call that the
+handler made is the handler's own affair (`alknet.call.children`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 import trio
 
+from alknet.call.children import ChildError
 from alknet.call.codes import CallError, ErrorCode, call_error_from
 from alknet.call.context import Context
 from alknet.call.operations import Operation
@@ -73,6 +75,8 @@ class HandlerBoundary:
         return error if cancelled is None else cancelled
 
     def _judge(self, exc: Exception) -> CallError:
+        if isinstance(exc, ChildError):
+            return exc.passed_on() or self._crash(exc)
         error = self._declared(exc) if isinstance(exc, OperationError) else call_error_from(exc)
         if error is None or not self._may_raise(error.code):
             return self._crash(exc)
@@ -101,6 +105,9 @@ class HandlerBoundary:
         fields = {**self.log_fields(), "correlation_id": correlation_id}
         if isinstance(exc, OperationError | CallError):
             fields["code"] = exc.code
+        if isinstance(exc, ChildError):
+            fields["child"] = exc.operation
+            fields["child_correlation_id"] = exc.correlation_id
         log.error("call.crashed", extra=fields, exc_info=exc)
         return CallError(
             ErrorCode.INTERNAL,

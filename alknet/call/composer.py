@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
+from alknet.call.children import ChildError
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.context import Caller, CallInfo
 from alknet.call.spec import OpType
@@ -42,9 +43,12 @@ class Composer:
         """Run a query or mutation; see `alknet.call.context.Context.call`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         admitted = self._admit(parent, operation, input, _CALLED)
-        with trio.CancelScope(deadline=_deadline(admitted)):
-            return msgspec.Raw(await admitted.run())
-        raise _too_slow()
+        try:
+            with trio.CancelScope(deadline=_deadline(admitted)):
+                return msgspec.Raw(await admitted.run())
+        except CallError as exc:
+            raise ChildError(exc, operation) from None
+        raise _too_slow(operation)
 
     @asynccontextmanager
     async def subscribe(
@@ -56,7 +60,7 @@ class Composer:
         """Run a subscription; see `alknet.call.context.Context.subscribe`."""
         admitted = self._admit(parent, operation, input, _SUBSCRIBED)
         async with admitted.stream() as items:
-            yield _Items(items, _deadline(admitted))
+            yield _Items(items, _deadline(admitted), operation)
 
     def _admit(
         self,
@@ -67,26 +71,33 @@ class Composer:
     ) -> Admitted:
         if not isinstance(value, msgspec.Raw):
             value = msgspec.Raw(b"{}" if value is None else msgspec.json.encode(value))
-        admitted = self._dispatcher.admit_child(self._operation, parent, operation, value)
+        try:
+            admitted = self._dispatcher.admit_child(self._operation, parent, operation, value)
+        except CallError as exc:
+            raise ChildError(exc, operation) from None
         if admitted.op_type not in kinds:
             how = "subscribe to it" if admitted.op_type == OpType.SUBSCRIPTION else "call it"
             why = f"the operation is a {admitted.op_type}: {how}"
-            raise CallError(ErrorCode.INVALID_OPERATION_TYPE, why)
+            raise ChildError(CallError(ErrorCode.INVALID_OPERATION_TYPE, why), operation)
         return admitted
 
 
 class _Items:
-    def __init__(self, items: AsyncIterator[bytes], deadline: float) -> None:
+    def __init__(self, items: AsyncIterator[bytes], deadline: float, operation: str) -> None:
         self._items = items
         self._deadline = deadline
+        self._operation = operation
 
     def __aiter__(self) -> _Items:
         return self
 
     async def __anext__(self) -> msgspec.Raw:
-        with trio.CancelScope(deadline=self._deadline):
-            return msgspec.Raw(await anext(self._items))
-        raise _too_slow()
+        try:
+            with trio.CancelScope(deadline=self._deadline):
+                return msgspec.Raw(await anext(self._items))
+        except CallError as exc:
+            raise ChildError(exc, self._operation) from None
+        raise _too_slow(self._operation)
 
 
 def _deadline(admitted: Admitted) -> float:
@@ -94,8 +105,9 @@ def _deadline(admitted: Admitted) -> float:
     return math.inf if timeout_s is None else trio.current_time() + timeout_s
 
 
-def _too_slow() -> CallError:
-    return CallError(ErrorCode.TIMEOUT, "the operation took longer than it may")
+def _too_slow(operation: str) -> ChildError:
+    error = CallError(ErrorCode.TIMEOUT, "the operation took longer than it may")
+    return ChildError(error, operation)
 
 
 _: type[Caller] = Composer

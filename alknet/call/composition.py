@@ -10,6 +10,9 @@ In this order; the first that fails is all that the parent learns:
 
 Who asked first rides along as `Context.forwarded_for`, as data. The child runs in the parent's
 task: the parent's deadline and abort end it too, if its own deadline does not before.
+
+What goes wrong below is a `ChildError` (`alknet.call.children`), between parent and child: left
+uncaught, it tells the parent's caller only of circumstances.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from alknet.call.reach import Reach
     from alknet.call.spec import OperationSpec
 
-__all__ = ["MOST_NESTED", "child_info", "check_reach"]
+__all__ = ["MOST_NESTED", "check_reach", "child_info"]
 
 MOST_NESTED = 16
 """Calls within calls: real trees are three or four deep, and one that calls itself has no end."""

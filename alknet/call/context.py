@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 import trio
 
+from alknet.call.children import ChildError
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.secret import CallSecrets, Secret
 from alknet.core.access import visible_ids
@@ -207,10 +208,12 @@ class Context:
             input: Anything msgspec encodes as JSON, or JSON in a `msgspec.Raw`; None is ``{}``.
 
         Raises:
-            CallError: As a remote caller would get; NOT_FOUND for what is not in ``calls``.
+            CallError: As a remote caller would get; NOT_FOUND for what is not in ``calls``. Left
+                uncaught, UNAVAILABLE, RESOURCE_EXHAUSTED and TIMEOUT reach this operation's own
+                caller, and all others as INTERNAL: raise what that caller should know.
         """
         if self._caller is None:
-            raise CallError(ErrorCode.NOT_FOUND, f"no operation named {operation!r}")
+            raise _nothing_reached(operation)
         return await self._caller.call(self.info, operation, input)
 
     async def batch(self, calls: Sequence[tuple[str, object]]) -> list[msgspec.Raw]:
@@ -246,7 +249,7 @@ class Context:
         The next item is made when it is asked for. Leaving the block ends the operation.
         """
         if self._caller is None:
-            raise CallError(ErrorCode.NOT_FOUND, f"no operation named {operation!r}")
+            raise _nothing_reached(operation)
         return self._caller.subscribe(self.info, operation, input)
 
     @cached_property
@@ -258,6 +261,11 @@ class Context:
             "identity": self.identity.id,
         }
         return CallLog(logging.getLogger("alknet.operation"), fields)
+
+
+def _nothing_reached(operation: str) -> ChildError:
+    error = CallError(ErrorCode.NOT_FOUND, f"no operation named {operation!r}")
+    return ChildError(error, operation)
 
 
 class CallLog(logging.LoggerAdapter[logging.Logger]):

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from alknet.call import reach
-from alknet.call.codes import CallError
+from alknet.call.children import ChildError
+from alknet.call.codes import CallError, ErrorCode
 from alknet.call.context import CallInfo, Remote
 from alknet.call.dispatch import OperationDispatcher
 from alknet.call.operations import CompositionAuthority, Operation, operation, public, scopes
@@ -79,6 +80,11 @@ nor those of the node count: a handler without an authority calls what is public
 4. The child ends with the parent: at its abort, its deadline, its caller's disconnect; and at its
    own deadline with `TIMEOUT`. Calls nest 16 deep at most.
 
+5. What a child says about the parent's request to it (`NOT_FOUND`, `FORBIDDEN`, a code of its own)
+   is for the parent alone. If it does not catch that, its caller gets `INTERNAL` with a correlation
+   id, and the log names the child and its code. What is true for whoever asks passes on:
+   {_passing()}.
+
 ## What `calls` may say
 
 {_reach_table()}
@@ -88,6 +94,11 @@ What each parent gets, asked when this page was made; the call came from the **o
 change nothing:
 
 {_table()}"""
+
+
+def _passing() -> str:
+    errors = [ChildError(CallError(code, ""), "t/child") for code in ErrorCode]
+    return ", ".join(f"`{error.code}`" for error in errors if error.passed_on() is not None)
 
 
 def _reach_table() -> str:
