@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,8 @@ UNLOCKING = ("ALKNET_UNLOCK_FILE", "CREDENTIALS_DIRECTORY")
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No setting of the user reaches a test, and commands leave the log as they found it."""
+def _without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the user reaches a test."""
     for name in (
         "ALKNET_HOME",
         "ALKNET_TOKEN",
@@ -23,11 +22,6 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         *UNLOCKING,
     ):
         monkeypatch.delenv(name, raising=False)
-    root, ours = logging.getLogger(), logging.getLogger("alknet")
-    handlers, level = list(root.handlers), ours.level
-    yield
-    root.handlers[:] = handlers
-    ours.setLevel(level)
 
 
 @pytest.fixture

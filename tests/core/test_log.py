@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
 
 import pytest
 import trio
@@ -14,15 +13,6 @@ from alknet.core.logfloods import FAULTS_PER_WINDOW
 
 log = logging.getLogger("alknet.tests.log")
 TOKEN = "alk_0123abcd_" + "S" * 43
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("alknet")
-    handlers, level = root.handlers[:], ours.level
-    yield
-    root.handlers[:] = handlers
-    ours.setLevel(level)
 
 
 @pytest.fixture
