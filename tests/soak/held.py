@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 # Whose objects are counted however few they are: ours, and those that ours are made of.
-WATCHED = ("alknet.", "aioquic.", "trio.", "_ssl", "ssl", "socket")
+WATCHED = ("alknet.", "aioquic.", "trio.", "OpenSSL.", "ssl", "socket")
 MANY = 100
 
 _LIBC = ctypes.CDLL(None)
@@ -41,7 +41,7 @@ def held() -> Held:
     """Take a picture of this process, after a collection."""
     gc.collect()
     _LIBC.malloc_trim(0)  # what malloc keeps for later is no leak
-    kinds = Counter(f"{cls.__module__}.{cls.__qualname__}" for cls in map(type, gc.get_objects()))
+    kinds = Counter(kind_of(type(found)) for found in gc.get_objects())
     return Held(
         pss_kib=_pss_kib(),
         blocks=sys.getallocatedblocks(),
@@ -49,6 +49,11 @@ def held() -> Held:
         tasks=trio.lowlevel.current_statistics().tasks_living,
         kinds={k: n for k, n in kinds.items() if n >= MANY or k.startswith(WATCHED)},
     )
+
+
+def kind_of(cls: type) -> str:
+    """Return the name under which instances of *cls* are counted."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _pss_kib() -> int:
