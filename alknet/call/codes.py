@@ -18,6 +18,7 @@ from alknet.errors import AlknetError, Conflict, Denied, NotFound, Unavailable
 
 __all__ = [
     "CODES",
+    "NOT_STARTED",
     "CallError",
     "CodeInfo",
     "ErrorCode",
@@ -28,6 +29,10 @@ __all__ = [
     "exception_from",
     "exit_status",
 ]
+
+
+NOT_STARTED = "not_started"
+"""The detail by which a callee says that it refused a call before any handler saw it."""
 
 
 class ErrorCode(enum.StrEnum):
@@ -103,6 +108,11 @@ class CallError(AlknetError):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+    @property
+    def has_not_started(self) -> bool:
+        """It is certain that nothing of the call has run, so that it may be tried elsewhere."""
+        return self.is_unsent or (self.details or {}).get(NOT_STARTED) is True
 
     @property
     def retry_after_s(self) -> float | None:

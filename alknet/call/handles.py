@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar
 import msgspec
 import trio
 
+from alknet.call.codes import CallError
 from alknet.call.pending import PendingCall, PendingItems, too_slow
 from alknet.call.uploading import InputSender
 from alknet.core.identity import Identity
@@ -56,6 +57,11 @@ class Subscription:
         self._calling = calling
         self._pending = pending
 
+    @property
+    def error(self) -> CallError | None:
+        """Why it failed; None if it did not, or not yet."""
+        return self._pending.error
+
     def __aiter__(self) -> Subscription:
         return self
 
@@ -101,6 +107,11 @@ class Upload:
     def __init__(self, pending: PendingCall, sender: InputSender) -> None:
         self._pending = pending
         self._sender = sender
+
+    @property
+    def error(self) -> CallError | None:
+        """Why it failed; None if it did not, or not yet."""
+        return self._pending.error
 
     async def send(self, item: object) -> None:
         """Send one input item, once the callee has room for it. Cancelled, it was not sent.
