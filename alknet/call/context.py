@@ -6,13 +6,15 @@ import logging
 from collections.abc import AsyncIterator, Iterable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import trio
 
 from alknet.call.children import ChildError
 from alknet.call.codes import CallError, ErrorCode
+from alknet.call.resource import ResourceLife
+from alknet.call.resources import Resources
 from alknet.call.secret import CallSecrets, Secret
 from alknet.core.access import visible_ids
 from alknet.core.contracts import OwnershipProvider
@@ -20,6 +22,8 @@ from alknet.core.identity import Identity, NodeId
 from alknet.errors import LocalError
 
 __all__ = ["CallInfo", "CallLog", "Caller", "Context", "Remote"]
+
+T = TypeVar("T")
 
 
 class Remote(msgspec.Struct, frozen=True):
@@ -50,6 +54,8 @@ class CallInfo(msgspec.Struct, frozen=True, kw_only=True):
         idempotency_key: The same for a retry of the same request.
         parent_id: The request id of the call whose operation made this one, on this node.
         depth: How many such calls it is away from one that came by a connection.
+        session: The `alknet.call.session.CallSession` that it came by, for the node's own
+            operations; None where there is none.
     """
 
     request_id: str
@@ -61,6 +67,7 @@ class CallInfo(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     parent_id: str | None = None
     depth: int = 0
+    session: object = None
 
 
 class Caller(Protocol):
@@ -98,12 +105,14 @@ class Context:
         ownership: OwnershipProvider,
         caller: Caller | None = None,
         secrets: CallSecrets | None = None,
+        resources: Resources | None = None,
     ) -> None:
         """Make one; without a *caller* the handler reaches no other operation."""
         self.info = info
         self._ownership = ownership
         self._caller = caller
         self._secrets = secrets
+        self._resources = resources
         self._asked_visible: set[str] = set()
 
     def __repr__(self) -> str:
@@ -176,6 +185,46 @@ class Context:
         """
         self._asked_visible.add(resource_type)
         return visible_ids(resource_type, ids, action, self.identity, self._ownership)
+
+    async def own(self, resource_type: str, resource_id: str, life: ResourceLife[T]) -> T:
+        """Have the caller own something new, and run its *life* beside this call.
+
+        It goes on when this call and its connection end, until it ends by itself, is released, or
+        the node stops. The owner is `identity`, never `forwarded_for`.
+
+        Args:
+            resource_type: As in the access rules of the operations on it.
+            resource_id: Made up here; what callers choose can clash with what others own.
+            life: ``async def life(*, task_status)``: calls ``task_status.started(value)`` when the
+                resource is up, and runs as long as it lives. Cancelled, it tears it down.
+
+        Returns:
+            The *value* of ``started``.
+
+        Raises: As `alknet.call.resources.Resources.own`. If it raises, and if it is cancelled,
+            neither the resource nor its ownership is left behind.
+        """
+        if self._resources is None:
+            raise LocalError("there is no node here that could hold a resource")
+        return await self._resources.own(
+            self.identity,
+            resource_type,
+            resource_id,
+            life,
+            forwarded_for=self.forwarded_for,
+        )
+
+    async def release(self, resource_type: str, resource_id: str) -> None:
+        """End something that was spawned by `own`, and return when it and its ownership are gone.
+
+        Nobody is asked here whether the caller may: the operation's access rules say so, with
+        *resource_type* and a ``resource_id_path``. Cancelled, it ends all the same.
+
+        Raises: As `alknet.call.resources.Resources.release`.
+        """
+        if self._resources is None:
+            raise LocalError("there is no node here that could hold a resource")
+        await self._resources.release(resource_type, resource_id)
 
     async def secret(self, path: str) -> Secret:
         """Return a secret of the node's vault that this operation declares in ``secrets``.
@@ -254,13 +303,8 @@ class Context:
 
     @cached_property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger whose records carry the operation, the request id and the caller."""
-        fields = {
-            "operation": self.operation,
-            "request_id": self.request_id,
-            "identity": self.identity.id,
-        }
-        return CallLog(logging.getLogger("alknet.operation"), fields)
+        """A logger whose records carry the operation, the request id, the caller, and for whom."""
+        return CallLog(logging.getLogger("alknet.operation"), self.info.log_fields())
 
 
 def _nothing_reached(operation: str) -> ChildError:

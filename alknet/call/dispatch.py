@@ -108,6 +108,7 @@ class OperationDispatcher:
             forwarded_for=request.forwarded_for,
             traceparent=request.traceparent,
             idempotency_key=request.idempotency_key,
+            session=session,
         )
         return Admitted(
             operation,
