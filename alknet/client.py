@@ -3,7 +3,7 @@
 `connect` gives a connection for any ALPN, `open_session` a call session on it. Whom to trust
 follows from what is named: a ticket or node id pins the key; a bare ``host:port`` has no key, so
 the Web PKI must vouch for the name, or nothing is connected. Trust on first use has to be asked
-for, by passing the `KnownNodes` to remember the key in.
+for, by passing the `KnownNodes` to remember the key in. `claim` makes us a peer by an invitation.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.call import session as call_session
 from alknet.call.contracts import Dispatcher
+from alknet.call.enrolment import ALPN as REGISTER_ALPN
+from alknet.call.enrolment import Claimed, claim_invitation
 from alknet.call.handler import ALPN as CALL_ALPN
 from alknet.call.session import CallSession
 from alknet.core.address import Address
@@ -23,6 +25,7 @@ from alknet.core.contracts import Connection
 from alknet.core.endpoint.control import connect_control
 from alknet.core.endpoint.dial import TRANSPORTS, dial
 from alknet.core.identity import NodeId
+from alknet.core.invitation import Invitation
 from alknet.core.limits import Limits
 from alknet.core.scopes import open_background
 from alknet.core.ticket import Target, Ticket, parse_target
@@ -31,7 +34,7 @@ from alknet.core.tls.trust import AnyKey, PinnedKey, Trust, WebPki
 from alknet.errors import LocalError
 from alknet.stores.known import KnownNodes
 
-__all__ = ["connect", "open_control_session", "open_session"]
+__all__ = ["claim", "connect", "open_control_session", "open_session"]
 
 
 @asynccontextmanager
@@ -113,6 +116,38 @@ async def open_session(  # noqa: PLR0913  see `connect`
         call_session.open_session(connection, dispatcher, limits=limits) as session,
     ):
         yield session
+
+
+async def claim(
+    invitation: Invitation,
+    *,
+    key: Ed25519PrivateKey,
+    name: str | None = None,
+    addresses: Sequence[str] = (),
+    transports: Sequence[str] = TRANSPORTS,
+    limits: Limits | None = None,
+) -> Claimed:
+    """Become a peer of the node that has made *invitation*, whose key must answer.
+
+    It can be asked again with the same key, also if the answer was lost. Cancelled, the node knows
+    us or not.
+
+    Args:
+        invitation: As `Invitation.parse` reads it.
+        key: Ours, by which the node will know us.
+        name: The peer name that we expect to get; None takes any.
+        addresses: ``host:port`` where the node can reach us, if it can.
+        transports: As for `connect`, and so are *limits*.
+
+    Raises:
+        DialError: Nobody answered with the invitation's key.
+        CallError: The node refuses; see `claim_invitation`.
+        Malformed: It answered with something else.
+    """
+    async with connect(
+        invitation.ticket, alpn=REGISTER_ALPN, key=key, transports=transports, limits=limits
+    ) as connection:
+        return await claim_invitation(connection, invitation, name=name, addresses=addresses)
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from alknet.call.audited import audited
 from alknet.call.builtin import builtin_operations
 from alknet.call.discovery import describe_fully, discovery_operations
 from alknet.call.dispatch import OperationDispatcher
+from alknet.call.enrolment import EnrolmentHandler
 from alknet.call.handler import CallHandler
 from alknet.call.operations import Operation
 from alknet.call.registry import Registry
@@ -398,6 +399,7 @@ class Node:
         needs_restart = what_needs_restart(self._started_with, config)
         self.credentials.set_web(web)
         self.endpoint.limits = self._calls.limits = self._dispatcher.limits = config.limits
+        self._register.limits = config.limits
         for quic in self._quic:
             quic.limits = config.limits
         if self.vault is not None and config.vault != self.config.vault:
@@ -461,7 +463,15 @@ class Node:
             identities=self.identities,
             on_failed_authentication=self._count_failed_authentication,
         )
-        own = [self._calls, *handlers]
+        self._register = EnrolmentHandler(
+            self.enrolments,
+            limits,
+            identities=self.identities,
+            ownership=self.ownership,
+            ticket=lambda: self.ticket,
+            on_failed_authentication=self._count_failed_authentication,
+        )
+        own: list[ProtocolHandler] = [self._calls, self._register, *handlers]
         for placeholder in (NotFoundHandler(), NotFoundOverQuic()):
             if not any(placeholder.alpns[0] in handler.alpns for handler in own):
                 own.append(placeholder)

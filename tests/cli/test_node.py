@@ -271,7 +271,8 @@ def test_people_get_the_ticket_and_what_listens(made: Cli) -> None:
     with process("up", "--listen", "127.0.0.1:0", home=made.home) as started:
         assert started.line().startswith("node ")
         assert re.fullmatch(r"ticket +alknet://\S+@127\.0\.0\.1:\d+", started.line())
-        assert re.fullmatch(r"listens quic 127\.0\.0\.1:\d+  alknet/call, h3", started.line())
+        served = "alknet/call, alknet/register, h3"
+        assert re.fullmatch(rf"listens quic 127\.0\.0\.1:\d+  {served}", started.line())
         assert started.line().startswith("listens tcp ")
         started.signal(signal.SIGTERM)
         assert started.end().status == 0
