@@ -18,7 +18,6 @@ from alknet.errors import AlknetError, Conflict, Denied, NotFound, Unavailable
 
 __all__ = [
     "CODES",
-    "NOT_STARTED",
     "CallError",
     "CodeInfo",
     "ErrorCode",
@@ -29,10 +28,6 @@ __all__ = [
     "exception_from",
     "exit_status",
 ]
-
-
-NOT_STARTED = "not_started"
-"""The detail by which a callee says that it refused a call before any handler saw it."""
 
 
 class ErrorCode(enum.StrEnum):
@@ -87,6 +82,7 @@ class CallError(AlknetError):
         is_failed_authentication: A token was refused; counts against the connection and address.
             Never sent.
         is_unsent: The request did not leave this side, so nothing of it has run. Never sent.
+        is_refused: The callee says that it refused the request before any handler saw it.
     """
 
     def __init__(
@@ -105,6 +101,7 @@ class CallError(AlknetError):
         self.details: dict[str, Any] | None = dict(details) if details else None
         self.is_failed_authentication = is_failed_authentication
         self.is_unsent = False
+        self.is_refused = False
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
@@ -112,7 +109,7 @@ class CallError(AlknetError):
     @property
     def has_not_started(self) -> bool:
         """It is certain that nothing of the call has run, so that it may be tried elsewhere."""
-        return self.is_unsent or (self.details or {}).get(NOT_STARTED) is True
+        return self.is_unsent or self.is_refused
 
     @property
     def retry_after_s(self) -> float | None:

@@ -167,7 +167,7 @@ class Serving:
 
     def refuse(self, stream: CallStream, call_id: str, error: CallError) -> None:
         """Answer with *error*, and count it if a token was refused."""
-        stream.outbox.put(self._frame(Failed.of(call_id, error), "?"))
+        stream.outbox.put(self._frame(Failed.refusal(call_id, error), "?"))
         if error.is_failed_authentication:
             self._session.authentication_failed()
 

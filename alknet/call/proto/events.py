@@ -16,6 +16,8 @@ from alknet.core.identity import Identity
 __all__ = [
     "MAX_CREDIT",
     "MAX_ID_BYTES",
+    "NOT_STARTED",
+    "MAX_KEY_BYTES",
     "Aborted",
     "Completed",
     "ConnectionClose",
@@ -32,6 +34,12 @@ __all__ = [
 
 MAX_ID_BYTES = 128
 """Room for a UUID, a trace id or a path of them; ids are kept per call in flight."""
+
+MAX_KEY_BYTES = 128
+"""Of an idempotency key: the same room, and the same use."""
+
+NOT_STARTED = "not_started"
+"""The detail by which a callee says that it refused a request before any handler saw it."""
 
 MAX_CREDIT = 2**31 - 1
 """The largest window and credit, and what a call may hold: fits every language's int."""
@@ -111,9 +119,26 @@ class Failed(msgspec.Struct, frozen=True):
         """Return what to send for *error*."""
         return cls(call_id, error.code, error.message, error.retryable, error.details)
 
+    @classmethod
+    def refusal(cls, call_id: str, error: CallError) -> Failed:
+        """Return what to send for *error* where no handler has seen the request.
+
+        If it may be tried again, it says so: then it may be tried elsewhere too, at once.
+        """
+        details = error.details
+        if error.retryable:
+            details = {**(details or {}), NOT_STARTED: True}
+        return cls(call_id, error.code, error.message, error.retryable, details)
+
     def to_error(self) -> CallError:
         """Return the error to raise where the call was made."""
-        return CallError(self.code, self.message, retryable=self.retryable, details=self.details)
+        details = self.details
+        is_refused = details is not None and details.get(NOT_STARTED) is True
+        if details is not None and is_refused:  # passed on, it would be untrue
+            details = {key: value for key, value in details.items() if key != NOT_STARTED}
+        error = CallError(self.code, self.message, retryable=self.retryable, details=details)
+        error.is_refused = is_refused
+        return error
 
 
 class InputItem(msgspec.Struct, frozen=True):
