@@ -24,6 +24,7 @@ class Provenance(enum.StrEnum):
 
     LOCAL = "local"
     BUILTIN = "builtin"
+    FROM_CALL = "from_call"
 
 
 class Entry(msgspec.Struct, frozen=True):

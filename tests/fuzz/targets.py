@@ -16,6 +16,8 @@ from aioquic import tls
 from aioquic._buffer import Buffer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from alknet.call.peers.foreign_schema import check_schema_untrusted
+from alknet.call.peers.imports import read_operations_untrusted
 from alknet.call.proto import FrameDecoder, decode_envelope_untrusted
 from alknet.call.proto.scan import check_depth_untrusted, check_text_untrusted
 from alknet.call.schema import Mismatch, Shape
@@ -95,6 +97,16 @@ def scans(data: bytes) -> None:
 def operation_input(data: bytes) -> None:
     with refused_with(Mismatch):
         SAMPLE.decode_untrusted(data)
+
+
+def imports(data: bytes) -> None:
+    """A peer's list of operations, a schema in it, and that schema by itself."""
+    entry = b'{"name":"a/b","op_type":"bidi","output_schema":%b}' % data
+    for listed in (data, b'{"operations":[%b]}' % data, b'{"operations":[%b]}' % entry):
+        with refused_with(Malformed):
+            read_operations_untrusted(listed)
+    with refused_with(Malformed):
+        check_schema_untrusted(data)
 
 
 def token(data: bytes) -> None:
@@ -259,6 +271,7 @@ TARGETS: dict[str, Target] = {
     "frames": frames,
     "scans": scans,
     "operation_input": operation_input,
+    "imports": imports,
     "token": token,
     "invitation": invitation,
     "certificate": certificate,
