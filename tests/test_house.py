@@ -18,6 +18,7 @@ import pytest
 import alknet
 from alknet.call.codes import CODES, CallError, ErrorCode, call_error_from, exception_from
 from alknet.cli.app import COMMANDS
+from alknet.core.config_outbound import OutboundTable
 from alknet.core.config_tables import LogTable, NodeTable, PeerTable, WebCertificateTable
 from alknet.core.limits import Limits
 from alknet.testing.nodes import open_node
@@ -270,7 +271,9 @@ def test_http_statuses_tell_codes_apart() -> None:
     assert len(set(statuses)) == len(statuses)
 
 
-@pytest.mark.parametrize("table", [Limits, LogTable, NodeTable, PeerTable, WebCertificateTable])
+@pytest.mark.parametrize(
+    "table", [Limits, LogTable, NodeTable, OutboundTable, PeerTable, WebCertificateTable]
+)
 def test_every_key_of_the_configuration_is_in_the_reference(table: type[msgspec.Struct]) -> None:
     page = (ROOT / "docs" / "reference" / "config.md").read_text(encoding="utf-8")
     missing = [name for name in table.__struct_fields__ if f"| `{name}` |" not in page]

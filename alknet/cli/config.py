@@ -120,6 +120,10 @@ def as_values(config: NodeConfig) -> dict[str, Any]:
             }
             for peer in config.peers
         ],
+        "outbound": [
+            {"name": one.name, "addresses": list(map(str, one.addresses))}
+            for one in config.outbound
+        ],
         "web_certificates": [
             {
                 "server_names": list(files.server_names),

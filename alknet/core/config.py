@@ -15,6 +15,7 @@ import msgspec
 
 from alknet.core.address import Address
 from alknet.core.config_errors import ConfigError, ConfigProblem
+from alknet.core.config_outbound import read_outbound
 from alknet.core.config_read import Reader
 from alknet.core.config_sections import (
     read_limits,
@@ -32,6 +33,7 @@ from alknet.core.config_tables import (
 )
 from alknet.core.identity import Peer
 from alknet.core.limits import Limits
+from alknet.core.outbound import OutboundConfig
 from alknet.errors import LocalError
 
 __all__ = [
@@ -69,6 +71,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
         log: Level and format.
         vault: When it is locked.
         peers: Those of the file, read-only.
+        outbound: Peers to keep a connection to.
         web_certificates: X.509 certificates by server name.
     """
 
@@ -81,6 +84,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     log: LogTable = LogTable()
     vault: VaultTable = VaultTable()
     peers: tuple[Peer, ...] = ()
+    outbound: tuple[OutboundConfig, ...] = ()
     web_certificates: tuple[WebCertificateFiles, ...] = ()
 
 
@@ -160,6 +164,7 @@ def _understand(
         log=LogTable(**reader.table(top.log, LogTable, ("log",))),
         vault=VaultTable(**reader.table(top.vault, VaultTable, ("vault",))),
         peers=read_peers(reader, top.peers),
+        outbound=read_outbound(reader, top.outbound),
         web_certificates=read_web_certificates(reader, top.web_certificates, path.parent),
     )
     return config, reader.problems
@@ -183,7 +188,9 @@ def _flat(config: NodeConfig) -> dict[str, object]:
     for table in ("limits", "log", "vault"):
         values = msgspec.structs.asdict(getattr(config, table))
         flat |= {f"{table}.{key}": value for key, value in values.items()}
-    return flat | {"peers": config.peers, "web_certificates": config.web_certificates}
+    for table in ("peers", "outbound", "web_certificates"):
+        flat[table] = getattr(config, table)
+    return flat
 
 
 _POSITION = re.compile(r" ?\(at (?:line (\d+), column \d+|end of document)\)")
@@ -217,6 +224,11 @@ _TEMPLATE = """\
 # resources = []      # "type:id" or "type:id:action"
 # addresses = ["hub.example.org:4433"]
 # enabled = true
+
+# A peer to keep a connection to, such as the hub of a worker behind NAT.
+# [[outbound]]
+# name = "hub"
+# addresses = []      # before those of the peer
 
 # [[web_certificates]]
 # server_names = ["hub.example.org"]

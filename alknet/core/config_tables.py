@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from alknet.core.config_outbound import OutboundTable
 from alknet.core.limits import Limits
 
 __all__ = [
@@ -104,11 +105,13 @@ class TopTable(msgspec.Struct, frozen=True, kw_only=True):
     log: dict[str, Any] = {}
     vault: dict[str, Any] = {}
     peers: list[dict[str, Any]] = []
+    outbound: list[dict[str, Any]] = []
     web_certificates: list[dict[str, Any]] = []
 
 
 _SHAPES: dict[str, type[msgspec.Struct]] = {
     "[[web_certificates]]": WebCertificateTable,
+    "[[outbound]]": OutboundTable,
     "[[peers]]": PeerTable,
     "[vault]": VaultTable,
     "[log]": LogTable,

@@ -12,6 +12,7 @@ import msgspec
 
 from alknet.core import limits as limits_module
 from alknet.core.config import NEEDS_RESTART, NodeConfig
+from alknet.core.config_outbound import OutboundTable
 from alknet.core.config_tables import (
     LogTable,
     NodeTable,
@@ -66,6 +67,13 @@ One table for each peer, beside those that `alknet peer add` keeps in the store.
 file are read-only for commands.
 
 {_table(PeerTable, attributes(Peer) | _PEERS)}
+## [[outbound]]
+
+A peer to which this node keeps a connection: a worker behind NAT dials its hub, which calls the
+worker by it. The connection comes back by itself. `alknet worker join` writes such peers to the
+store instead.
+
+{_table(OutboundTable, attributes(OutboundTable))}
 ## [[web_certificates]]
 
 X.509 certificates for clients that cannot do raw keys: browsers, curl, other tools. Without one,
