@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,19 @@ import msgspec
 import trio
 
 from alknet.call.children import ChildError
+from alknet.call.childstreams import (
+    ChildBidi,
+    ChildInputs,
+    ChildItems,
+    ChildUpload,
+    deadline_of,
+    json_of,
+    too_slow,
+)
 from alknet.call.codes import CallError, ErrorCode
-from alknet.call.context import Caller, CallInfo
+from alknet.call.context import Caller, Context
 from alknet.call.spec import OpType
+from alknet.core.scopes import open_background
 
 if TYPE_CHECKING:
     from alknet.call.dispatch import Admitted, OperationDispatcher
@@ -23,6 +32,8 @@ __all__ = ["Composer"]
 
 _CALLED = frozenset({OpType.QUERY, OpType.MUTATION})
 _SUBSCRIBED = frozenset({OpType.SUBSCRIPTION})
+_UPLOADED = frozenset({OpType.UPLOAD})
+_CONVERSED = frozenset({OpType.BIDI})
 
 
 class Composer:
@@ -36,7 +47,7 @@ class Composer:
 
     async def call(
         self,
-        parent: CallInfo,
+        parent: Context,
         operation: str,
         input: object,  # noqa: A002  the wire's word
     ) -> msgspec.Raw:
@@ -44,70 +55,73 @@ class Composer:
         await trio.lowlevel.checkpoint_if_cancelled()
         admitted = self._admit(parent, operation, input, _CALLED)
         try:
-            with trio.CancelScope(deadline=_deadline(admitted)):
+            with trio.CancelScope(deadline=deadline_of(admitted)):
                 return msgspec.Raw(await admitted.run())
         except CallError as exc:
             raise ChildError(exc, operation) from None
-        raise _too_slow(operation)
+        raise too_slow(operation)
 
     @asynccontextmanager
     async def subscribe(
         self,
-        parent: CallInfo,
+        parent: Context,
         operation: str,
         input: object,  # noqa: A002
-    ) -> AsyncGenerator[AsyncIterator[msgspec.Raw]]:
+    ) -> AsyncGenerator[ChildItems]:
         """Run a subscription; see `alknet.call.context.Context.subscribe`."""
         admitted = self._admit(parent, operation, input, _SUBSCRIBED)
         async with admitted.stream() as items:
-            yield _Items(items, _deadline(admitted), operation)
+            yield ChildItems(items, admitted)
+
+    @asynccontextmanager
+    async def upload(
+        self,
+        parent: Context,
+        operation: str,
+        input: object,  # noqa: A002
+    ) -> AsyncGenerator[ChildUpload]:
+        """Run an upload; see `alknet.call.context.Context.upload`."""
+        upload = ChildUpload(self._admit(parent, operation, input, _UPLOADED))
+        async with open_background() as nursery:
+            nursery.start_soon(upload.run, name=f"upload {operation}")
+            yield upload
+
+    @asynccontextmanager
+    async def bidi(
+        self,
+        parent: Context,
+        operation: str,
+        input: object,  # noqa: A002
+    ) -> AsyncGenerator[ChildBidi]:
+        """Run a bidirectional operation; see `alknet.call.context.Context.bidi`."""
+        admitted = self._admit(parent, operation, input, _CONVERSED)
+        inputs = ChildInputs(admitted)
+        try:
+            async with admitted.stream() as items:
+                yield ChildBidi(items, admitted, inputs)
+        finally:
+            inputs.close()
 
     def _admit(
-        self,
-        parent: CallInfo,
-        operation: str,
-        value: object,
-        kinds: frozenset[OpType],
+        self, parent: Context, operation: str, value: object, kinds: frozenset[OpType]
     ) -> Admitted:
-        if not isinstance(value, msgspec.Raw):
-            value = msgspec.Raw(b"{}" if value is None else msgspec.json.encode(value))
+        data = msgspec.Raw(b"{}") if value is None else json_of(value)
         try:
-            admitted = self._dispatcher.admit_child(self._operation, parent, operation, value)
+            admitted = self._dispatcher.admit_child(self._operation, parent, operation, data)
         except CallError as exc:
             raise ChildError(exc, operation) from None
         if admitted.op_type not in kinds:
-            how = "subscribe to it" if admitted.op_type == OpType.SUBSCRIPTION else "call it"
-            why = f"the operation is a {admitted.op_type}: {how}"
+            why = f"the operation is a {admitted.op_type}: {_HOW[OpType(admitted.op_type)]}"
             raise ChildError(CallError(ErrorCode.INVALID_OPERATION_TYPE, why), operation)
         return admitted
 
 
-class _Items:
-    def __init__(self, items: AsyncIterator[bytes], deadline: float, operation: str) -> None:
-        self._items = items
-        self._deadline = deadline
-        self._operation = operation
-
-    def __aiter__(self) -> _Items:
-        return self
-
-    async def __anext__(self) -> msgspec.Raw:
-        try:
-            with trio.CancelScope(deadline=self._deadline):
-                return msgspec.Raw(await anext(self._items))
-        except CallError as exc:
-            raise ChildError(exc, self._operation) from None
-        raise _too_slow(self._operation)
-
-
-def _deadline(admitted: Admitted) -> float:
-    timeout_s = admitted.timeout_s
-    return math.inf if timeout_s is None else trio.current_time() + timeout_s
-
-
-def _too_slow(operation: str) -> ChildError:
-    error = CallError(ErrorCode.TIMEOUT, "the operation took longer than it may")
-    return ChildError(error, operation)
-
+_HOW = {
+    OpType.QUERY: "call it",
+    OpType.MUTATION: "call it",
+    OpType.SUBSCRIPTION: "subscribe to it",
+    OpType.UPLOAD: "upload to it",
+    OpType.BIDI: "use bidi",
+}
 
 _: type[Caller] = Composer

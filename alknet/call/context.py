@@ -21,7 +21,16 @@ from alknet.core.contracts import OwnershipProvider
 from alknet.core.identity import Identity, NodeId
 from alknet.errors import LocalError
 
-__all__ = ["CallInfo", "CallLog", "Caller", "Context", "Remote"]
+__all__ = [
+    "BidiCall",
+    "CallInfo",
+    "CallLog",
+    "Caller",
+    "Context",
+    "Inputs",
+    "Remote",
+    "UploadCall",
+]
 
 T = TypeVar("T")
 
@@ -69,13 +78,59 @@ class CallInfo(msgspec.Struct, frozen=True, kw_only=True):
     depth: int = 0
     session: object = None
 
+    def log_fields(self) -> dict[str, object]:
+        """Return what each log record about the call says."""
+        fields: dict[str, object] = {
+            "operation": self.operation,
+            "request_id": self.request_id,
+            "identity": self.identity.id,
+        }
+        if self.forwarded_for is not None:
+            fields["forwarded_for"] = self.forwarded_for.id
+        return fields
+
+
+class Inputs(Protocol):
+    """Where the items go that a call takes."""
+
+    async def send(self, item: object) -> None:
+        """Send one input item, once there is room for it. Cancelled, it was not sent.
+
+        Args:
+            item: Anything msgspec encodes as JSON, or JSON in a `msgspec.Raw`.
+
+        Raises:
+            CallError: How the call failed.
+            trio.BrokenResourceError: The operation has answered, and takes no more.
+        """
+        ...
+
+
+class UploadCall(Inputs, Protocol):
+    """An upload that runs."""
+
+    async def finish(self) -> msgspec.Raw:
+        """Say that the input is whole and return the output, once. Raises CallError."""
+        ...
+
+
+class BidiCall(Inputs, Protocol):
+    """A bidirectional call that runs: an async iterator of its items, which raises CallError."""
+
+    def __aiter__(self) -> AsyncIterator[msgspec.Raw]: ...
+    async def __anext__(self) -> msgspec.Raw: ...
+
+    async def finish(self) -> None:
+        """Say that the input is whole; items still come. The second time has no effect."""
+        ...
+
 
 class Caller(Protocol):
     """What makes the calls of a handler."""
 
     async def call(
         self,
-        parent: CallInfo,
+        parent: Context,
         operation: str,
         input: object,  # noqa: A002  the wire's word
     ) -> msgspec.Raw:
@@ -84,11 +139,29 @@ class Caller(Protocol):
 
     def subscribe(
         self,
-        parent: CallInfo,
+        parent: Context,
         operation: str,
         input: object,  # noqa: A002
     ) -> AbstractAsyncContextManager[AsyncIterator[msgspec.Raw]]:
         """Run a subscription."""
+        ...
+
+    def upload(
+        self,
+        parent: Context,
+        operation: str,
+        input: object,  # noqa: A002
+    ) -> AbstractAsyncContextManager[UploadCall]:
+        """Run an upload."""
+        ...
+
+    def bidi(
+        self,
+        parent: Context,
+        operation: str,
+        input: object,  # noqa: A002
+    ) -> AbstractAsyncContextManager[BidiCall]:
+        """Run a bidirectional operation."""
         ...
 
 
@@ -261,9 +334,7 @@ class Context:
                 uncaught, UNAVAILABLE, RESOURCE_EXHAUSTED and TIMEOUT reach this operation's own
                 caller, and all others as INTERNAL: raise what that caller should know.
         """
-        if self._caller is None:
-            raise _nothing_reached(operation)
-        return await self._caller.call(self.info, operation, input)
+        return await self._calls(operation).call(self, operation, input)
 
     async def batch(self, calls: Sequence[tuple[str, object]]) -> list[msgspec.Raw]:
         """Run several operations at once, each as `call` does, and return the outputs in order.
@@ -297,19 +368,42 @@ class Context:
 
         The next item is made when it is asked for. Leaving the block ends the operation.
         """
+        return self._calls(operation).subscribe(self, operation, input)
+
+    def upload(
+        self,
+        operation: str,
+        input: object = None,  # noqa: A002
+    ) -> AbstractAsyncContextManager[UploadCall]:
+        """Run an upload like `call`: send it items inside the block, then take its output.
+
+        The operation runs beside the block, and takes each item before the next can be sent.
+        Leaving the block without `UploadCall.finish`, by a cancel too, ends the operation.
+        """
+        return self._calls(operation).upload(self, operation, input)
+
+    def bidi(
+        self,
+        operation: str,
+        input: object = None,  # noqa: A002
+    ) -> AbstractAsyncContextManager[BidiCall]:
+        """Run a bidirectional operation like `subscribe`, and send it items.
+
+        It runs while it is iterated over: send in another task, unless it answers each item with
+        one.
+        """
+        return self._calls(operation).bidi(self, operation, input)
+
+    def _calls(self, operation: str) -> Caller:
         if self._caller is None:
-            raise _nothing_reached(operation)
-        return self._caller.subscribe(self.info, operation, input)
+            error = CallError(ErrorCode.NOT_FOUND, f"no operation named {operation!r}")
+            raise ChildError(error, operation)
+        return self._caller
 
     @cached_property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose records carry the operation, the request id, the caller, and for whom."""
         return CallLog(logging.getLogger("alknet.operation"), self.info.log_fields())
-
-
-def _nothing_reached(operation: str) -> ChildError:
-    error = CallError(ErrorCode.NOT_FOUND, f"no operation named {operation!r}")
-    return ChildError(error, operation)
 
 
 class CallLog(logging.LoggerAdapter[logging.Logger]):

@@ -119,7 +119,7 @@ class OperationDispatcher:
         )
 
     def admit_child(
-        self, caller: Operation[..., Any], parent: CallInfo, operation_id: str, data: msgspec.Raw
+        self, caller: Operation[..., Any], parent: Context, operation_id: str, data: msgspec.Raw
     ) -> Admitted:
         """Decide whether the operation *caller*, in the call *parent*, may call another.
 
@@ -131,7 +131,7 @@ class OperationDispatcher:
         if entry is None:
             raise no_such_operation(name)
         operation = entry.operation
-        info = child_info(parent, caller.spec, name)
+        info = child_info(parent.info, caller.spec, name)
         check_scopes(operation, info.identity)
         value = _decode_input_untrusted(operation, data)
         self._check_resource(operation, info.identity, value)

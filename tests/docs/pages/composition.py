@@ -10,7 +10,7 @@ import msgspec
 from alknet.call import reach
 from alknet.call.children import ChildError
 from alknet.call.codes import CallError, ErrorCode
-from alknet.call.context import CallInfo, Remote
+from alknet.call.context import CallInfo, Context, Remote
 from alknet.call.dispatch import OperationDispatcher
 from alknet.call.operations import CompositionAuthority, Operation, operation, public, scopes
 from alknet.call.registry import Registry
@@ -67,9 +67,10 @@ def page() -> str:
     return f"""{GENERATED}
 # Composition
 
-A handler calls other operations of its node by `ctx.call`, `ctx.batch` and `ctx.subscribe`. What it
-reaches, it declares in `calls`; with whose rights, in `authority`. Neither the rights of its caller
-nor those of the node count: a handler without an authority calls what is public.
+A handler calls other operations of its node by `ctx.call`, `ctx.batch`, `ctx.subscribe`,
+`ctx.upload` and `ctx.bidi`. What it reaches, it declares in `calls`; with whose rights, in
+`authority`. Neither the rights of its caller nor those of the node count: a handler without an
+authority calls what is public.
 
 1. A name that is not in `calls` is `NOT_FOUND`, exactly as one that does not exist. Internal
    operations are reached here, and nowhere else. A node with an operation that declares what is not
@@ -132,7 +133,7 @@ def _answer(name: str, is_declared: bool, granted: tuple[str, ...]) -> str:
         remote=Remote("control.sock", None, "unix"),
     )
     try:
-        dispatcher.admit_child(parent, info, name, msgspec.Raw(b"{}"))
+        dispatcher.admit_child(parent, Context(info, FixedOwnership()), name, msgspec.Raw(b"{}"))
     except CallError as exc:
         return exc.code
     return "**yes**"
