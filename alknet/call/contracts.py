@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from alknet.call.proto.events import Requested
 from alknet.core.contracts import Connection
 from alknet.core.identity import Identity
+
+if TYPE_CHECKING:
+    from alknet.call.sharing import RepeatedCalls
 
 __all__ = ["AdmittedCall", "Dispatcher"]
 
@@ -62,7 +65,14 @@ class AdmittedCall(Protocol):
 
 
 class Dispatcher(Protocol):
-    """Decides which requests run."""
+    """Decides which requests run.
+
+    Attributes:
+        repeated: The calls with an idempotency key, of all connections that it serves.
+    """
+
+    @property
+    def repeated(self) -> RepeatedCalls: ...
 
     def admit(self, request: Requested, *, connection: Connection, session: object) -> AdmittedCall:
         """Check token, name, visibility, access and input, and bind the call.

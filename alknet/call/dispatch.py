@@ -33,6 +33,7 @@ from alknet.call.registry import Registry
 from alknet.call.schema import Mismatch, Shape
 from alknet.call.secret import CallSecrets
 from alknet.call.visibility import ScopeVerdicts, check_scopes, no_such_operation, operation_name
+from alknet.call.sharing import RepeatedCalls
 from alknet.core.access import MissingResourceId, check_access
 from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider, SecretProvider
 from alknet.core.identity import Identity
@@ -63,6 +64,7 @@ class OperationDispatcher:
             at any time, for the calls that come after.
     """
 
+        repeated: The calls with an idempotency key.
     def __init__(
         self,
         registry: Registry,
@@ -81,6 +83,7 @@ class OperationDispatcher:
         self._scopes = ScopeVerdicts()
 
     def admit(self, request: Requested, *, connection: Connection, session: object) -> Admitted:
+        self.repeated = RepeatedCalls(lambda: self.limits)
         """Decide whether *request* may run, and return what runs it.
 
         Raises:

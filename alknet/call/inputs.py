@@ -63,6 +63,11 @@ class InputItems:
         self._window = 1
         self._allowed = 0
 
+    @property
+    def is_used_up(self) -> bool:
+        """The input is whole, and the operation has taken all of it."""
+        return self.has_ended and not len(self.queue)
+
     def begin(self) -> None:
         """Tell the caller that items are wanted, before anything else is said about the call."""
         self._grant(1 if self._stream.is_only else MAX_CREDIT)
@@ -91,9 +96,10 @@ class InputItems:
 
     def close(self) -> None:
         """Forget what was not taken: the call is over."""
-        self.has_ended = True
-        self.queue.fail(CallError(ErrorCode.ABORTED, "the call is over"))
-        self.queue.drop()
+        if not self.is_used_up:
+            self.has_ended = True
+            self.queue.fail(CallError(ErrorCode.ABORTED, "the call is over"))
+            self.queue.drop()
 
     def __aiter__(self) -> InputItems:
         return self

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
-from alknet.call.codes import CallError, ErrorCode, call_error_from
+from alknet.call.codes import CallError, ErrorCode
 from alknet.call.contracts import AdmittedCall
+from alknet.call.crash import error_of
 from alknet.call.credit import SendCredit
+from alknet.call.idempotency import CallKey, fingerprint_of
 from alknet.call.inputs import InputItems
 from alknet.call.proto import (
     MAX_DEPTH,
@@ -30,6 +30,7 @@ from alknet.call.proto import (
     encode_frame,
     is_too_deep,
 )
+from alknet.call.sharing import KeyedCall
 from alknet.call.workers import Workers
 from alknet.core.identity import Identity
 from alknet.errors import Violation
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from alknet.call.streams import CallStream
 
 __all__ = ["REVOKED", "SHUTDOWN", "InboundCall", "Serving"]
-
-log = logging.getLogger(__name__)
 
 # Reasons of a callee's ``call.aborted``.
 REVOKED = "revoked"
@@ -58,6 +57,7 @@ class InboundCall:
         stream: Where it came and where its answer goes.
         credit: Items that it may send; None where flow control alone decides.
         inputs: What the caller of an upload or bidirectional call has sent; None for other kinds.
+        keyed: What makes it known again; None if it has no idempotency key, or does not need one.
         scope: Ends it, with everything below.
     """
 
@@ -71,6 +71,7 @@ class InboundCall:
         "identity",
         "input_bytes",
         "inputs",
+        "keyed",
         "operation",
         "scope",
         "stream",
@@ -94,6 +95,7 @@ class InboundCall:
         self.stream = stream
         self.credit = None if request.window is None else SendCredit(request.window)
         self.inputs: InputItems | None = None
+        self.keyed: KeyedCall | None = None
         is_sooner = expires_at <= deadline
         self.scope = trio.CancelScope(deadline=expires_at if is_sooner else deadline)
         self._deadline = deadline
@@ -138,6 +140,7 @@ class Serving:
         self.calls: dict[str, InboundCall] = {}
         self.is_draining = False
         self._workers: Workers[InboundCall] | None = None
+        self._stranger = object()
 
     def requested(self, stream: CallStream, event: Requested, arrived_at: float) -> None:
         """Run a request, or refuse it.
@@ -247,7 +250,7 @@ class Serving:
         except CallError:
             raise
         except Exception as exc:  # noqa: BLE001  # boundary: a bad admission ends its call, no more
-            raise self._judge(exc, request.operation) from None
+            raise error_of(exc, request.operation) from None
         if admitted.used_token:
             session.token_accepted()
         _check_type(request, admitted)
@@ -256,7 +259,20 @@ class Serving:
             arrived_at + _or_inf(request.timeout_ms) / 1000,
         )
         expires_at = session.token_ends_at(admitted.identity) if admitted.used_token else math.inf
-        return InboundCall(request, admitted, stream, deadline=deadline, expires_at=expires_at)
+        call = InboundCall(request, admitted, stream, deadline=deadline, expires_at=expires_at)
+        if request.idempotency_key is not None and admitted.op_type in _REMEMBERED:
+            call.keyed = self._keyed(request, admitted, request.idempotency_key)
+        return call
+
+    def _keyed(self, request: Requested, admitted: AdmittedCall, text: str) -> KeyedCall:
+        identity = admitted.identity
+        stranger = None
+        if identity.is_anonymous:
+            stranger = self._session.connection.peer_key or self._stranger
+        originator = None if request.forwarded_for is None else request.forwarded_for.id
+        key = CallKey(identity.id, stranger, originator, text)
+        operation, fingerprint = request.operation, fingerprint_of(request)
+        return KeyedCall(key, fingerprint, operation, admitted, self._session.spawn)
 
     def _check_room(self, request: Requested) -> None:
         if self._session.is_others_id(request.id):
@@ -276,6 +292,8 @@ class Serving:
         call.stream.inputs.add(call.inputs)
         call.inputs.begin()
         call.admitted.feed(call.inputs)
+        if call.keyed is not None:
+            call.keyed.inputs = call.inputs
 
     # --- running
 
@@ -286,7 +304,7 @@ class Serving:
             with call.scope:
                 event = await self._outcome(call)
         except Exception as exc:  # noqa: BLE001  # boundary: raised while it was being cancelled
-            self._judge(exc, call.operation)
+            error_of(exc, call.operation)
             event = call.verdict
         finally:
             self._forget(call)
@@ -304,9 +322,13 @@ class Serving:
             if call.admitted.op_type in _HAS_ITEMS:
                 await self._pump(call)
                 return Completed(call.id)
-            return Responded(call.id, msgspec.Raw(await call.admitted.run()))
+            if call.keyed is None:
+                return Responded(call.id, msgspec.Raw(await call.admitted.run()))
+            assert self._session.dispatcher is not None
+            output = await self._session.dispatcher.repeated.run(call.keyed)
+            return Responded(call.id, msgspec.Raw(output))
         except Exception as exc:  # noqa: BLE001  # boundary: a crash ends its call, no more
-            return Failed.of(call.id, self._judge(exc, call.operation))
+            return Failed.of(call.id, error_of(exc, call.operation))
 
     async def _pump(self, call: InboundCall) -> None:
         outbox = call.stream.outbox
@@ -334,20 +356,10 @@ class Serving:
             body = encode_event(event)
             error = _unsendable(body, self._limits.frame_bytes)
         except Exception as exc:  # noqa: BLE001  # boundary: an error with details that are no JSON
-            body, error = b"", self._judge(exc, operation)
+            body, error = b"", error_of(exc, operation)
         if error is not None:
             body = encode_event(Failed.of(call_id, error))
         return encode_frame(body)
-
-    def _judge(self, exc: Exception, operation: str) -> CallError:
-        error = call_error_from(exc)
-        if error is not None:
-            return error
-        correlation_id = secrets.token_hex(8)
-        fields = {"operation": operation, "correlation_id": correlation_id}
-        log.error("call.crashed", extra=fields, exc_info=exc)
-        details = {"correlation_id": correlation_id}
-        return CallError(ErrorCode.INTERNAL, "the operation failed", details=details)
 
     def _forget(self, call: InboundCall) -> None:
         del self.calls[call.id]
@@ -366,6 +378,8 @@ def _check_type(request: Requested, admitted: AdmittedCall) -> None:
 
 _HAS_ITEMS = frozenset({"subscription", "bidi"})
 _TAKES_ITEMS = frozenset({"upload", "bidi"})
+# Queries may be run again anyway; of what has items, a retry would have to get them all.
+_REMEMBERED = frozenset({"mutation", "upload"})
 
 
 def _failed(call_id: str, code: ErrorCode, message: str) -> Failed:

@@ -86,3 +86,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     call_timeout_max_s: Seconds = 3_600.0
     # Items of a subscription in flight on a carrier without flow control per stream.
     subscription_window: Count = 64
+    # How long the answer to a call with an idempotency key is kept: clients retry for minutes, not
+    # for hours.
+    idempotency_window_s: Seconds = 600.0
+    # Such answers of one identity, so that one that makes many does not push out the others':
+    # nearly two a second throughout the window.
+    idempotency_keys_per_identity: Count = 1_024
+    # Of all identities: those of sixteen that use up their share.
+    idempotency_keys: Count = 16_384
+    # What the answers of one identity take in memory: 4 KiB each, at the most of them.
+    idempotency_bytes_per_identity: Bytes = 4 * MIB
+    # Of all identities: again sixteen shares.
+    idempotency_bytes: Bytes = 64 * MIB

@@ -18,6 +18,7 @@ from alknet.call.proto import (
     encode_frame,
 )
 from alknet.call.session import CallSession
+from alknet.call.sharing import RepeatedCalls
 from alknet.core.contracts import CARRIER_UNIX, Connection, Stream
 from alknet.core.identity import Identity
 from alknet.core.limits import Limits
@@ -110,6 +111,7 @@ class Operations:
         self.bidis: dict[str, BidiOf] = {"echo/each": _each}
         self.timeouts: dict[str, float] = {}
         self.tokens: dict[str, Identity] = {}
+        self.repeated = RepeatedCalls(Limits)
         self.requests: list[Requested] = []
         self.running = self.started = self.cancelled = 0
 

@@ -45,6 +45,7 @@ from alknet.call.proto.envelope import decode_envelope_untrusted, encode_event
 from alknet.call.proto.events import (
     MAX_CREDIT,
     MAX_ID_BYTES,
+    MAX_KEY_BYTES,
     Aborted,
     Completed,
     ConnectionClose,
@@ -66,6 +67,7 @@ __all__ = [
     "MAX_CREDIT",
     "MAX_DEPTH",
     "MAX_ID_BYTES",
+    "MAX_KEY_BYTES",
     "MAX_SAFE_INTEGER",
     "Aborted",
     "Completed",

@@ -13,6 +13,7 @@ from alknet.call.codes import CallError, ErrorCode, code_info
 from alknet.call.proto.events import (
     MAX_CREDIT,
     MAX_ID_BYTES,
+    MAX_KEY_BYTES,
     Aborted,
     Completed,
     ConnectionClose,
@@ -155,8 +156,14 @@ def _requested(call_id: str, payload: bytes | memoryview) -> Event:
         window=wire.window,
         peer=wire.peer,
         path=wire.path,
-        idempotency_key=wire.idempotency_key,
+        idempotency_key=None if wire.idempotency_key is None else _key(wire.idempotency_key),
     )
+
+
+def _key(text: str) -> str:
+    if not 1 <= len(text.encode()) <= MAX_KEY_BYTES:
+        raise msgspec.ValidationError(f"`idempotency_key` has 1 to {MAX_KEY_BYTES} bytes")
+    return text
 
 
 def _originator(wire: _Originator) -> Identity:

@@ -59,7 +59,7 @@ class Requested(msgspec.Struct, frozen=True, kw_only=True):
             to the carrier's flow control.
         peer: Route: names of peers still to pass.
         path: Texts of the node ids that the request has passed.
-        idempotency_key: The same key means the same request, sent again.
+        idempotency_key: The same key means the same request, sent again; 1 to 128 bytes.
     """
 
     id: str
