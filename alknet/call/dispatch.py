@@ -29,6 +29,7 @@ from alknet.call.composer import Composer
 from alknet.call.composition import check_reach, child_info
 from alknet.call.context import CallInfo, Context, Remote
 from alknet.call.operations import Operation
+from alknet.call.peers.environment import PeerEnvironment
 from alknet.call.registry import Registry
 from alknet.call.schema import Mismatch, Shape
 from alknet.call.secret import CallSecrets
@@ -61,6 +62,8 @@ class OperationDispatcher:
         ownership: Who owns what.
         secrets: Where handlers' secrets come from; None, and none can be had.
         limits: `Limits.call_timeout_s` and `Limits.call_timeout_max_s` count; may be replaced
+        peers: Whom handlers can call beside this node.
+        resources: Where what handlers spawn lives; None, and they can spawn nothing.
             at any time, for the calls that come after.
     """
 
@@ -74,6 +77,8 @@ class OperationDispatcher:
         limits: Limits,
         secrets: SecretProvider | None = None,
     ) -> None:
+        peers: PeerEnvironment | None = None,
+        resources: Resources | None = None,
         registry.freeze()
         self.registry = registry
         self.identities = identities
@@ -81,6 +86,9 @@ class OperationDispatcher:
         self.limits = limits
         self.secrets = secrets
         self._scopes = ScopeVerdicts()
+        self.peers = PeerEnvironment() if peers is None else peers
+        self.resources = resources
+        self.repeated = RepeatedCalls(lambda: self.limits)
 
     def admit(self, request: Requested, *, connection: Connection, session: object) -> Admitted:
         self.repeated = RepeatedCalls(lambda: self.limits)
