@@ -21,6 +21,8 @@ from alknet.call.childstreams import (
 )
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.context import Caller, Context
+from alknet.call.peers.reference import PeerRef
+from alknet.call.peers.scoped import ScopedPeerEnv
 from alknet.call.spec import OpType
 from alknet.core.scopes import open_background
 
@@ -44,6 +46,10 @@ class Composer:
     def __init__(self, dispatcher: OperationDispatcher, operation: Operation[..., Any]) -> None:
         self._dispatcher = dispatcher
         self._operation = operation
+
+    def at(self, peer: PeerRef) -> Caller:
+        """Return what makes the calls of the operation to *peer*."""
+        return ScopedPeerEnv(self._dispatcher.peers, self._operation.reach, peer, self)
 
     async def call(
         self,

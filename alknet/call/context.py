@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -20,6 +20,9 @@ from alknet.core.access import visible_ids
 from alknet.core.contracts import OwnershipProvider
 from alknet.core.identity import Identity, NodeId
 from alknet.errors import LocalError
+
+if TYPE_CHECKING:
+    from alknet.call.peers.reference import PeerRef
 
 __all__ = [
     "BidiCall",
@@ -127,6 +130,10 @@ class BidiCall(Inputs, Protocol):
 
 class Caller(Protocol):
     """What makes the calls of a handler."""
+
+    def at(self, peer: PeerRef) -> Caller:
+        """Return what makes its calls to *peer*."""
+        ...
 
     async def call(
         self,
@@ -319,8 +326,14 @@ class Context:
         if self._secrets is not None:
             self._secrets.close()
 
-    async def call(self, operation: str, input: object = None) -> msgspec.Raw:  # noqa: A002
-        """Run another operation of this node, which this one declares in ``calls``.
+    async def call(
+        self,
+        operation: str,
+        input: object = None,  # noqa: A002
+        *,
+        peer: PeerRef | None = None,
+    ) -> msgspec.Raw:
+        """Run another operation, of this node or of *peer*, which this one declares in ``calls``.
 
         It runs with this operation's `CompositionAuthority`, not with the caller's rights, in this
         task, and ends with this call. Cancelled, it is cancelled.
@@ -328,15 +341,18 @@ class Context:
         Args:
             operation: With or without the leading slash; a query or mutation.
             input: Anything msgspec encodes as JSON, or JSON in a `msgspec.Raw`; None is ``{}``.
+            peer: Run it there, by this node's rights at the peer; None for this node.
 
         Raises:
             CallError: As a remote caller would get; NOT_FOUND for what is not in ``calls``. Left
                 uncaught, UNAVAILABLE, RESOURCE_EXHAUSTED and TIMEOUT reach this operation's own
                 caller, and all others as INTERNAL: raise what that caller should know.
         """
-        return await self._calls(operation).call(self, operation, input)
+        return await self._calls(operation, peer).call(self, operation, input)
 
-    async def batch(self, calls: Sequence[tuple[str, object]]) -> list[msgspec.Raw]:
+    async def batch(
+        self, calls: Sequence[tuple[str, object]], *, peer: PeerRef | None = None
+    ) -> list[msgspec.Raw]:
         """Run several operations at once, each as `call` does, and return the outputs in order.
 
         Raises:
@@ -347,7 +363,7 @@ class Context:
 
         async def run(index: int, operation: str, value: object) -> None:
             try:
-                outputs[index] = await self.call(operation, value)
+                outputs[index] = await self.call(operation, value, peer=peer)
             except CallError as exc:
                 failed.append(exc)
                 nursery.cancel_scope.cancel()
@@ -363,42 +379,48 @@ class Context:
         self,
         operation: str,
         input: object = None,  # noqa: A002
+        *,
+        peer: PeerRef | None = None,
     ) -> AbstractAsyncContextManager[AsyncIterator[msgspec.Raw]]:
         """Run a subscription like `call`: ``async with`` gives its items, an async iterator.
 
         The next item is made when it is asked for. Leaving the block ends the operation.
         """
-        return self._calls(operation).subscribe(self, operation, input)
+        return self._calls(operation, peer).subscribe(self, operation, input)
 
     def upload(
         self,
         operation: str,
         input: object = None,  # noqa: A002
+        *,
+        peer: PeerRef | None = None,
     ) -> AbstractAsyncContextManager[UploadCall]:
         """Run an upload like `call`: send it items inside the block, then take its output.
 
         The operation runs beside the block, and takes each item before the next can be sent.
         Leaving the block without `UploadCall.finish`, by a cancel too, ends the operation.
         """
-        return self._calls(operation).upload(self, operation, input)
+        return self._calls(operation, peer).upload(self, operation, input)
 
     def bidi(
         self,
         operation: str,
         input: object = None,  # noqa: A002
+        *,
+        peer: PeerRef | None = None,
     ) -> AbstractAsyncContextManager[BidiCall]:
         """Run a bidirectional operation like `subscribe`, and send it items.
 
         It runs while it is iterated over: send in another task, unless it answers each item with
         one.
         """
-        return self._calls(operation).bidi(self, operation, input)
+        return self._calls(operation, peer).bidi(self, operation, input)
 
-    def _calls(self, operation: str) -> Caller:
+    def _calls(self, operation: str, peer: PeerRef | None) -> Caller:
         if self._caller is None:
             error = CallError(ErrorCode.NOT_FOUND, f"no operation named {operation!r}")
             raise ChildError(error, operation)
-        return self._caller
+        return self._caller if peer is None else self._caller.at(peer)
 
     @cached_property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 from alknet.core.identity import NodeId
 
 if TYPE_CHECKING:
+    from alknet.call.peers.imports import ImportedOperation
     from alknet.call.session import CallSession
 
-__all__ = ["AttachedPeer", "Offered"]
+__all__ = ["AttachedPeer", "Listing"]
 
 SMOOTHING = 1 / 8
 """The share of the newest latency in the average, as for TCP's round-trip time (RFC 6298)."""
 
 
-class Offered(Protocol):
-    """An operation of a peer, as it describes it."""
-
-    @property
-    def name(self) -> str:
-        """Without a leading slash, and as the peer knows it."""
-        ...
+Listing: TypeAlias = "Mapping[str, ImportedOperation]"
 
 
 class AttachedPeer:
@@ -42,6 +37,7 @@ class AttachedPeer:
     """
 
     __slots__ = (
+        "_holds",
         "_newest",
         "_on_operations",
         "_said",
@@ -72,6 +68,7 @@ class AttachedPeer:
         self._on_operations = on_operations
         # By session, oldest first: what it has said, if it has.
         self._said: dict[CallSession, tuple[Listing, str | None] | None] = {}
+        self._holds: dict[CallSession, int] = {}
         self._newest: CallSession | None = None
 
     def __repr__(self) -> str:
@@ -122,17 +119,20 @@ class AttachedPeer:
     def join(self, session: CallSession) -> None:
         """Add a session, the newest from now on. What is known of the peer stays until it speaks.
 
-        The same session once more changes nothing.
+        For the same session once more, it takes one `leave` more.
         """
-        if session not in self._said:
+        holds = self._holds.get(session, 0)
+        self._holds[session] = holds + 1
+        if not holds:
             self._said[session] = None
             self._newest = session
 
     def leave(self, session: CallSession) -> bool:
         """Take a session out; True if none is left."""
-        del self._said[session]
-        self._newest = next(reversed(self._said), None)
-        if self._newest is not None:
+        self._holds[session] -= 1
+        if not self._holds[session]:
+            del self._holds[session], self._said[session]
+            self._newest = next(reversed(self._said), None)
             self._adopt()
         return self._newest is None
 
@@ -150,6 +150,3 @@ class AttachedPeer:
                     self._on_operations(self, operations)
                 self.operations_version = version
                 return
-
-
-Listing = Mapping[str, Offered]

@@ -71,13 +71,17 @@ class Candidates:
 
     def count_besides(self, tried: Collection[AttachedPeer]) -> int:
         """Return how many of the available were not tried."""
-        return len(self.available) - sum(1 for peer in tried if peer.is_healthy)
+        return len(self.available) - sum(map(self._has, tried))
 
     def owner_of(self, key: str) -> AttachedPeer:
         """Return the available one that *key* belongs to; there is at least one."""
         if self._ring is None:  # few operations are ever called so
             self._ring = Ring(self.available)
         return self._ring.owner_of(key)
+
+    def _has(self, peer: AttachedPeer) -> bool:
+        index = bisect_left(self.available, peer.order, key=_ORDER)
+        return index < len(self.available) and self.available[index] is peer
 
 
 class Ring:

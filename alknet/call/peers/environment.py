@@ -31,6 +31,7 @@ from alknet.call.peers.health import Ejector
 from alknet.call.peers.policies import Draw
 from alknet.call.peers.reference import PeerRef
 from alknet.call.session import Bidi, CallOptions, CallSession, Subscription, Upload
+from alknet.core.identity import NodeId
 
 __all__ = ["PeerEnvironment"]
 
@@ -49,16 +50,19 @@ class PeerEnvironment:
     """The attached peers of a node, by name.
 
     Attributes:
+        node_id: The node that they are attached to; None for one without a key.
         changes: Rings when a peer comes or goes, is ejected or readmitted, or changes what it
             offers.
     """
 
-    def __init__(self, *, draw: Draw = random) -> None:
+    def __init__(self, node_id: NodeId | None = None, *, draw: Draw = random) -> None:
         """Make an empty one; `run` keeps it healthy.
 
         Args:
+            node_id: Stands in the ``path`` of calls that this node's operations make.
             draw: Where choices and the times of probes get their luck from.
         """
+        self.node_id = node_id
         self.changes = Changes()
         self._draw = draw
         self._peers: dict[str, AttachedPeer] = {}
@@ -147,12 +151,16 @@ class PeerEnvironment:
         tried: tuple[AttachedPeer, ...] = ()
         while True:
             peer, session = self._choose(ref, operation, tried)
+            offered = peer.operations.get(operation)
+            if offered is not None and offered.large_output:
+                options["large_output"] = True
             peer.in_flight += 1
             began_at = trio.current_time()
             try:
                 output = await session.calling.call(operation, input, options)
             except CallError as exc:
-                self._ejector.failed(peer, exc, options.get("timeout_s"))
+                if session.close_reason is None:
+                    self._ejector.failed(peer, exc, options.get("timeout_s"))
                 tried = self._pass_by(exc, ref, operation, (*tried, peer), session)
                 continue
             finally:
@@ -218,13 +226,14 @@ class PeerEnvironment:
                 try:
                     opened = await stack.enter_async_context(enter(session))
                 except CallError as exc:
-                    self._ejector.failed(peer, exc, timeout_s)
+                    if session.close_reason is None:
+                        self._ejector.failed(peer, exc, timeout_s)
                     tried = self._pass_by(exc, ref, operation, (*tried, peer), session)
                     continue
                 try:
                     yield opened
                 finally:
-                    if (error := opened.error) is not None:
+                    if (error := opened.error) is not None and session.close_reason is None:
                         self._ejector.failed(peer, error, timeout_s)
                 return
 
@@ -249,10 +258,9 @@ class PeerEnvironment:
             peer = ref.policy.choose(candidates, self._draw)
             if tried:
                 peer = candidates.after(peer, tried)
-            session = peer.session
-            if session is None:  # it is about to be detached
-                peer = candidates.after(peer, (*tried, peer))
-                session = peer.session
+            while (session := peer.session) is None and len(tried) < MOST_TRIES:
+                tried = (*tried, peer)  # it is about to be detached
+                peer = candidates.after(peer, tried)
         if session is None:
             raise _unsent(ErrorCode.UNAVAILABLE, f"the connection to {peer.name!r} has ended")
         return peer, session

@@ -1,106 +1,204 @@
-"""The peers as one operation sees them: those, and of those the operations, that it declares."""
+"""What makes the calls of one operation to peers: of those, the operations that it declares."""
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
+from alknet.call.children import ChildError
 from alknet.call.codes import CallError, ErrorCode
+from alknet.call.handles import Bidi, CallOptions, Subscription, Upload
 from alknet.call.peers.environment import PeerEnvironment
 from alknet.call.peers.reference import PeerRef
 from alknet.call.reach import ANY_PEER, Reach
-from alknet.call.session import Bidi, CallOptions, Subscription, Upload
 from alknet.call.visibility import no_such_operation, operation_name
-from alknet.core.identity import NodeId
 
 if TYPE_CHECKING:
-    from alknet.call.context import CallInfo
+    from alknet.call.context import BidiCall, Caller, CallInfo, Context, UploadCall
 
 __all__ = ["ScopedPeerEnv"]
 
 
 class ScopedPeerEnv:
-    """Makes the calls of operations to peers, within their declared reach.
+    """The calls of one operation to the peer or peers that *ref* means.
 
-    The peer checks the rights of *this node*: what the caller may do here does not travel. Who
-    asked first does, as data (``forwarded_for``), with the trace context and what is left of the
-    parent's time.
+    The peer checks the rights of *this node*: those of the caller and of the operation do not
+    travel. Who asked first does, as data (``forwarded_for``), and so do the trace context and what
+    is left of the parent's time. Cancelled, the call is aborted at the peer.
     """
 
-    def __init__(self, environment: PeerEnvironment, node_id: NodeId) -> None:
-        self.environment = environment
-        self._path = (str(node_id),)
+    __slots__ = ("_environment", "_local", "_reach", "_ref")
+
+    def __init__(
+        self, environment: PeerEnvironment, reach: Reach, ref: PeerRef, local: Caller
+    ) -> None:
+        """Make one.
+
+        Args:
+            environment: The node's.
+            reach: What the operation declares.
+            ref: Which peer.
+            local: What makes its calls on this node, for `PeerRef.include_local`.
+        """
+        self._environment = environment
+        self._reach = reach
+        self._ref = ref
+        self._local = local
+
+    def at(self, ref: PeerRef) -> ScopedPeerEnv:
+        """Return the same for another *ref*."""
+        return ScopedPeerEnv(self._environment, self._reach, ref, self._local)
 
     async def call(
         self,
-        parent: CallInfo,
-        reach: Reach,
-        ref: PeerRef,
+        parent: Context,
         operation: str,
         input: object,  # noqa: A002  the wire's word
     ) -> msgspec.Raw:
-        """Run a query or mutation of a peer; see `PeerEnvironment.call`.
+        """Run a query or mutation; see `alknet.call.context.Context.call`."""
+        try:
+            name, options = self._check(parent.info, operation)
+            return await self._environment.call(self._ref, name, input, **options)
+        except CallError as exc:
+            self._check_local(exc, operation)
+        return await self._local.call(parent, operation, input)
 
-        Raises:
-            CallError: NOT_FOUND also for what *reach* does not declare.
-        """
-        name = _check_reach(reach, ref, operation)
-        return await self.environment.call(ref, name, input, **self._options(parent))
-
-    def subscribe(
+    @asynccontextmanager
+    async def subscribe(
         self,
-        parent: CallInfo,
-        reach: Reach,
-        ref: PeerRef,
+        parent: Context,
         operation: str,
         input: object,  # noqa: A002
-    ) -> AbstractAsyncContextManager[Subscription]:
-        """Run a subscription of a peer; raises like `call`."""
-        name = _check_reach(reach, ref, operation)
-        return self.environment.subscribe(ref, name, input, **self._options(parent))
+    ) -> AsyncGenerator[AsyncIterator[msgspec.Raw]]:
+        """Run a subscription; see `alknet.call.context.Context.subscribe`."""
+        async with AsyncExitStack() as stack:
+            items: AsyncIterator[msgspec.Raw]
+            try:
+                name, options = self._check(parent.info, operation)
+                opening = self._environment.subscribe(self._ref, name, input, **options)
+                items = _PeerItems(await stack.enter_async_context(opening), operation)
+            except CallError as exc:
+                self._check_local(exc, operation)
+                here = self._local.subscribe(parent, operation, input)
+                items = await stack.enter_async_context(here)
+            yield items
 
-    def upload(
+    @asynccontextmanager
+    async def upload(
         self,
-        parent: CallInfo,
-        reach: Reach,
-        ref: PeerRef,
+        parent: Context,
         operation: str,
         input: object,  # noqa: A002
-    ) -> AbstractAsyncContextManager[Upload]:
-        """Run an upload to a peer; raises like `call`."""
-        name = _check_reach(reach, ref, operation)
-        return self.environment.upload(ref, name, input, **self._options(parent))
+    ) -> AsyncGenerator[UploadCall]:
+        """Run an upload; see `alknet.call.context.Context.upload`."""
+        async with AsyncExitStack() as stack:
+            upload: UploadCall
+            try:
+                name, options = self._check(parent.info, operation)
+                opening = self._environment.upload(self._ref, name, input, **options)
+                upload = _PeerUpload(await stack.enter_async_context(opening), operation)
+            except CallError as exc:
+                self._check_local(exc, operation)
+                here = self._local.upload(parent, operation, input)
+                upload = await stack.enter_async_context(here)
+            yield upload
 
-    def bidi(
+    @asynccontextmanager
+    async def bidi(
         self,
-        parent: CallInfo,
-        reach: Reach,
-        ref: PeerRef,
+        parent: Context,
         operation: str,
         input: object,  # noqa: A002
-    ) -> AbstractAsyncContextManager[Bidi]:
-        """Run a bidirectional operation of a peer; raises like `call`."""
-        name = _check_reach(reach, ref, operation)
-        return self.environment.bidi(ref, name, input, **self._options(parent))
+    ) -> AsyncGenerator[BidiCall]:
+        """Run a bidirectional operation; see `alknet.call.context.Context.bidi`."""
+        async with AsyncExitStack() as stack:
+            both: BidiCall
+            try:
+                name, options = self._check(parent.info, operation)
+                opening = self._environment.bidi(self._ref, name, input, **options)
+                both = _PeerBidi(await stack.enter_async_context(opening), operation)
+            except CallError as exc:
+                self._check_local(exc, operation)
+                both = await stack.enter_async_context(self._local.bidi(parent, operation, input))
+            yield both
 
-    def _options(self, parent: CallInfo) -> CallOptions:
+    def _check(self, parent: CallInfo, operation: str) -> tuple[str, CallOptions]:
+        """Return the name and options of a call that *parent* may make. Raises CallError."""
+        name = operation_name(operation)
+        if not self._reach.allows_peer(self._ref.name or ANY_PEER, name):
+            raise no_such_operation(name)
         left_s = trio.current_effective_deadline() - trio.current_time()
         if left_s <= 0:
             raise CallError(ErrorCode.TIMEOUT, "no time is left for a call to a peer")
-        return CallOptions(
+        node_id = self._environment.node_id
+        return name, CallOptions(
             timeout_s=None if left_s == math.inf else left_s,
             forwarded_for=parent.forwarded_for or parent.identity,
             traceparent=parent.traceparent,
-            path=self._path,
+            path=() if node_id is None else (str(node_id),),
         )
 
+    def _check_local(self, error: CallError, operation: str) -> None:
+        """Raise what the parent gets of *error*, unless this node may run the operation."""
+        is_local = self._ref.include_local and error.has_not_started
+        if not is_local or not self._reach.allows_local(operation.removeprefix("/")):
+            raise ChildError(error, operation) from None
 
-def _check_reach(reach: Reach, ref: PeerRef, operation: str) -> str:
-    name = operation_name(operation)
-    if not reach.allows_peer(ref.name or ANY_PEER, name):
-        raise no_such_operation(name)
-    return name
+
+class _PeerItems:
+    """The items of a peer; their errors are a child's."""
+
+    def __init__(self, items: Subscription, operation: str) -> None:
+        self._items = items
+        self._operation = operation
+
+    def __aiter__(self) -> _PeerItems:
+        return self
+
+    async def __anext__(self) -> msgspec.Raw:
+        try:
+            return await self._items.__anext__()
+        except CallError as exc:
+            raise ChildError(exc, self._operation) from None
+
+
+class _PeerUpload:
+    def __init__(self, upload: Upload, operation: str) -> None:
+        self._upload = upload
+        self._operation = operation
+
+    async def send(self, item: object) -> None:
+        try:
+            await self._upload.send(item)
+        except CallError as exc:
+            raise ChildError(exc, self._operation) from None
+
+    async def finish(self) -> msgspec.Raw:
+        try:
+            return await self._upload.finish()
+        except CallError as exc:
+            raise ChildError(exc, self._operation) from None
+
+
+class _PeerBidi(_PeerItems):
+    def __init__(self, both: Bidi, operation: str) -> None:
+        super().__init__(both, operation)
+        self._both = both
+
+    async def send(self, item: object) -> None:
+        try:
+            await self._both.send(item)
+        except CallError as exc:
+            raise ChildError(exc, self._operation) from None
+
+    async def finish(self) -> None:
+        await self._both.finish()
+
+
+if TYPE_CHECKING:
+    _: type[Caller] = ScopedPeerEnv
