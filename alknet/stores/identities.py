@@ -23,7 +23,7 @@ from alknet.core.tokens import token_matches, token_prefix_untrusted
 from alknet.errors import Conflict, Denied, Malformed, NotFound, Unavailable
 from alknet.stores.audit import Audit, Entry
 from alknet.stores.config_peers import ConfigPeers
-from alknet.stores.tables import API_KEYS, OWNERSHIP, PEERS, PeerRow
+from alknet.stores.tables import API_KEYS, OUTBOUND, OWNERSHIP, PEERS, PeerRow
 
 __all__ = ["ENDS_AFTER", "MAX_STALENESS_S", "StoredIdentities", "new_peer_row"]
 
@@ -266,6 +266,7 @@ class StoredIdentities:
                 Delete(PEERS, name, found.version),
                 *await self._end_of_ownership(f"peer:{name}", found.value.incarnation),
                 Put(PEERS, new_name, row, ABSENT),
+                *self._outbound_of(found.value, row),
             ]
             if await self._has_written(ops, Entry("peer.rename", name, {"to": new_name})):
                 return
@@ -275,7 +276,7 @@ class StoredIdentities:
         while True:
             found = await self._writable(name)
             ended = await self._end_of_ownership(f"peer:{name}", found.value.incarnation)
-            ops = [Delete(PEERS, name, found.version), *ended]
+            ops = [Delete(PEERS, name, found.version), *ended, *self._outbound_of(found.value)]
             if await self._has_written(ops, Entry("peer.remove", name, _shown(found.value))):
                 return
 
@@ -357,6 +358,17 @@ class StoredIdentities:
             await self.store.write([Delete(OWNERSHIP, row.key) for row in owned[:OWNED_ROWS]])
             owned = owned[OWNED_ROWS:]
         return [Delete(OWNERSHIP, row.key) for row in owned]
+
+    def _outbound_of(self, was: PeerRow, now: PeerRow | None = None) -> list[Op]:
+        """Return the ops that end the connections which nodes keep to a peer, or rename them."""
+        ops: list[Op] = []
+        for row in self.store.find(OUTBOUND, "peer", was.name):
+            ops.append(Delete(OUTBOUND, row.key))
+            if now is not None and row.value.incarnation == was.incarnation:
+                moved = {"peer": now.name, "incarnation": now.incarnation}
+                value = msgspec.structs.replace(row.value, **moved)
+                ops.append(Put(OUTBOUND, f"{value.node}/{value.peer}", value))
+        return ops
 
     async def _has_written(self, ops: Sequence[Op], entry: Entry) -> bool:
         """Write, or return False if the first row has changed since it was read."""

@@ -21,16 +21,23 @@ __all__ = [
     "LEASES",
     "LEASE_BEATS",
     "NODE_TABLES",
+    "OUTBOUND",
     "OWNERSHIP",
     "PEERS",
+    "SUCCESSORS",
+    "SUCCESSION_TOLD",
     "AuditHead",
     "AuditRow",
     "CredentialRow",
     "EnrolmentRow",
     "LeaseBeat",
     "LeaseRow",
+    "OutboundRow",
     "OwnershipRow",
     "PeerRow",
+    "Successor",
+    "SuccessorsRow",
+    "ToldRow",
 ]
 
 
@@ -66,6 +73,20 @@ class OwnershipRow(msgspec.Struct, frozen=True, kw_only=True):
     resource_type: str
     resource_id: str
     ends_with_node: bool = False
+
+
+class OutboundRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A peer to which a node keeps a connection, under ``<node>/<peer>``.
+
+    Attributes:
+        node: The z-base-32 text of the node that dials.
+        peer: The name of the peer.
+        incarnation: That of the peer; see `PeerRow`.
+    """
+
+    node: str
+    peer: str
+    incarnation: str
 
 
 class CredentialRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +189,38 @@ class AuditHead(msgspec.Struct, frozen=True, kw_only=True):
     anchor: str
 
 
+class Successor(msgspec.Struct, frozen=True):
+    """A key that wants to take the place of a peer's.
+
+    Attributes:
+        statements: Encoded, oldest first; the last one leads to the key.
+        heard_at: Wall-clock seconds.
+        address: Whence it was told.
+    """
+
+    statements: tuple[bytes, ...]
+    heard_at: float
+    address: str
+
+
+class SuccessorsRow(msgspec.Struct, frozen=True):
+    """The keys that wait for a peer's owner, under the peer's name; one, unless one was stolen."""
+
+    waiting: tuple[Successor, ...]
+
+
+class ToldRow(msgspec.Struct, frozen=True):
+    """That a peer has heard of a node's key, under ``<node>/<peer>``.
+
+    Attributes:
+        answer: What it made of it; see `alknet.call.succeed`.
+        at: Wall-clock seconds.
+    """
+
+    answer: str
+    at: float
+
+
 # Kinds of peers, by their scopes, that share memory; more just take more of it.
 SHARED_SCOPES = 1_024
 
@@ -180,10 +233,13 @@ def _shared_scopes(scopes: tuple[str, ...]) -> tuple[str, ...]:
 PEERS = Table("peer", PeerRow, unique=("fingerprints",), key_field="name")
 API_KEYS = Table("api_key", ApiKey, key_field="prefix")
 OWNERSHIP = Table("ownership", OwnershipRow, indexes=("owner",))
+OUTBOUND = Table("outbound", OutboundRow, indexes=("peer",))
 CREDENTIALS = Table("credential", CredentialRow, indexes=("service",))
 ENROLMENTS = Table("enrolment", EnrolmentRow)
 LEASES = Table("lease", LeaseRow)
 LEASE_BEATS = Table("lease_beat", LeaseBeat)
+SUCCESSORS = Table("successor", SuccessorsRow)
+SUCCESSION_TOLD = Table("succession_told", ToldRow)
 AUDIT = Table("audit", AuditRow, is_resident=False)
 AUDIT_HEADS = Table("audit_head", AuditHead)
 
@@ -191,10 +247,13 @@ NODE_TABLES: tuple[Table[msgspec.Struct], ...] = (
     PEERS,
     API_KEYS,
     OWNERSHIP,
+    OUTBOUND,
     CREDENTIALS,
     ENROLMENTS,
     LEASES,
     LEASE_BEATS,
+    SUCCESSORS,
+    SUCCESSION_TOLD,
     AUDIT,
     AUDIT_HEADS,
 )

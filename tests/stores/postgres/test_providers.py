@@ -18,6 +18,7 @@ from tests.stores.test_credentials import *
 from tests.stores.test_enrolment import *
 from tests.stores.test_identities import *
 from tests.stores.test_lease import *
+from tests.stores.test_outbound import *
 from tests.stores.test_ownership import *
 
 
