@@ -27,6 +27,7 @@ from alknet.call.dispatch import OperationDispatcher
 from alknet.call.enrolment import EnrolmentHandler
 from alknet.call.handler import CallHandler
 from alknet.call.operations import Operation
+from alknet.call.peers import PeerEnvironment
 from alknet.call.registry import Registry
 from alknet.call.succession import succession_operation
 from alknet.call.vault_operations import vault_operations
@@ -91,6 +92,7 @@ class Node:
         enrolments: Invitations to become a peer.
         endpoint: Connections and their supervision.
         registry: The operations that `alknet/call` serves.
+        peers: Those that are attached, whose operations this node can call.
         listening: What it listens on, once it runs.
         vault: Its secrets; None for a node without a home.
     """
@@ -133,6 +135,8 @@ class Node:
         self.ownership = StoredOwnership(self.identities, self.id)
         self.sealed = Credentials(self.identities)
         self.enrolments = EnrolmentTokens(self.identities)
+        self.resources = Resources(self.ownership, self.config.limits)
+        self.peers = PeerEnvironment(self.id)
         self._home_store: HomeStore | None = None
         self.listening: tuple[Listening, ...] = ()
         self._listen_override: tuple[Address, ...] | None = None
@@ -282,6 +286,8 @@ class Node:
         nursery.start_soon(self._views.follow_rights, name="rights of watchers")
         nursery.start_soon(self._end_watches, name="end of watches")
         await nursery.start(self.endpoint.serve)
+        await nursery.start(self.peers.run)
+        await nursery.start(self.resources.serve)
         reset_key = ResetKey(None if self._home is None else load_reset_key(self._home))
         self._quic = await nursery.start(
             listen, self.endpoint, ports, self.credentials, reset_key, qlog
@@ -461,6 +467,8 @@ class Node:
             self._dispatcher,
             limits,
             identities=self.identities,
+            peers=self.peers,
+            resources=self.resources,
             on_failed_authentication=self._count_failed_authentication,
         )
         self._register = EnrolmentHandler(
