@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
@@ -15,6 +15,7 @@ from alknet.call.serving import REVOKED, InboundCall
 from alknet.call.session import CallSession
 from alknet.core.clock import WallClock, wall_clock
 from alknet.core.contracts import (
+    CloseCode,
     CloseReason,
     Connection,
     IdentityProvider,
@@ -23,6 +24,7 @@ from alknet.core.contracts import (
 )
 from alknet.core.identity import Identity
 from alknet.core.limits import Limits
+from alknet.core.scopes import open_background
 from alknet.errors import Denied, Unavailable
 
 __all__ = ["ALPN", "CallHandler"]
@@ -81,6 +83,27 @@ class CallHandler:
 
     async def handle(self, connection: Connection) -> None:
         """Serve one connection until it ends. Cancelled, its calls are cancelled."""
+        with self._entered(connection) as session:
+            await session.run()
+
+    @asynccontextmanager
+    async def open_session(self, connection: Connection) -> AsyncGenerator[CallSession]:
+        """Serve a connection that this node dialled, for as long as the block, which calls by it.
+
+        Leaving the block closes the connection. Cancelled, the session is cancelled too, and the
+        connection is left to its owner.
+        """
+        with self._entered(connection) as session:
+            async with open_background(end=lambda: session.end(CloseCode.OK)) as nursery:
+                await nursery.start(session.run)
+                yield session
+
+    def farewell(self, reason: CloseReason) -> bytes:
+        """Return the frame that tells *reason* on a carrier which cannot."""
+        return encode_frame(encode_event(ConnectionClose(reason.code, reason.reason)))
+
+    @contextmanager
+    def _entered(self, connection: Connection) -> Iterator[CallSession]:
         session = CallSession(
             connection,
             self.dispatcher,
@@ -90,13 +113,9 @@ class CallHandler:
         )
         self.sessions.add(session)
         try:
-            await session.run()
+            yield session
         finally:
             self.sessions.discard(session)
-
-    def farewell(self, reason: CloseReason) -> bytes:
-        """Return the frame that tells *reason* on a carrier which cannot."""
-        return encode_frame(encode_event(ConnectionClose(reason.code, reason.reason)))
 
     async def _follow(self, identities: IdentityProvider) -> None:
         version = identities.version
