@@ -29,6 +29,7 @@ from alknet.call.handler import CallHandler
 from alknet.call.operations import Operation
 from alknet.call.peers import PeerEnvironment
 from alknet.call.registry import Registry
+from alknet.call.resources import Resources
 from alknet.call.succession import succession_operation
 from alknet.call.vault_operations import vault_operations
 from alknet.call.views import OperationViews
@@ -86,8 +87,9 @@ class Node:
         id: The node's public key.
         config: What is in force.
         identities: Peers and API keys; written by commands, or by you. With a home, they are there
-            while the node runs; so are the next three, which are on the same store.
+            while the node runs; so are the next four, which are on the same store.
         ownership: Who owns which runtime resource of this node.
+        resources: What handlers have spawned.
         sealed: Credentials of services, which only the vault opens.
         enrolments: Invitations to become a peer.
         endpoint: Connections and their supervision.
@@ -259,6 +261,7 @@ class Node:
                 await self._start(nursery, ports, qlog)
                 yield
                 await self.endpoint.drain()
+                await self.resources.aclose()
 
     @asynccontextmanager
     async def _opened_store(self) -> AsyncGenerator[None]:
@@ -359,6 +362,7 @@ class Node:
                 )
             ),
             "peers": [_peer_status(peer) for peer in self.identities.peers()],
+            "resources": self.resources.counts(),
             "store": self._store_status(),
             "datagrams_without_connection": [dict(quic.counters) for quic in self._quic],
         }
@@ -405,6 +409,7 @@ class Node:
         needs_restart = what_needs_restart(self._started_with, config)
         self.credentials.set_web(web)
         self.endpoint.limits = self._calls.limits = self._dispatcher.limits = config.limits
+        self.resources.limits = config.limits
         self._register.limits = config.limits
         for quic in self._quic:
             quic.limits = config.limits

@@ -59,11 +59,7 @@ class HandlerBoundary:
 
     def log_fields(self) -> dict[str, object]:
         """Return what each log record about the call says."""
-        return {
-            "operation": self._context.operation,
-            "request_id": self._context.request_id,
-            "identity": self._context.identity.id,
-        }
+        return self._context.info.log_fields()
 
     def _judge_group(self, group: BaseExceptionGroup[BaseException]) -> BaseException:
         """Judge what a handler's nursery raised."""

@@ -31,10 +31,11 @@ from alknet.call.context import CallInfo, Context, Remote
 from alknet.call.operations import Operation
 from alknet.call.peers.environment import PeerEnvironment
 from alknet.call.registry import Registry
+from alknet.call.resources import Resources
 from alknet.call.schema import Mismatch, Shape
 from alknet.call.secret import CallSecrets
-from alknet.call.visibility import ScopeVerdicts, check_scopes, no_such_operation, operation_name
 from alknet.call.sharing import RepeatedCalls
+from alknet.call.visibility import ScopeVerdicts, check_scopes, no_such_operation, operation_name
 from alknet.core.access import MissingResourceId, check_access
 from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider, SecretProvider
 from alknet.core.identity import Identity
@@ -61,13 +62,13 @@ class OperationDispatcher:
         identities: Who a token is.
         ownership: Who owns what.
         secrets: Where handlers' secrets come from; None, and none can be had.
-        limits: `Limits.call_timeout_s` and `Limits.call_timeout_max_s` count; may be replaced
         peers: Whom handlers can call beside this node.
         resources: Where what handlers spawn lives; None, and they can spawn nothing.
+        limits: `Limits.call_timeout_s` and `Limits.call_timeout_max_s` count; may be replaced
             at any time, for the calls that come after.
+        repeated: The calls with an idempotency key.
     """
 
-        repeated: The calls with an idempotency key.
     def __init__(
         self,
         registry: Registry,
@@ -76,22 +77,21 @@ class OperationDispatcher:
         ownership: OwnershipProvider,
         limits: Limits,
         secrets: SecretProvider | None = None,
-    ) -> None:
         peers: PeerEnvironment | None = None,
         resources: Resources | None = None,
+    ) -> None:
         registry.freeze()
         self.registry = registry
         self.identities = identities
         self.ownership = ownership
         self.limits = limits
         self.secrets = secrets
-        self._scopes = ScopeVerdicts()
         self.peers = PeerEnvironment() if peers is None else peers
         self.resources = resources
         self.repeated = RepeatedCalls(lambda: self.limits)
+        self._scopes = ScopeVerdicts()
 
     def admit(self, request: Requested, *, connection: Connection, session: object) -> Admitted:
-        self.repeated = RepeatedCalls(lambda: self.limits)
         """Decide whether *request* may run, and return what runs it.
 
         Raises:
@@ -154,7 +154,7 @@ class OperationDispatcher:
         composer = Composer(self, operation) if operation.spec.calls else None
         declared = operation.spec.secrets
         secrets = CallSecrets(self.secrets, declared) if declared else None
-        return Context(info, self.ownership, composer, secrets)
+        return Context(info, self.ownership, composer, secrets, self.resources)
 
     def _identity(self, request: Requested, connection: Connection) -> Identity:
         try:

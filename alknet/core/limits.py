@@ -86,6 +86,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     call_timeout_max_s: Seconds = 3_600.0
     # Items of a subscription in flight on a carrier without flow control per stream.
     subscription_window: Count = 64
+    # What handlers have spawned for callers and not released, on the whole node: each is a task,
+    # and mostly a process or a container, of which a large machine runs some thousands.
+    resources: Count = 4_096
+    # Of one identity: a hub is one, and owns here what it spawned for all of its users.
+    resources_per_identity: Count = 1_024
     # How long the answer to a call with an idempotency key is kept: clients retry for minutes, not
     # for hours.
     idempotency_window_s: Seconds = 600.0

@@ -20,6 +20,7 @@ from alknet.call.dispatch import Admitted, OperationDispatcher
 from alknet.call.operations import Operation
 from alknet.call.proto.events import Requested
 from alknet.call.registry import Registry
+from alknet.call.resources import Resources
 from alknet.call.spec import OpType
 from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider, SecretProvider
 from alknet.core.identity import OWNER, ApiKey, Grant, Identity, NodeId, Peer
@@ -193,6 +194,7 @@ def admit_request(
     ownership: OwnershipProvider | None = None,
     limits: Limits | None = None,
     secrets: SecretProvider | None = None,
+    resources: Resources | None = None,
 ) -> Admitted:
     """Put one request to a dispatcher over *registry*. Raises CallError as a dispatcher does."""
     dispatcher = OperationDispatcher(
@@ -201,6 +203,7 @@ def admit_request(
         ownership=ownership or FixedOwnership(),
         limits=limits or Limits(),
         secrets=secrets,
+        resources=resources,
     )
     return dispatcher.admit(request, connection=connection, session=None)
 
