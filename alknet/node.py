@@ -286,11 +286,11 @@ class Node:
         self, nursery: trio.Nursery, ports: Sequence[Port], qlog: QlogDirectory | None
     ) -> None:
         await nursery.start(self.identities.watch_staleness)
+        await nursery.start(self.peers.run)
+        await nursery.start(self.resources.serve)
         nursery.start_soon(self._views.follow_rights, name="rights of watchers")
         nursery.start_soon(self._end_watches, name="end of watches")
         await nursery.start(self.endpoint.serve)
-        await nursery.start(self.peers.run)
-        await nursery.start(self.resources.serve)
         reset_key = ResetKey(None if self._home is None else load_reset_key(self._home))
         self._quic = await nursery.start(
             listen, self.endpoint, ports, self.credentials, reset_key, qlog
@@ -467,13 +467,13 @@ class Node:
             ownership=self.ownership,
             limits=limits,
             secrets=self.vault,
+            peers=self.peers,
+            resources=self.resources,
         )
         self._calls = CallHandler(
             self._dispatcher,
             limits,
             identities=self.identities,
-            peers=self.peers,
-            resources=self.resources,
             on_failed_authentication=self._count_failed_authentication,
         )
         self._register = EnrolmentHandler(
