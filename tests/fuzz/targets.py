@@ -17,7 +17,7 @@ from aioquic._buffer import Buffer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.call.peers.foreign_schema import check_schema_untrusted
-from alknet.call.peers.imports import read_operations_untrusted
+from alknet.call.peers.imports import read_operations_untrusted, read_version_untrusted
 from alknet.call.proto import FrameDecoder, decode_envelope_untrusted
 from alknet.call.proto.scan import check_depth_untrusted, check_text_untrusted
 from alknet.call.schema import Mismatch, Shape
@@ -105,8 +105,10 @@ def imports(data: bytes) -> None:
     for listed in (data, b'{"operations":[%b]}' % data, b'{"operations":[%b]}' % entry):
         with refused_with(Malformed):
             read_operations_untrusted(listed)
-    with refused_with(Malformed):
-        check_schema_untrusted(data)
+    checks: list[Callable[[bytes], object]] = [check_schema_untrusted, read_version_untrusted]
+    for check in checks:
+        with refused_with(Malformed):
+            check(data)
 
 
 def token(data: bytes) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "OverLimit",
     "from_call",
     "read_operations_untrusted",
+    "read_version_untrusted",
 ]
 
 log = logging.getLogger(__name__)
@@ -220,6 +221,16 @@ def read_operations_untrusted(
     return _Reading(place or _as_it_is, only).read(listed, len(data))
 
 
+def read_version_untrusted(data: bytes) -> str:
+    """Read an item of ``services/watch``. Raises Malformed if it is none."""
+    if len(data) > _MAX_ITEM_BYTES:
+        raise Malformed(f"a version of a list of operations takes {len(data)} bytes")
+    try:
+        return _version_untrusted(_VERSION.decode(data).version)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise Malformed(f"not a version of a list of operations: {_shown(str(exc))}") from None
+
+
 class _Reading:
     """Goes through a list once."""
 
@@ -381,6 +392,12 @@ class _List(msgspec.Struct):
     version: str | None = None
 
 
+class _Version(msgspec.Struct):
+    version: str
+
+
+_VERSION = msgspec.json.Decoder(_Version)
+_MAX_ITEM_BYTES = 4 * 1024
 _LIST = msgspec.json.Decoder(_List)
 _OP_TYPES = {kind.value: kind for kind in OpType}
 _NULL = Raw(b"null")
