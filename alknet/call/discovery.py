@@ -78,6 +78,7 @@ class DescribedOperation(msgspec.Struct, frozen=True, kw_only=True):
         resource_id_path: Where the input names the resource, as a JSON Pointer.
         max_duration_s: Its own deadline, null for the node's.
         large_output: Call it on a stream of its own.
+        idempotent: Running it twice is the same as once: a query, or one that says so.
         provenance: Where the node has it from.
     """
 
@@ -94,6 +95,7 @@ class DescribedOperation(msgspec.Struct, frozen=True, kw_only=True):
     resource_id_path: str | UnsetType | None = UNSET
     max_duration_s: float | UnsetType | None = UNSET
     large_output: bool | UnsetType = UNSET
+    idempotent: bool | UnsetType = UNSET
     provenance: str | UnsetType = UNSET
 
 
@@ -194,6 +196,7 @@ def describe_fully(entry: Entry) -> DescribedOperation:
         resource_id_path=spec.resource_id_path,
         max_duration_s=spec.max_duration_s,
         large_output=spec.large_output,
+        idempotent=spec.is_idempotent,
         provenance=entry.provenance.value,
     )
 

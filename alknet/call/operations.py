@@ -166,6 +166,7 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
     errors: Sequence[ErrorSpec] = (),
     max_duration_s: float | None = None,
     large_output: bool = False,
+    idempotent: bool = False,
     calls: Sequence[str] = (),
     authority: CompositionAuthority | None = None,
     secrets: Sequence[str] = (),
@@ -188,6 +189,8 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
         errors: The codes that it raises by `OperationError`.
         max_duration_s: Its deadline, above 0.
         large_output: Its output may be large and takes a stream of its own.
+        idempotent: For a mutation or upload: the same input twice does the same as once, so that
+            callers may repeat it as they like. Queries are so anyway.
         calls: Names of the operations that it calls by `Context.call`; all others look missing.
             ``@w1/math/add`` is one of the peer ``w1``; see `alknet.call.reach`.
         authority: The rights with which it calls them, whoever called it; by default none.
@@ -219,6 +222,7 @@ def operation(  # noqa: PLR0913  the options of a declaration, all named
                 errors=_errors(errors),
                 max_duration_s=_duration(max_duration_s),
                 large_output=large_output,
+                idempotent=idempotent,
                 calls=_calls(calls),
                 authority=authority,
                 secrets=_secrets(secrets),

@@ -131,6 +131,7 @@ class OperationSpec(msgspec.Struct, frozen=True, kw_only=True):
         max_duration_s: Its deadline; None for the node's default, and none for subscriptions and
             bidirectional calls.
         large_output: Its output may be large: callers should give it a stream of its own.
+        idempotent: Running it twice is the same as once; see `is_idempotent`.
         calls: Names of the operations that it calls; it reaches no others (`alknet.call.reach`).
         authority: The rights with which it calls them; None for those that nobody needs.
         secrets: Paths of the secrets that its handler may read; callers never see them.
@@ -146,16 +147,29 @@ class OperationSpec(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[ErrorSpec, ...] = ()
     max_duration_s: float | None = None
     large_output: bool = False
+    idempotent: bool = False
     calls: tuple[str, ...] = ()
     authority: CompositionAuthority | None = None
     secrets: tuple[str, ...] = ()
     title: str = ""
     description: str = ""
 
+    def __post_init__(self) -> None:
+        if self.idempotent and self.op_type.has_items:
+            raise LocalError(f"a {self.op_type} has no one answer, so it is not idempotent")
+
     @property
     def namespace(self) -> str:
         """The first segment of the name."""
         return self.name.partition("/")[0]
+
+    @property
+    def is_idempotent(self) -> bool:
+        """A caller may run it twice where it wants it once: a query, or one that says so.
+
+        A query changes nothing, so it need not say so (as with safe methods, RFC 9110 9.2.2).
+        """
+        return self.idempotent or self.op_type is OpType.QUERY
 
     @property
     def is_list(self) -> bool:

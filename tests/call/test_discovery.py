@@ -151,6 +151,7 @@ async def test_schema_says_everything(operations: Operations, name: str) -> None
         "resource_id_path": "/id",
         "max_duration_s": 5,
         "large_output": True,
+        "idempotent": False,
         "provenance": "local",
     }
 

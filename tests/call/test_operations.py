@@ -90,6 +90,26 @@ def test_mutation(options: dict[str, Any]) -> None:
     assert change.spec.op_type is OpType.MUTATION
 
 
+def test_a_query_is_idempotent_and_a_mutation_if_it_says_so() -> None:
+    @operation("a/b", access=public(), mutation=True)
+    async def change() -> None: ...
+
+    @operation("a/c", access=public(), mutation=True, idempotent=True)
+    async def put() -> None: ...
+
+    assert add.spec.is_idempotent
+    assert not change.spec.is_idempotent
+    assert put.spec.is_idempotent
+
+
+def test_items_are_not_idempotent() -> None:
+    with pytest.raises(LocalError, match="a subscription has no one answer"):
+
+        @operation("a/b", access=public(), idempotent=True)
+        async def count() -> AsyncIterator[int]:
+            yield 1
+
+
 def test_access_helpers() -> None:
     assert public() == PUBLIC
     assert scopes("a", "b") == AccessRules(scopes_all=("a", "b"))
