@@ -19,6 +19,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -27,10 +28,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from alknet.errors import Denied, Malformed
 
 __all__ = [
+    "Answer",
     "MAX_STATEMENTS",
     "STATEMENT_BYTES",
     "Succession",
     "chain_to",
+    "check_chain",
     "decode_succession_untrusted",
     "follow_succession",
     "sign_succession",
@@ -42,6 +45,10 @@ SIGNATURE_BYTES = 64
 STATEMENT_BYTES = _BODY.size + 2 * SIGNATURE_BYTES
 # Two a year for 32 years, and in base64 a third of the frame that strangers may be sent.
 MAX_STATEMENTS = 64
+
+Answer = Literal["waits", "known", "unknown"]
+"""What a node makes of another's new key: it waits for the owner's word; it is the peer's key
+already; or the old key is no enabled peer's."""
 
 
 class Succession(msgspec.Struct, frozen=True):
@@ -130,12 +137,21 @@ def follow_succession(
         path = path[1:]
     if not path or path[-1].new != key:
         raise Denied("no statement of a known key leads to the key that answers")
-    for one, following in pairwise(path):
+    check_chain(path)
+    return path
+
+
+def check_chain(statements: Sequence[Succession]) -> None:
+    """Verify that *statements* follow from one another: two signatures of each are checked.
+
+    Raises:
+        Denied: They do not, a time runs backwards, or a signature is wrong.
+    """
+    for one, following in pairwise(statements):
         if one.new != following.old or one.signed_at > following.signed_at:
             raise Denied("the statements do not follow from one another")
-    if not all(statement.is_signed() for statement in path):
+    if not all(statement.is_signed() for statement in statements):
         raise Denied("a statement is not signed by both of its keys")
-    return path
 
 
 def _message(role: bytes, body: bytes) -> bytes:
