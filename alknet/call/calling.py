@@ -305,7 +305,13 @@ class Calling:
         if options.get("timeout_s") is not None and deadline < math.inf:
             left_s = deadline - GRACE_S - trio.current_time()
             timeout_ms = min(max(1, math.ceil(left_s * 1000)), MAX_SAFE_INTEGER)
-        request = msgspec.structs.replace(request, id=call_id, window=window, timeout_ms=timeout_ms)
+        request = msgspec.structs.replace(
+            request,
+            id=call_id,
+            window=window,
+            timeout_ms=timeout_ms,
+            has_input_items=bool(request.peer) and kind in _SEND_ITEMS,
+        )
         body = encode_event(request)
         if len(body) > self._limits.frame_bytes or is_too_deep(body):
             self._session.lanes.done_with(stream)

@@ -18,6 +18,7 @@ from alknet.errors import Denied
 
 __all__ = [
     "MOST_CALLERS",
+    "NOBODY_OWNS",
     "ScopeVerdicts",
     "check_scopes",
     "may_call",
@@ -59,7 +60,7 @@ def check_scopes(operation: Operation[..., Any], identity: Identity) -> None:
             identity,
             None,
             has_resource_path=operation.resource_id is not None,
-            ownership=_NOBODY_OWNS,
+            ownership=NOBODY_OWNS,
         )
     except MissingResourceId:
         return  # the scopes were enough to be asked for the resource
@@ -120,4 +121,5 @@ class _NobodyOwns:
         return ()
 
 
-_NOBODY_OWNS = _NobodyOwns()
+NOBODY_OWNS = _NobodyOwns()
+"""For checks of what rests on scopes alone."""

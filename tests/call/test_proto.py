@@ -48,6 +48,7 @@ EVENTS: list[Event] = [
         window=MAX_CREDIT,
         peer=("w1", "w2"),
         path=("n1",),
+        has_input_items=True,
         idempotency_key="k",
     ),
     Responded("d1", RAW),
@@ -288,3 +289,16 @@ def test_the_limit_can_be_raised_between_frames() -> None:
     decoder.limit = 20
     assert decoder.next_frame() == b"x" * 20
     assert decoder.next_frame() is None
+
+
+def test_an_originator_with_more_rights_than_fit_is_sent_without_them() -> None:
+    grants = tuple(Grant("file", f"f{n}", None) for n in range(500))
+    few = ("a:b",)
+    many = tuple(f"scope:{n}" for n in range(2_000))
+    for scopes, expected in ((few, few), (many, ())):
+        origin = Identity("peer:w", scopes, grants)
+        event = decode_envelope_untrusted(
+            encode_event(Requested(id="d1", operation="a/b", forwarded_for=origin))
+        )
+        assert isinstance(event, Requested)
+        assert event.forwarded_for == Identity("peer:w", expected)

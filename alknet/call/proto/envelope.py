@@ -156,6 +156,7 @@ def _requested(call_id: str, payload: bytes | memoryview) -> Event:
         window=wire.window,
         peer=wire.peer,
         path=wire.path,
+        has_input_items=wire.input_items,
         idempotency_key=None if wire.idempotency_key is None else _key(wire.idempotency_key),
     )
 
@@ -208,27 +209,36 @@ def _is_plain(event: Requested) -> bool:
         and event.idempotency_key is None
         and event.peer is None
         and not event.path
+        and not event.has_input_items
     )
 
 
 def _wire_requested(event: Requested) -> _Requested:
     origin = event.forwarded_for
-    wire_origin = None
-    if origin is not None:
-        grants = tuple(_WireGrant(g.type, g.id, g.action) for g in origin.resources)
-        wire_origin = _Originator(origin.id, origin.scopes, grants)
     return _Requested(
         operationId="/" + event.operation,
         input=event.input,
         auth_token=event.auth_token,
-        forwarded_for=wire_origin,
+        forwarded_for=None if origin is None else _wire_originator(origin),
         timeout_ms=event.timeout_ms,
         traceparent=event.traceparent,
         window=event.window,
         peer=event.peer,
         path=event.path,
+        input_items=event.has_input_items,
         idempotency_key=event.idempotency_key,
     )
+
+
+def _wire_originator(origin: Identity) -> _Originator:
+    """Return *origin* with as much of its rights as may be sent: all, the scopes, or none."""
+    grants = tuple(_WireGrant(g.type, g.id, g.action) for g in origin.resources)
+    wire = _Originator(origin.id, origin.scopes, grants)
+    if len(_encode(wire)) > _MAX_FORWARDED:
+        wire = _Originator(origin.id, origin.scopes)
+    if len(_encode(wire)) > _MAX_FORWARDED:
+        wire = _Originator(origin.id)
+    return wire
 
 
 def _wire_failed(event: Failed) -> _Failed:
@@ -272,6 +282,7 @@ class _Requested(msgspec.Struct, omit_defaults=True):
     window: Annotated[int, Meta(ge=1, le=MAX_CREDIT)] | None = None
     peer: Annotated[tuple[ShortText, ...], Meta(max_length=8)] | None = None
     path: Annotated[tuple[ShortText, ...], Meta(max_length=8)] = ()
+    input_items: bool = False
     idempotency_key: ShortText | None = None
 
 

@@ -59,6 +59,8 @@ class Requested(msgspec.Struct, frozen=True, kw_only=True):
             to the carrier's flow control.
         peer: Route: names of peers still to pass.
         path: Texts of the node ids that the request has passed.
+        has_input_items: The caller will send input items: said where there is a route, for nodes
+            on the way that do not know the operation.
         idempotency_key: The same key means the same request, sent again; 1 to 128 bytes.
     """
 
@@ -72,6 +74,7 @@ class Requested(msgspec.Struct, frozen=True, kw_only=True):
     window: int | None = None
     peer: tuple[str, ...] | None = None
     path: tuple[str, ...] = ()
+    has_input_items: bool = False
     idempotency_key: str | None = None
 
     def __repr__(self) -> str:
