@@ -96,9 +96,9 @@ async def opened(
 
 
 async def until(claim: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not claim():
-            await trio.sleep(0.001)
+            await trio.sleep(0.01)
 
 
 async def test_it_is_owned_while_it_lives_and_not_after() -> None:
