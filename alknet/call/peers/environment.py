@@ -18,7 +18,7 @@ from contextlib import (
     contextmanager,
 )
 from random import random  # noqa: TID251  it spreads calls; no secret rests on it
-from typing import TypeVar, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 import msgspec
 import trio
@@ -32,6 +32,9 @@ from alknet.call.peers.policies import Draw
 from alknet.call.peers.reference import PeerRef
 from alknet.call.session import Bidi, CallOptions, CallSession, Subscription, Upload
 from alknet.core.identity import NodeId
+
+if TYPE_CHECKING:
+    from alknet.call.peers.imports import ImportedOperation
 
 __all__ = ["PeerEnvironment"]
 
@@ -88,6 +91,13 @@ class PeerEnvironment:
         """Return the healthy peers that offer *operation*, in order of attachment."""
         candidates = self._index.find(operation)
         return () if candidates is None else tuple(candidates.available)
+
+    def offer_of(self, operation: str) -> ImportedOperation | None:
+        """Return how one healthy peer that offers *operation* describes it; None if none does."""
+        candidates = self._index.find(operation)
+        if candidates is None or not candidates.available:
+            return None
+        return candidates.available[0].operations[operation]
 
     @property
     def version(self) -> int:
@@ -159,8 +169,7 @@ class PeerEnvironment:
             try:
                 output = await session.calling.call(operation, input, options)
             except CallError as exc:
-                if session.close_reason is None:
-                    self._ejector.failed(peer, exc, options.get("timeout_s"))
+                self._judge(peer, session, exc, options)
                 tried = self._pass_by(exc, ref, operation, (*tried, peer), session)
                 continue
             finally:
@@ -217,7 +226,6 @@ class PeerEnvironment:
         enter: Callable[[CallSession], AbstractAsyncContextManager[S]],
         options: CallOptions,
     ) -> AsyncGenerator[S]:
-        timeout_s = options.get("timeout_s")
         tried: tuple[AttachedPeer, ...] = ()
         while True:
             peer, session = self._choose(ref, operation, tried)
@@ -226,15 +234,14 @@ class PeerEnvironment:
                 try:
                     opened = await stack.enter_async_context(enter(session))
                 except CallError as exc:
-                    if session.close_reason is None:
-                        self._ejector.failed(peer, exc, timeout_s)
+                    self._judge(peer, session, exc, options)
                     tried = self._pass_by(exc, ref, operation, (*tried, peer), session)
                     continue
                 try:
                     yield opened
                 finally:
-                    if (error := opened.error) is not None and session.close_reason is None:
-                        self._ejector.failed(peer, error, timeout_s)
+                    if (error := opened.error) is not None:
+                        self._judge(peer, session, error, options)
                 return
 
     # --- choosing
@@ -286,6 +293,13 @@ class PeerEnvironment:
             raise error
         log.info("call.moved", extra={"peer": tried[-1].name, "operation": operation})
         return tried
+
+    def _judge(
+        self, peer: AttachedPeer, session: CallSession, error: CallError, options: CallOptions
+    ) -> None:
+        # With a connection all of its calls are lost, which says nothing of the next connection.
+        if session.close_reason is None and session.connection.close_reason is None:
+            self._ejector.failed(peer, error, options.get("timeout_s"))
 
     # --- changes
 

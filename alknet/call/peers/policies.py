@@ -36,6 +36,10 @@ DRAWS = 4
 """Peers that are drawn where there are more: two suffice against a queue, four find an idle one
 among busy ones twice as often, for a microsecond."""
 
+FEWEST = 1 / 64
+"""Of two, the slow one still gets this part of the calls: how else would it show that it is fast
+again?"""
+
 UNKNOWN_S = 1e-4
 """Taken for the latency of a peer that has answered nothing yet, so that it is soon tried."""
 
@@ -91,19 +95,21 @@ class Sticky(msgspec.Struct, frozen=True):
 class LatencyWeighted(msgspec.Struct, frozen=True):
     """Of two drawn at random, one that answers in half the time gets twice as many calls.
 
-    What counts is the recent latency times the calls in flight. None starves, so that one that
-    has become fast again is noticed.
+    What counts is the recent latency times the calls in flight, ours and this one.
     """
 
     def choose(self, candidates: Candidates, draw: Draw) -> AttachedPeer:
         """Return one of the available, of which there is at least one."""
         peers = candidates.available
-        one = _drawn(peers, draw)
-        if len(peers) == 1:
+        count = len(peers)
+        index = int(draw() * count)
+        one = peers[index]
+        if count == 1:
             return one
-        other = _drawn(peers, draw)
-        weight, against = _cost(other), _cost(one)
-        return one if draw() * (weight + against) < weight else other
+        other = peers[(index + 1 + int(draw() * (count - 1))) % count]
+        cost, others_cost = _cost(one), _cost(other)
+        share = others_cost / (cost + others_cost)
+        return one if draw() < min(max(share, FEWEST), 1 - FEWEST) else other
 
 
 Policy: TypeAlias = First | RoundRobin | LeastInFlight | Sticky | LatencyWeighted
