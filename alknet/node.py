@@ -30,7 +30,9 @@ from alknet.call.operations import Operation
 from alknet.call.peers import PeerEnvironment
 from alknet.call.registry import Registry
 from alknet.call.resources import Resources
+from alknet.call.succeed import succeed_operation
 from alknet.call.succession import succession_operation
+from alknet.call.telling import SuccessionTeller
 from alknet.call.vault_operations import vault_operations
 from alknet.call.views import OperationViews
 from alknet.core.address import Address
@@ -68,6 +70,7 @@ from alknet.stores.lease import hold_lease
 from alknet.stores.memory import MemoryIdentityStore
 from alknet.stores.ownership import StoredOwnership
 from alknet.stores.succession import read_succession
+from alknet.stores.successors import StoredSuccessors, StoredTold
 from alknet.vault.homevault import home_vault
 from alknet.vault.resetkey import load_reset_key
 from alknet.vault.vault import Vault
@@ -92,6 +95,7 @@ class Node:
         resources: What handlers have spawned.
         sealed: Credentials of services, which only the vault opens.
         enrolments: Invitations to become a peer.
+        successors: New keys of peers, which wait for the owner.
         endpoint: Connections and their supervision.
         registry: The operations that `alknet/call` serves.
         peers: Those that are attached, whose operations this node can call.
@@ -137,6 +141,7 @@ class Node:
         self.ownership = StoredOwnership(self.identities, self.id)
         self.sealed = Credentials(self.identities)
         self.enrolments = EnrolmentTokens(self.identities)
+        self.successors = StoredSuccessors(self.identities)
         self.resources = Resources(self.ownership, self.config.limits)
         self.peers = PeerEnvironment(self.id)
         self._home_store: HomeStore | None = None
@@ -300,6 +305,7 @@ class Node:
         if self._home is not None:
             remove_stale_pipes(self._home)
             await nursery.start(serve_control, self._home, self.endpoint)
+        nursery.start_soon(self._teller.run, name="telling peers of the new key")
         self._bound = tuple(port.address for port in ports)
         self._addresses = self._ticket_addresses()
         self.listening = tuple(self._describe(ports))
@@ -361,10 +367,20 @@ class Node:
                     }
                 )
             ),
-            "peers": [_peer_status(peer) for peer in self.identities.peers()],
+            "peers": [self._peer_status(peer) for peer in self.identities.peers()],
+            "not_told_of_new_key": self._teller.untold_names(),
             "resources": self.resources.counts(),
             "store": self._store_status(),
             "datagrams_without_connection": [dict(quic.counters) for quic in self._quic],
+        }
+
+    def _peer_status(self, peer: Peer) -> dict[str, Any]:
+        return {
+            "name": peer.name,
+            "enabled": peer.enabled,
+            "fingerprints": list(peer.fingerprints),
+            "scopes": list(peer.scopes),
+            "waiting_keys": [str(one.key) for one in self.successors.waiting(peer)],
         }
 
     def _store_status(self) -> dict[str, Any]:
@@ -455,11 +471,19 @@ class Node:
         self._views = OperationViews(self.registry, describe_fully, self.identities)
         self.registry.extend(discovery_operations(self.registry, self._views), builtin=True)
         before = () if self._home is None else read_succession(self._home, bytes(self.id))
-        self.registry.extend([succession_operation(before)], builtin=True)
+        served = [succession_operation(before), succeed_operation(self.successors)]
+        self.registry.extend(served, builtin=True)
+        self._teller = SuccessionTeller(
+            before,
+            peers=self.identities,
+            told=StoredTold(self.identities, self.id, before),
+            credentials=self.credentials,
+            limits=limits,
+        )
         if self.vault is not None and self._home is not None:
             receive = partial(receive_entropy, self._home)
-            served = vault_operations(self.vault, receive_entropy=receive)
-            self.registry.extend(audited(served, self._note), builtin=True)
+            secrets = vault_operations(self.vault, receive_entropy=receive)
+            self.registry.extend(audited(secrets, self._note), builtin=True)
         self.registry.extend(operations)
         self._dispatcher = OperationDispatcher(
             self.registry,
@@ -540,15 +564,6 @@ def _web_certificates(config: NodeConfig) -> dict[str, WebCertificate]:
             raise LocalError(f"{files.cert_file}: {exc}") from exc
         loaded |= dict.fromkeys(files.server_names, certificate)
     return loaded
-
-
-def _peer_status(peer: Peer) -> dict[str, Any]:
-    return {
-        "name": peer.name,
-        "enabled": peer.enabled,
-        "fingerprints": list(peer.fingerprints),
-        "scopes": list(peer.scopes),
-    }
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:
