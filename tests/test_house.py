@@ -21,8 +21,10 @@ from alknet.cli.app import COMMANDS
 from alknet.core.config_outbound import OutboundTable
 from alknet.core.config_tables import LogTable, NodeTable, PeerTable, WebCertificateTable
 from alknet.core.limits import Limits
+from alknet.node import Node
 from alknet.testing.nodes import open_node
 from alknet.testing.operations import assert_list_operations_filter
+from tests.scenarios.homes import LOOPBACK, make_home
 
 ROOT = Path(__file__).parents[1]
 MAX_LINES = 600
@@ -308,7 +310,9 @@ def _workplace(data: bytes) -> re.Match[bytes] | None:
     return re.search(b"|".join(rb"(?<![\w.~-])" + place for place in places), data)
 
 
-async def test_the_lists_of_a_node_filter_what_they_show() -> None:
-    async with open_node() as node:
-        assert len(node.registry) > 0
-        await assert_list_operations_filter(node.registry)
+async def test_the_lists_of_a_node_filter_what_they_show(tmp_path: Path) -> None:
+    home = await make_home(tmp_path)
+    async with open_node() as bare, Node.from_home(home, listen=LOOPBACK) as full:
+        assert len(full.registry) > len(bare.registry) > 0
+        for node in (bare, full):
+            await assert_list_operations_filter(node.registry)
