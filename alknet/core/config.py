@@ -16,6 +16,12 @@ import msgspec
 from alknet.core.address import Address
 from alknet.core.config_errors import ConfigError, ConfigProblem
 from alknet.core.config_outbound import read_outbound
+from alknet.core.config_re_export import (
+    FederationTable,
+    ReExport,
+    read_federation,
+    read_re_exports,
+)
 from alknet.core.config_read import Reader
 from alknet.core.config_sections import (
     read_limits,
@@ -72,6 +78,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
         vault: When it is locked.
         peers: Those of the file, read-only.
         outbound: Peers to keep a connection to.
+        federation: What callers learn of peers.
+        re_exports: Which operations of peers callers may call through this node.
         web_certificates: X.509 certificates by server name.
     """
 
@@ -85,6 +93,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     vault: VaultTable = VaultTable()
     peers: tuple[Peer, ...] = ()
     outbound: tuple[OutboundConfig, ...] = ()
+    federation: FederationTable = FederationTable()
+    re_exports: tuple[ReExport, ...] = ()
     web_certificates: tuple[WebCertificateFiles, ...] = ()
 
 
@@ -165,6 +175,8 @@ def _understand(
         vault=VaultTable(**reader.table(top.vault, VaultTable, ("vault",))),
         peers=read_peers(reader, top.peers),
         outbound=read_outbound(reader, top.outbound),
+        federation=read_federation(reader, top.federation),
+        re_exports=read_re_exports(reader, top.re_export),
         web_certificates=read_web_certificates(reader, top.web_certificates, path.parent),
     )
     return config, reader.problems
@@ -185,11 +197,12 @@ def _flat(config: NodeConfig) -> dict[str, object]:
         "node.store": config.store,
         "node.store_file": config.store_file,
     }
-    for table in ("limits", "log", "vault"):
+    for table in ("limits", "log", "vault", "federation"):
         values = msgspec.structs.asdict(getattr(config, table))
         flat |= {f"{table}.{key}": value for key, value in values.items()}
     for table in ("peers", "outbound", "web_certificates"):
         flat[table] = getattr(config, table)
+    flat["re_export"] = config.re_exports
     return flat
 
 
@@ -229,6 +242,15 @@ _TEMPLATE = """\
 # [[outbound]]
 # name = "hub"
 # addresses = []      # before those of the peer
+
+# Which operations of peers callers may call through this node; by default none.
+# [[re_export]]
+# peers = ["w*", "any"]     # "hub/w*" for peers of the peer "hub"
+# operations = ["math/*"]
+# scopes_all = ["math"]     # or scopes_any, or public = true
+
+[federation]
+# list_peers = false  # whether services/list-peers shows callers what they may call there
 
 # [[web_certificates]]
 # server_names = ["hub.example.org"]

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from alknet.core.config_outbound import OutboundTable
+from alknet.core.config_re_export import FederationTable, ReExportTable
 from alknet.core.limits import Limits
 
 __all__ = [
@@ -104,15 +105,19 @@ class TopTable(msgspec.Struct, frozen=True, kw_only=True):
     limits: dict[str, Any] = {}
     log: dict[str, Any] = {}
     vault: dict[str, Any] = {}
+    federation: dict[str, Any] = {}
     peers: list[dict[str, Any]] = []
     outbound: list[dict[str, Any]] = []
+    re_export: list[dict[str, Any]] = []
     web_certificates: list[dict[str, Any]] = []
 
 
 _SHAPES: dict[str, type[msgspec.Struct]] = {
     "[[web_certificates]]": WebCertificateTable,
+    "[[re_export]]": ReExportTable,
     "[[outbound]]": OutboundTable,
     "[[peers]]": PeerTable,
+    "[federation]": FederationTable,
     "[vault]": VaultTable,
     "[log]": LogTable,
     "[limits]": Limits,

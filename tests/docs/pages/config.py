@@ -13,6 +13,7 @@ import msgspec
 from alknet.core import limits as limits_module
 from alknet.core.config import NEEDS_RESTART, NodeConfig
 from alknet.core.config_outbound import OutboundTable
+from alknet.core.config_re_export import FederationTable, ReExportTable
 from alknet.core.config_tables import (
     LogTable,
     NodeTable,
@@ -74,6 +75,15 @@ worker by it. The connection comes back by itself. `alknet worker join` writes s
 store instead.
 
 {_table(OutboundTable, attributes(OutboundTable))}
+## [[re_export]]
+
+Operations of peers that callers of this node may call through it; by default none.
+[federation.md](federation.md) says how such calls pass.
+
+{_table(ReExportTable, attributes(ReExportTable))}
+## [federation]
+
+{_table(FederationTable, attributes(FederationTable))}
 ## [[web_certificates]]
 
 X.509 certificates for clients that cannot do raw keys: browsers, curl, other tools. Without one,
