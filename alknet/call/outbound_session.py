@@ -1,0 +1,110 @@
+"""What a node does with each peer that it dials: calls in both directions, as with any other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import trio
+
+from alknet.call.codes import CallError
+from alknet.call.handler import ALPN, CallHandler
+from alknet.call.peers.announce import OFFER_OPERATION
+from alknet.call.peers.environment import PeerEnvironment
+from alknet.call.peers.service import Follow, run_attached
+from alknet.call.session import CallSession
+from alknet.core.backoff import Backoff
+from alknet.core.endpoint.dial import dial
+from alknet.core.endpoint.endpoint import Endpoint
+from alknet.core.nodeid import NodeId
+from alknet.core.outbound import OutboundTarget
+from alknet.core.tls.credentials import NodeCredentials
+from alknet.core.tls.trust import PinnedKey
+from alknet.errors import Unavailable
+
+__all__ = ["OutboundSessions"]
+
+log = logging.getLogger(__name__)
+
+# The longest wait before a peer that could not take our offer gets it again.
+OFFER_AGAIN_S = 30.0
+
+
+class OutboundSessions:
+    """Dials peers and serves them; the two halves of `alknet.call.outbound.Outbound`.
+
+    Args:
+        endpoint: Keeps the connections in its list, and closes those of revoked peers.
+        credentials: Who we are.
+        calls: Serves calls of the peers.
+        environment: Where the peers are attached.
+        follow: Keeps what they offer up to date.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        credentials: NodeCredentials,
+        calls: CallHandler,
+        environment: PeerEnvironment,
+        follow: Follow,
+    ) -> None:
+        self._endpoint = endpoint
+        self._credentials = credentials
+        self._calls = calls
+        self._environment = environment
+        self._follow = follow
+
+    @asynccontextmanager
+    async def dial(self, target: OutboundTarget, key: NodeId) -> AsyncGenerator[CallSession]:
+        """Open a session with the holder of *key*; leaving the block closes its connection.
+
+        Cancelled, all attempts and the connection are closed.
+
+        Raises:
+            DialError: Nobody answered with that key.
+            Denied: The peer was disabled meanwhile.
+            Unavailable: The node stops, or its identities cannot be looked up.
+        """
+        if self._endpoint.draining.is_set():
+            raise Unavailable("the node stops")
+        async with dial(
+            target.addresses,
+            alpn=ALPN,
+            trust=PinnedKey(key),
+            credentials=self._credentials,
+            limits=self._calls.limits,
+        ) as connection:
+            connection.farewell = self._calls.farewell
+            with self._endpoint.track(connection):
+                async with self._calls.open_session(connection) as session:
+                    yield session
+
+    async def serve(self, name: str, session: CallSession) -> None:
+        """Let the peer be called, and say that we can be, until the session ends.
+
+        Cancelled, the peer is detached, and the session goes on.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_offer, name, session, name=f"offer to {name}")
+            await run_attached(self._environment, name, session, follow=self._follow)
+            nursery.cancel_scope.cancel()
+
+
+async def _offer(name: str, session: CallSession) -> None:
+    """Say that we serve calls, until the peer has heard it or does not want to know.
+
+    Cancelled, it has heard it or not.
+    """
+    backoff = Backoff(longest_s=OFFER_AGAIN_S)
+    while session.close_reason is None:
+        try:
+            await session.call(OFFER_OPERATION, {})
+        except CallError as exc:
+            if not exc.retryable:
+                log.info("outbound.offer_refused", extra={"peer": name, "error": str(exc)})
+                return
+            await trio.sleep(backoff.next_s())
+        else:
+            return

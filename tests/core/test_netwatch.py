@@ -1,0 +1,67 @@
+"""Noticing another network: by being told, or by looking."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+
+from alknet.core.endpoint.netwatch import POLL_S, READ_BYTES, AddressWatch, local_addresses
+
+
+class Addresses:
+    def __init__(self) -> None:
+        self.now = frozenset({"192.0.2.1"})
+        self.looks = 0
+
+    def __call__(self) -> frozenset[str]:
+        self.looks += 1
+        return self.now
+
+
+async def test_without_the_kernel_the_addresses_are_compared_now_and_then(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    addresses = Addresses()
+    with AddressWatch(addresses=addresses, use_netlink=False) as watch:
+        with trio.move_on_after(10 * POLL_S + 1) as unchanged:
+            await watch.wait_changed()
+        assert unchanged.cancelled_caught
+        assert addresses.looks == 11
+        addresses.now = frozenset({"192.0.2.2"})
+        with trio.fail_after(POLL_S + 1):
+            await watch.wait_changed()
+
+
+async def test_told_by_the_kernel_it_looks_once_for_many_messages(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    addresses = Addresses()
+    ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.setblocking(False)
+    with kernels, AddressWatch(addresses=addresses, use_netlink=False) as watch:
+        watch._socket = ours
+        for _ in range(5):
+            kernels.send(b"RTM_NEWADDR")
+        with trio.move_on_after(60) as unchanged:
+            await watch.wait_changed()
+        assert unchanged.cancelled_caught
+        assert addresses.looks == 2
+        addresses.now |= {"2001:db8::1"}
+        kernels.send(b"RTM_NEWADDR")
+        with trio.fail_after(5):
+            await watch.wait_changed()
+
+
+def test_the_kernel_can_be_asked_without_rights() -> None:
+    with AddressWatch() as watch:
+        if watch._socket is not None:
+            with pytest.raises(BlockingIOError):
+                watch._socket.recv(READ_BYTES)
+
+
+def test_loopback_and_link_local_addresses_are_no_news() -> None:
+    found = local_addresses()
+    assert not {address for address in found if address.startswith(("127.", "fe80:"))}
+    assert "::1" not in found
