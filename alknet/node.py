@@ -265,7 +265,7 @@ class Node:
                     nursery.start_soon(qlog.run, name="qlog writer")
                 await self._start(nursery, ports, qlog)
                 yield
-                await self.endpoint.drain()
+                await self._drain()
                 await self.resources.aclose()
 
     @asynccontextmanager
@@ -293,6 +293,7 @@ class Node:
         await nursery.start(self.identities.watch_staleness)
         await nursery.start(self.peers.run)
         await nursery.start(self.resources.serve)
+        await nursery.start(self._dispatcher.survivors.serve)
         nursery.start_soon(self._views.follow_rights, name="rights of watchers")
         nursery.start_soon(self._end_watches, name="end of watches")
         await nursery.start(self.endpoint.serve)
@@ -314,6 +315,11 @@ class Node:
         await self.endpoint.draining.wait()
         self._views.end()
 
+    async def _drain(self) -> None:
+        until = trio.current_time() + self.config.limits.drain_timeout_s
+        await self.endpoint.drain()
+        await self._dispatcher.survivors.drain(until)
+
     async def run_until_stopped(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal hurries the drain.
 
@@ -330,12 +336,13 @@ class Node:
                         break
                 log.info("node.draining", extra={"signal": signal.Signals(number).name})
                 nursery.start_soon(self._hurry_on, arrived)
-                await self.endpoint.drain()
+                await self._drain()
 
     async def _hurry_on(self, arrived: Any) -> None:
         async for number in arrived:
             if number != signal.SIGHUP:
                 self.endpoint.hurry()
+                self._dispatcher.survivors.hurry()
 
     # What it says of itself.
 

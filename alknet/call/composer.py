@@ -20,7 +20,7 @@ from alknet.call.childstreams import (
     too_slow,
 )
 from alknet.call.codes import CallError, ErrorCode
-from alknet.call.context import Caller, Context
+from alknet.call.context import Caller, Context, LocalCaller
 from alknet.call.peers.reference import PeerRef
 from alknet.call.peers.scoped import ScopedPeerEnv
 from alknet.call.spec import OpType
@@ -29,6 +29,7 @@ from alknet.core.scopes import open_background
 if TYPE_CHECKING:
     from alknet.call.dispatch import Admitted, OperationDispatcher
     from alknet.call.operations import Operation
+    from alknet.call.survivors import Survivors
 
 __all__ = ["Composer"]
 
@@ -46,6 +47,11 @@ class Composer:
     def __init__(self, dispatcher: OperationDispatcher, operation: Operation[..., Any]) -> None:
         self._dispatcher = dispatcher
         self._operation = operation
+
+    @property
+    def survivors(self) -> Survivors:
+        """Where the calls run that may outlive the handler."""
+        return self._dispatcher.survivors
 
     def at(self, peer: PeerRef) -> Caller:
         """Return what makes the calls of the operation to *peer*."""
@@ -130,4 +136,4 @@ _HOW = {
     OpType.BIDI: "use bidi",
 }
 
-_: type[Caller] = Composer
+_: type[LocalCaller] = Composer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import cached_property
+from copy import copy
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
@@ -13,6 +14,7 @@ import trio
 
 from alknet.call.children import ChildError
 from alknet.call.codes import CallError, ErrorCode
+from alknet.call.lineage import Lineage, has_ended_above
 from alknet.call.resource import ResourceLife
 from alknet.call.resources import Resources
 from alknet.call.secret import CallSecrets, Secret
@@ -23,6 +25,7 @@ from alknet.errors import LocalError
 
 if TYPE_CHECKING:
     from alknet.call.peers.reference import PeerRef
+    from alknet.call.survivors import Survivors
 
 __all__ = [
     "BidiCall",
@@ -31,6 +34,7 @@ __all__ = [
     "Caller",
     "Context",
     "Inputs",
+    "LocalCaller",
     "Remote",
     "UploadCall",
 ]
@@ -129,11 +133,7 @@ class BidiCall(Inputs, Protocol):
 
 
 class Caller(Protocol):
-    """What makes the calls of a handler."""
-
-    def at(self, peer: PeerRef) -> Caller:
-        """Return what makes its calls to *peer*."""
-        ...
+    """What makes the calls of a handler, here or at a peer."""
 
     async def call(
         self,
@@ -172,18 +172,36 @@ class Caller(Protocol):
         ...
 
 
+class LocalCaller(Caller, Protocol):
+    """What makes the calls of a handler to its own node.
+
+    Attributes:
+        survivors: Where those run that may outlive the handler.
+    """
+
+    @property
+    def survivors(self) -> Survivors: ...
+
+    def at(self, peer: PeerRef) -> Caller:
+        """Return what makes its calls to *peer*."""
+        ...
+
+
 class Context:
     """One call, seen by its handler; it ends with the call.
 
     Attributes:
         info: What the call is. Its fields can be read from the context itself too.
+        lineage: Whether those above are still there; None where it ends with them.
     """
+
+    lineage: Lineage | None = None
 
     def __init__(
         self,
         info: CallInfo,
         ownership: OwnershipProvider,
-        caller: Caller | None = None,
+        caller: LocalCaller | None = None,
         secrets: CallSecrets | None = None,
         resources: Resources | None = None,
     ) -> None:
@@ -332,6 +350,7 @@ class Context:
         input: object = None,  # noqa: A002
         *,
         peer: PeerRef | None = None,
+        continue_running: bool = False,
     ) -> msgspec.Raw:
         """Run another operation, of this node or of *peer*, which this one declares in ``calls``.
 
@@ -342,13 +361,24 @@ class Context:
             operation: With or without the leading slash; a query or mutation.
             input: Anything msgspec encodes as JSON, or JSON in a `msgspec.Raw`; None is ``{}``.
             peer: Run it there, by this node's rights at the peer; None for this node.
+            continue_running: Once it has started, let it finish when this call ends before, by an
+                abort, a deadline or a cancel: within its own deadline, and without calls of its
+                own that it has not begun.
 
         Raises:
             CallError: As a remote caller would get; NOT_FOUND for what is not in ``calls``. Left
                 uncaught, UNAVAILABLE, RESOURCE_EXHAUSTED and TIMEOUT reach this operation's own
                 caller, and all others as INTERNAL: raise what that caller should know.
         """
-        return await self._calls(operation, peer).call(self, operation, input)
+        calls = self._calls(operation, peer)
+        if not continue_running:
+            return await calls.call(self, operation, input)
+        assert self._caller is not None
+        await trio.lowlevel.checkpoint_if_cancelled()
+        parent = copy(self)
+        parent.lineage = Lineage(self.lineage)
+        start = partial(calls.call, parent, operation, input)
+        return await self._caller.survivors.run(start, parent.lineage, operation)
 
     async def batch(
         self, calls: Sequence[tuple[str, object]], *, peer: PeerRef | None = None
@@ -420,6 +450,8 @@ class Context:
         if self._caller is None:
             error = CallError(ErrorCode.NOT_FOUND, f"no operation named {operation!r}")
             raise ChildError(error, operation)
+        if self.lineage is not None and self.lineage.is_broken:
+            raise has_ended_above(operation)
         return self._caller if peer is None else self._caller.at(peer)
 
     @cached_property

@@ -35,6 +35,7 @@ from alknet.call.resources import Resources
 from alknet.call.schema import Mismatch, Shape
 from alknet.call.secret import CallSecrets
 from alknet.call.sharing import RepeatedCalls
+from alknet.call.survivors import Survivors
 from alknet.call.visibility import ScopeVerdicts, check_scopes, no_such_operation, operation_name
 from alknet.core.access import MissingResourceId, check_access
 from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider, SecretProvider
@@ -67,6 +68,7 @@ class OperationDispatcher:
         limits: `Limits.call_timeout_s` and `Limits.call_timeout_max_s` count; may be replaced
             at any time, for the calls that come after.
         repeated: The calls with an idempotency key.
+        survivors: The calls that may outlive those that made them, once it is served.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class OperationDispatcher:
         self.peers = PeerEnvironment() if peers is None else peers
         self.resources = resources
         self.repeated = RepeatedCalls(lambda: self.limits)
+        self.survivors = Survivors(lambda: self.limits)
         self._scopes = ScopeVerdicts()
 
     def admit(self, request: Requested, *, connection: Connection, session: object) -> Admitted:
@@ -147,6 +150,7 @@ class OperationDispatcher:
         value = _decode_input_untrusted(operation, data)
         self._check_resource(operation, info.identity, value)
         context = self._context(operation, info)
+        context.lineage = parent.lineage
         timeout_s = self._timeout_s(operation)
         return Admitted(operation, context, value, timeout_s=timeout_s, used_token=False)
 

@@ -84,6 +84,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     call_timeout_s: Seconds = 30.0
     # The longest time that an operation may declare.
     call_timeout_max_s: Seconds = 3_600.0
+    # Calls that their handlers let finish when they are ended themselves, on the whole node: as
+    # many as one peer may have in flight. Nobody else would bound what callers leave behind.
+    surviving_calls: Count = 1_024
     # Items of a subscription in flight on a carrier without flow control per stream.
     subscription_window: Count = 64
     # What handlers have spawned for callers and not released, on the whole node: each is a task,

@@ -8,6 +8,7 @@ async def test_add():
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,6 +26,7 @@ from alknet.call.spec import OpType
 from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider, SecretProvider
 from alknet.core.identity import OWNER, ApiKey, Grant, Identity, NodeId, Peer
 from alknet.core.limits import Limits
+from alknet.core.scopes import open_background
 from alknet.errors import Denied, LocalError, NotFound
 from alknet.testing.memory import memory_connection_pair
 from alknet.vault.locked import LockedBuffer
@@ -185,7 +187,7 @@ async def collect_items(  # noqa: PLR0913  as call_operation, all named
     return found
 
 
-def admit_request(
+def admit_request(  # noqa: PLR0913  the parts of a dispatcher, all named
     registry: Registry,
     connection: Connection,
     request: Requested,
@@ -301,9 +303,18 @@ async def _admitted(
     registry.extend(beside, builtin=True)
     data = b"{}" if value is None else msgspec.json.encode(value)
     request = Requested(id="d1", operation=operation.spec.name, input=msgspec.Raw(data))
-    async with memory_connection_pair() as (_, connection):
+    dispatcher = OperationDispatcher(
+        registry,
+        identities=FixedIdentities(),
+        ownership=ownership or FixedOwnership(),
+        limits=Limits(),
+        secrets=secrets,
+    )
+    async with memory_connection_pair() as (_, connection), open_background() as nursery:
         connection.identity = identity
-        yield admit_request(registry, connection, request, ownership=ownership, secrets=secrets)
+        await nursery.start(dispatcher.survivors.serve)
+        yield dispatcher.admit(request, connection=connection, session=None)
+        await dispatcher.survivors.drain(math.inf)
 
 
 _END = object()
