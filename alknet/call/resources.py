@@ -44,13 +44,14 @@ class Resources:
     """The resources of one node.
 
     Attributes:
+        ownership: Who owns what; the rows of this node.
         limits: ``resources`` and ``resources_per_identity`` count; may be replaced at any time,
             for what is spawned after.
     """
 
     def __init__(self, ownership: OwnershipStore, limits: Limits) -> None:
         self.limits = limits
-        self._ownership = ownership
+        self.ownership = ownership
         self._finders: dict[str, FindLiving] = {}
         self._resources: dict[tuple[str, str], AnyResource] = {}
         self._unknown: set[tuple[str, str]] = set()
@@ -118,7 +119,7 @@ class Resources:
         )
         if owner.is_anonymous:
             raise Denied("authentication required: nobody can own nothing")
-        resource = Resource[T](self._ownership, what, forwarded_for)
+        resource = Resource[T](self.ownership, what, forwarded_for)
         self._admit(resource)
         self._begin(resource, life)
         return await resource.wait_up()
@@ -170,7 +171,7 @@ class Resources:
         if self._nursery is None or self._stopping.is_set():
             raise Unavailable("the node does not run, or stops")
         owner = resource.what.owner
-        if resource.key in self._resources or self._ownership.owned_by(*resource.key) is not None:
+        if resource.key in self._resources or self.ownership.owned_by(*resource.key) is not None:
             raise Conflict(f"there is a {resource} already")
         if len(self._resources) >= self.limits.resources:
             raise _too_many("the node has too many resources")
@@ -203,8 +204,8 @@ class Resources:
     async def _look_back(self, nursery: trio.Nursery) -> None:
         by_type: dict[str, list[AnyResource]] = {}
         old: list[AnyResource] = []
-        for what in self._ownership.recorded():
-            resource = AnyResource(self._ownership, what)
+        for what in self.ownership.recorded():
+            resource = AnyResource(self.ownership, what)
             resource.take_over_row()
             self._note(resource)
             self._unknown.add(resource.key)
@@ -253,7 +254,7 @@ class Resources:
 
     async def _has_dropped(self, gone: Sequence[AnyResource]) -> bool:
         try:
-            await self._ownership.release_all(_keys(gone))
+            await self.ownership.release_all(_keys(gone))
         except (StoreError, Unavailable) as exc:
             fields = {"count": len(gone), "error": str(exc)}
             log.warning("resource.not_released", extra=fields)

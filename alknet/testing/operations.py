@@ -135,7 +135,7 @@ async def call_operation(
     items: Iterable[object] = (),
     beside: Sequence[Operation[..., Any]] = (),
     identity: Identity = OWNER,
-    ownership: OwnershipProvider | None = None,
+    ownership: OwnershipProvider | Resources | None = None,
     secrets: Mapping[str, bytes] | None = None,
 ) -> Any:
     """Run a query, mutation or upload as *identity* would, and return its output.
@@ -146,7 +146,8 @@ async def call_operation(
         items: What is uploaded, each like *input*.
         beside: Other operations of the node: for one that calls them, all that it declares.
         identity: The caller. The owner, by default, passes every access check.
-        ownership: Who owns what; by default nobody owns anything.
+        ownership: Who owns what; by default nobody owns anything. Operations that spawn things
+            need `alknet.testing.resources.open_resources`.
         secrets: What the vault holds, by path; by default there is no vault.
 
     Returns:
@@ -169,7 +170,7 @@ async def collect_items(  # noqa: PLR0913  as call_operation, all named
     limit: int | None = None,
     beside: Sequence[Operation[..., Any]] = (),
     identity: Identity = OWNER,
-    ownership: OwnershipProvider | None = None,
+    ownership: OwnershipProvider | Resources | None = None,
     secrets: Mapping[str, bytes] | None = None,
 ) -> list[Any]:
     """Run what gives items like `call_operation`, and return the first *limit* of them at most."""
@@ -292,7 +293,7 @@ async def _admitted(
     operation: Operation[..., Any],
     value: object,
     identity: Identity,
-    ownership: OwnershipProvider | None,
+    ownership: OwnershipProvider | Resources | None,
     beside: Sequence[Operation[..., Any]] = (),
     secrets: SecretProvider | None = None,
 ) -> AsyncIterator[Admitted]:
@@ -303,18 +304,24 @@ async def _admitted(
     registry.extend(beside, builtin=True)
     data = b"{}" if value is None else msgspec.json.encode(value)
     request = Requested(id="d1", operation=operation.spec.name, input=msgspec.Raw(data))
+    resources = ownership if isinstance(ownership, Resources) else None
     dispatcher = OperationDispatcher(
         registry,
         identities=FixedIdentities(),
-        ownership=ownership or FixedOwnership(),
+        ownership=FixedOwnership() if ownership is None else _provider(ownership),
         limits=Limits(),
         secrets=secrets,
+        resources=resources,
     )
     async with memory_connection_pair() as (_, connection), open_background() as nursery:
         connection.identity = identity
         await nursery.start(dispatcher.survivors.serve)
         yield dispatcher.admit(request, connection=connection, session=None)
         await dispatcher.survivors.drain(math.inf)
+
+
+def _provider(ownership: OwnershipProvider | Resources) -> OwnershipProvider:
+    return ownership.ownership if isinstance(ownership, Resources) else ownership
 
 
 _END = object()

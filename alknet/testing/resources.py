@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from alknet.call.resources import Resources
 from alknet.core.identity import NodeId, Peer
 from alknet.core.limits import Limits
+from alknet.core.ownership import OwnershipStore
 from alknet.core.scopes import open_background
 from alknet.stores.memory import MemoryIdentityStore
 from alknet.stores.ownership import StoredOwnership
@@ -19,10 +20,12 @@ __all__ = ["open_resources"]
 async def open_resources(
     peers: Sequence[str] = ("w1",),
     *,
-    ownership: StoredOwnership | None = None,
+    ownership: OwnershipStore | None = None,
     limits: Limits | None = None,
-) -> AsyncGenerator[tuple[Resources, StoredOwnership]]:
-    """Hold resources while the block runs, and give who owns them beside them.
+) -> AsyncGenerator[Resources]:
+    """Hold what operations spawn while the block runs.
+
+    Give it to `alknet.testing.operations.call_operation` as *ownership*.
 
     Args:
         peers: The names of the peers that can own something.
@@ -35,5 +38,5 @@ async def open_resources(
     resources = Resources(ownership, limits or Limits())
     async with open_background() as nursery:
         await nursery.start(resources.serve)
-        yield resources, ownership
+        yield resources
         await resources.aclose()

@@ -91,7 +91,8 @@ def ownership() -> SlowOwnership:
 async def opened(
     owned: StoredOwnership | None = None, limits: Limits | None = None
 ) -> AsyncGenerator[tuple[Resources, StoredOwnership, Lives]]:
-    async with open_resources(ownership=owned or ownership(), limits=limits) as (resources, rows):
+    rows = owned or ownership()
+    async with open_resources(ownership=rows, limits=limits) as resources:
         yield resources, rows, Lives()
 
 
