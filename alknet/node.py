@@ -37,6 +37,8 @@ from alknet.call.vault_operations import vault_operations
 from alknet.call.views import OperationViews
 from alknet.core.address import Address
 from alknet.core.clock import wall_clock
+from alknet.commands.operations import command_operations
+from alknet.commands.runner import CommandRunner
 from alknet.core.config import NodeConfig, load_config, what_changed, what_needs_restart
 from alknet.core.contracts import Connection, ProtocolHandler
 from alknet.core.endpoint.control import serve_control
@@ -421,7 +423,7 @@ class Node:
         return self.apply(config)
 
     def apply(self, config: NodeConfig) -> list[str]:
-        """Take over the peers, limits, certificates and log level of *config*.
+        """Take over the peers, commands, limits, certificates and log level of *config*.
 
         Returns and raises like `reload`.
         """
@@ -434,6 +436,8 @@ class Node:
         self.endpoint.limits = self._calls.limits = self._dispatcher.limits = config.limits
         self.resources.limits = config.limits
         self._register.limits = config.limits
+        if config.commands != self.config.commands:
+            self.registry.set_commands(command_operations(config.commands, self._commands))
         for quic in self._quic:
             quic.limits = config.limits
         if self.vault is not None and config.vault != self.config.vault:
@@ -500,6 +504,8 @@ class Node:
             secrets=self.vault,
             peers=self.peers,
             resources=self.resources,
+        self._commands = CommandRunner(lambda: self.config.limits.commands)
+        self.registry.set_commands(command_operations(self.config.commands, self._commands))
         )
         self._calls = CallHandler(
             self._dispatcher,

@@ -81,9 +81,9 @@ class Operation(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], spec: OperationSpec, signature: Signature) -> None:
         self.spec = spec
-        self.input = Shape(Nothing if signature.input_name is None else signature.input_type)
+        self.input = _shape(Nothing if signature.input_name is None else signature.input_type)
         self.item = None if signature.items_name is None else Shape(signature.item_type)
-        self.output = Shape(signature.output_type)
+        self.output = _shape(signature.output_type)
         self.details = {
             error.code: _details(error) for error in spec.errors if error.details_type is not None
         }
@@ -314,6 +314,11 @@ def _errors(errors: Sequence[ErrorSpec]) -> tuple[ErrorSpec, ...]:
         if codes.count(code) > 1:
             raise LocalError(f"error {code} is declared twice")
     return tuple(errors)
+
+
+def _shape(type_: Any) -> Shape:
+    """Return the shape of a type, or the shape that stands in the place of one."""
+    return type_ if isinstance(type_, Shape) else Shape(type_)
 
 
 def _details(error: ErrorSpec) -> Shape:

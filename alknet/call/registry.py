@@ -24,6 +24,7 @@ class Provenance(enum.StrEnum):
 
     LOCAL = "local"
     BUILTIN = "builtin"
+    COMMAND = "command"
     FROM_CALL = "from_call"
 
 
@@ -50,17 +51,19 @@ class Registry:
         """Begin with *operations*. Raises like `add`."""
         self.changes = Changes()
         self._entries: dict[str, Entry] = {}
+        self._commands: dict[str, Entry] = {}
         self._is_frozen = False
         self.extend(operations)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) + len(self._commands)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self._entries or name in self._commands
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter([self._entries[name] for name in sorted(self._entries)])
+        entries = {**self._entries, **self._commands}
+        return iter([entries[name] for name in sorted(entries)])
 
     @property
     def is_frozen(self) -> bool:
@@ -100,6 +103,27 @@ class Registry:
         for operation in operations:
             self.add(operation, builtin=builtin)
 
+    def set_commands(self, operations: Iterable[Operation[..., Any]]) -> None:
+        """Serve these beside what was added, instead of the last that were set; frozen or not.
+
+        They are what the node's configuration makes operations of, and change with it. Calls that
+        run go on with what they began with.
+
+        Raises:
+            LocalError: A name is taken or reserved, or stands twice; nothing was changed.
+        """
+        entries: dict[str, Entry] = {}
+        for operation in operations:
+            name = operation.spec.name
+            check_operation_name(name)
+            if operation.spec.namespace in BUILTIN_NAMESPACES:
+                raise LocalError(f"command {name!r}: the namespace is reserved for the node itself")
+            if name in self._entries or name in entries:
+                raise LocalError(f"command {name!r}: an operation of this name is there already")
+            entries[name] = Entry(operation, Provenance.COMMAND)
+        self._commands = entries
+        self.changes.ring()
+
     def freeze(self) -> None:
         """Refuse further operations. Idempotent.
 
@@ -107,7 +131,7 @@ class Registry:
             LocalError: An operation declares that it calls one which is not here.
         """
         for entry in self:
-            for missing in entry.operation.reach.missing(self._entries):
+            for missing in entry.operation.reach.missing({**self._entries, **self._commands}):
                 raise LocalError(
                     f"operation {entry.operation.spec.name!r} calls {missing!r}, "
                     "which is not registered: add it, or take it out of calls"
@@ -116,4 +140,5 @@ class Registry:
 
     def lookup(self, name: str) -> Entry | None:
         """Return what is registered under *name* (no leading slash), internal or not."""
-        return self._entries.get(name)
+        found = self._entries.get(name)
+        return self._commands.get(name) if found is None else found

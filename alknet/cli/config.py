@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -132,6 +132,7 @@ def as_values(config: NodeConfig) -> dict[str, Any]:
             }
             for files in config.web_certificates
         ],
+        "command": [msgspec.to_builtins(command.table) for command in config.commands],
     }
 
 
@@ -151,6 +152,11 @@ def _table(header: str, values: Mapping[str, Any]) -> str:
     return "\n".join([header, *lines])
 
 
-def _value(value: str | float | bool | Sequence[str]) -> str:
-    # JSON's strings, numbers, booleans and lists of them are TOML's too, but for DEL.
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        inner = (f"{_value(name)} = {_value(one)}" for name, one in value.items())
+        return "{ " + ", ".join(inner) + " }" if value else "{}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    # JSON's strings, numbers and booleans are TOML's too, but for DEL.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from alknet.core.address import Address
+from alknet.core.config_command import CommandConfig, read_commands
 from alknet.core.config_errors import ConfigError, ConfigProblem
 from alknet.core.config_outbound import read_outbound
 from alknet.core.config_re_export import (
@@ -81,6 +82,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
         federation: What callers learn of peers.
         re_exports: Which operations of peers callers may call through this node.
         web_certificates: X.509 certificates by server name.
+        commands: Programs that are operations.
     """
 
     listen: tuple[Address, ...] = (Address.parse(DEFAULT_LISTEN),)
@@ -96,6 +98,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     federation: FederationTable = FederationTable()
     re_exports: tuple[ReExport, ...] = ()
     web_certificates: tuple[WebCertificateFiles, ...] = ()
+    commands: tuple[CommandConfig, ...] = ()
 
 
 def load_config(path: Path) -> NodeConfig:
@@ -178,6 +181,7 @@ def _understand(
         federation=read_federation(reader, top.federation),
         re_exports=read_re_exports(reader, top.re_export),
         web_certificates=read_web_certificates(reader, top.web_certificates, path.parent),
+        commands=read_commands(reader, top.command, path.parent),
     )
     return config, reader.problems
 
@@ -203,7 +207,7 @@ def _flat(config: NodeConfig) -> dict[str, object]:
     for table in ("peers", "outbound", "web_certificates"):
         flat[table] = getattr(config, table)
     flat["re_export"] = config.re_exports
-    return flat
+    return flat | {"command": config.commands}
 
 
 _POSITION = re.compile(r" ?\(at (?:line (\d+), column \d+|end of document)\)")
@@ -256,6 +260,12 @@ _TEMPLATE = """\
 # server_names = ["hub.example.org"]
 # cert_file = "fullchain.pem"
 # key_file = "privkey.pem"
+
+# A program that is an operation: JSON on standard input, JSON on standard output.
+# [[command]]
+# name = "text/echo"
+# run = ["/bin/cat"]
+# scopes_all = ["text"]
 
 [limits]
 {limits}

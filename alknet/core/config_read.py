@@ -35,6 +35,11 @@ class Reader:
         self._problems: list[ConfigProblem] = []
 
     @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
     def problems(self) -> list[ConfigProblem]:
         """What was found so far, in the order of the file."""
         return sorted(self._problems, key=lambda problem: problem.line)

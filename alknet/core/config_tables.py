@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from alknet.core.config_command import CommandTable
 from alknet.core.config_outbound import OutboundTable
 from alknet.core.config_re_export import FederationTable, ReExportTable
 from alknet.core.limits import Limits
@@ -110,9 +111,11 @@ class TopTable(msgspec.Struct, frozen=True, kw_only=True):
     outbound: list[dict[str, Any]] = []
     re_export: list[dict[str, Any]] = []
     web_certificates: list[dict[str, Any]] = []
+    command: list[dict[str, Any]] = []
 
 
 _SHAPES: dict[str, type[msgspec.Struct]] = {
+    "[[command]]": CommandTable,
     "[[web_certificates]]": WebCertificateTable,
     "[[re_export]]": ReExportTable,
     "[[outbound]]": OutboundTable,

@@ -106,3 +106,6 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     idempotency_bytes_per_identity: Bytes = 4 * MIB
     # Of all identities: again sixteen shares.
     idempotency_bytes: Bytes = 64 * MIB
+    # Programs of `[[command]]` that run at once on the whole node: a few for each core, of which
+    # each may take `memory_bytes`.
+    commands: Count = 32

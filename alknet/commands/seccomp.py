@@ -1,0 +1,174 @@
+"""A seccomp filter for what Landlock leaves open (man 2 seccomp).
+
+Landlock knows files. A program of the node's own user could still connect to the node's control
+socket, where it would be the owner, change the mode of files by name, or ask the kernel for
+things that a script never needs. Those calls fail with EPERM.
+
+Standard library only, for it runs in the launcher.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["is_supported", "restrict"]
+
+
+def is_supported() -> bool:
+    """Whether there is a table of system calls for this machine, and the kernel has seccomp."""
+    has_seccomp = _LIBC.prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0
+    return has_seccomp and platform.machine() in _MACHINES
+
+
+def restrict(*, may_connect: bool) -> None:
+    """Confine this process for good; it must have set no_new_privs.
+
+    Args:
+        may_connect: Whether sockets of IPv4 and IPv6 may be made; those of Unix never may, but in
+            pairs.
+
+    Raises:
+        OSError: The kernel refused, or the machine is not known.
+    """
+    if platform.machine() not in _MACHINES:
+        raise OSError(f"no seccomp filter for {platform.machine()}")
+    program = b"".join(_program(may_connect=may_connect))
+    buffer = ctypes.create_string_buffer(program, len(program))
+    filter_ = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    if _LIBC.prctl(_PR_SET_SECCOMP, _MODE_FILTER, filter_, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"seccomp: {os.strerror(number)}")
+
+
+def _program(*, may_connect: bool) -> Sequence[bytes]:
+    """Return the filter in classic BPF: each check ends the call or falls through to the next."""
+    architecture, column = _MACHINES[platform.machine()]
+    lines = [_load(_AT_ARCH), *_unless(architecture, _KILL), _load(_AT_NUMBER)]
+    if column == 0:  # the x32 numbers would slip past those below
+        lines += [_jump(_JGE, _X32_BIT, 0, 1), _return(_ENOSYS)]
+    for numbers in _REFUSED.values():
+        if numbers[column] is not None:
+            lines += _when(numbers[column] or 0, _EPERM)
+    for numbers in _MISSING.values():  # glibc falls back to the older call
+        lines += _when(numbers[column], _ENOSYS)
+    for number, argument in ((row[column], row[2]) for row in _OF_ITSELF.values()):
+        check = [_load(_AT_FIRST_ARGUMENT + 8 * argument), *_unless(0, _EPERM), _return(_ALLOW)]
+        lines += _only_for(number, check)
+    # No new namespaces: they are most of what kernels were broken with.
+    clone = [_load(_AT_FIRST_ARGUMENT), _jump(_JSET, _NEW_NAMESPACES, 0, 1), _return(_EPERM)]
+    lines += _only_for(_CLONE[column], [*clone, _return(_ALLOW)])
+    families = [socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK] if may_connect else []
+    allowed = [line for family in families for line in _when(family, _ALLOW)]
+    lines += _only_for(_SOCKET[column], [_load(_AT_FIRST_ARGUMENT), *allowed, _return(_EACCES)])
+    return [*lines, _return(_ALLOW)]
+
+
+def _when(value: int, action: int) -> list[bytes]:
+    return [_jump(_JEQ, value, 0, 1), _return(action)]
+
+
+def _unless(value: int, action: int) -> list[bytes]:
+    return [_jump(_JEQ, value, 1, 0), _return(action)]
+
+
+def _only_for(number: int, lines: list[bytes]) -> list[bytes]:
+    return [_jump(_JEQ, number, 0, len(lines)), *lines]
+
+
+def _load(offset: int) -> bytes:
+    return struct.pack("=HBBI", 0x20, 0, 0, offset)
+
+
+def _jump(test: int, value: int, if_true: int, if_false: int) -> bytes:
+    return struct.pack("=HBBI", 0x05 | test, if_true, if_false, value)
+
+
+def _return(action: int) -> bytes:
+    return struct.pack("=HBBI", 0x06, 0, 0, action)
+
+
+_LIBC: Any = ctypes.CDLL(None, use_errno=True)
+_PR_GET_SECCOMP, _PR_SET_SECCOMP, _MODE_FILTER = 21, 22, 2
+_JEQ, _JGE, _JSET = 0x10, 0x30, 0x40
+# struct seccomp_data; both machines are little-endian, so an argument's low half comes first.
+_AT_NUMBER, _AT_ARCH, _AT_FIRST_ARGUMENT = 0, 4, 16
+_ALLOW, _KILL = 0x7FFF0000, 0x80000000
+_EPERM, _EACCES, _ENOSYS = 0x00050000 | 1, 0x00050000 | 13, 0x00050000 | 38
+_X32_BIT = 0x40000000
+# CLONE_NEW{TIME,NS,CGROUP,UTS,IPC,USER,PID,NET}
+_NEW_NAMESPACES = 0x80 | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000
+_NEW_NAMESPACES |= 0x10000000 | 0x20000000 | 0x40000000
+
+# Audit architecture, and the column below. From <asm/unistd.h> of Linux 6.12.
+_MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+_SOCKET = (41, 198)
+_CLONE = (56, 220)
+_MISSING = {"clone3": (435, 435), "io_uring_setup": (425, 425)}
+# What changes a process, and the argument that names it: 0 is the caller.
+_OF_ITSELF = {
+    "prlimit64": (302, 261, 0),
+    "sched_setparam": (142, 118, 0),
+    "sched_setscheduler": (144, 119, 0),
+    "sched_setaffinity": (203, 122, 0),
+    "sched_setattr": (314, 274, 0),
+    "setpriority": (141, 140, 1),
+    "ioprio_set": (251, 30, 1),
+    "migrate_pages": (256, 238, 0),
+    "move_pages": (279, 239, 0),
+}
+_REFUSED: dict[str, tuple[int, int | None]] = {
+    # Landlock does not see them, and files may belong to the node's user.
+    "chmod": (90, None),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "setxattrat": (463, 463),
+    "removexattrat": (466, 466),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "inotify_add_watch": (254, 27),
+    "fanotify_mark": (301, 263),
+    # Memory, keys and queues of other processes of the user.
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    # Doors into the kernel.
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "mount_setattr": (442, 442),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+}
