@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from alknet.call.session import CallSession
     from alknet.call.streams import CallStream
 
-__all__ = ["Calling"]
+__all__ = ["Calling", "encode_input"]
 
 GRACE_S = 1.0
 """How much later than the callee the caller gives up: the callee's answer is the one to see."""
@@ -379,11 +379,10 @@ class Calling:
 
 
 def _request(operation: str, input: object, options: CallOptions) -> Requested:  # noqa: A002
-    encoded = input if isinstance(input, msgspec.Raw) else _encode_input(input)
     return Requested(
         id="",
         operation=operation.removeprefix("/"),
-        input=encoded,
+        input=encode_input(input),
         auth_token=options.get("token"),
         forwarded_for=options.get("forwarded_for"),
         traceparent=options.get("traceparent"),
@@ -393,7 +392,10 @@ def _request(operation: str, input: object, options: CallOptions) -> Requested: 
     )
 
 
-def _encode_input(value: object) -> msgspec.Raw:
+def encode_input(value: object) -> msgspec.Raw:
+    """Return *value* as the JSON of an input; None is ``{}``, and a Raw is JSON already."""
+    if isinstance(value, msgspec.Raw):
+        return value
     return msgspec.Raw(b"{}" if value is None else msgspec.json.encode(value))
 
 

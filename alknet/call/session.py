@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cached_property
 from typing import Any, TypeVar, Unpack
 
 import msgspec
@@ -25,6 +26,7 @@ from alknet.call.handles import Bidi, CallOptions, Subscription, TypedSubscripti
 from alknet.call.lanes import Lanes
 from alknet.call.outbox import Budget
 from alknet.call.pending import ended
+from alknet.call.retrying import Retrier, RetryOptions, RetryPolicy
 from alknet.call.serving import SHUTDOWN, InboundCall, Serving
 from alknet.core.contracts import CloseCode, CloseReason, Connection
 from alknet.core.identity import ANONYMOUS, Identity
@@ -36,6 +38,7 @@ __all__ = [
     "Bidi",
     "CallOptions",
     "CallSession",
+    "RetryPolicy",
     "Subscription",
     "TypedSubscription",
     "Upload",
@@ -154,7 +157,7 @@ class CallSession:
         self,
         operation: str,
         input: object = None,  # noqa: A002  the wire's word
-        **options: Unpack[CallOptions],
+        **options: Unpack[RetryOptions],
     ) -> msgspec.Raw:
         """Run a query or mutation of the peer and return its output as JSON.
 
@@ -163,11 +166,14 @@ class CallSession:
         Args:
             operation: With or without the leading slash.
             input: Anything msgspec encodes as JSON, or JSON in a `msgspec.Raw`; None is ``{}``.
-            **options: See `CallOptions`.
+            **options: See `CallOptions`; and ``retry``, a `RetryPolicy`, to try again what fails
+                in a way that may pass. Without it nothing is tried again.
 
         Raises:
             CallError: What the peer answered; TIMEOUT or UNAVAILABLE if it did not.
         """
+        if "retry" in options:
+            return await self.retrier.call(operation, input, **options)
         return await self.calling.call(operation, input, options)
 
     async def call_as(
@@ -175,7 +181,7 @@ class CallSession:
         type: type[T],  # noqa: A002  as in msgspec.json.decode
         operation: str,
         input: object = None,  # noqa: A002
-        **options: Unpack[CallOptions],
+        **options: Unpack[RetryOptions],
     ) -> T:
         """`call`, and decode the output.
 
@@ -183,7 +189,7 @@ class CallSession:
             CallError: As `call`.
             Malformed: The output is not what *type* says.
         """
-        output = await self.calling.call(operation, input, options)
+        output = await self.call(operation, input, **options)
         try:
             return msgspec.json.decode(output, type=type)
         except msgspec.DecodeError as exc:
@@ -262,6 +268,11 @@ class CallSession:
     def close_reason(self) -> CloseReason | None:
         """Why the session ended or is about to; None while it lives."""
         return self._close_reason
+
+    @cached_property
+    def retrier(self) -> Retrier:
+        """What tries calls again, with the budget that all calls of this session share."""
+        return Retrier(self.call, is_over=lambda: self._close_reason is not None)
 
     # --- for its parts
 
