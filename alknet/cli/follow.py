@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -13,10 +13,69 @@ from alknet.cli.failures import CommandError
 if TYPE_CHECKING:
     from alknet.core.identity import Peer
     from alknet.core.succession import Succession
+    from alknet.stores.identities import StoredIdentities
+    from alknet.stores.successors import WaitingKey
 
-__all__ = ["confirm_successor", "find_successor"]
+__all__ = [
+    "confirm_successor",
+    "find_successor",
+    "say_what_waits",
+    "successor_that_waits",
+    "waiting_keys",
+]
 
 PREFIX = "ed25519:"
+
+
+def waiting_keys(identities: StoredIdentities, peers: Sequence[Peer]) -> dict[str, list[str]]:
+    """Return the ids of the keys that wait to take the place of a peer's, by the peer's name."""
+    from alknet.stores.successors import StoredSuccessors
+
+    successors = StoredSuccessors(identities)
+    found = {peer.name: successors.waiting(peer) for peer in peers}
+    return {name: [str(one.key) for one in waiting] for name, waiting in found.items() if waiting}
+
+
+def say_what_waits(waiting: Mapping[str, Sequence[str]]) -> None:
+    """Say which peers have new keys, and what takes them over."""
+    from alknet.cli.output import say
+
+    for name, keys in waiting.items():
+        say(f"new key of {name}: {', '.join(keys)}")
+        if len(keys) == 1:
+            say(f"  'alknet peer follow {name}' takes it over")
+        else:
+            say(f"  all but one were signed by a thief: ask the owner of {name}")
+
+
+def successor_that_waits(peer: Peer, waiting: Sequence[WaitingKey]) -> list[Succession]:
+    """Return the verified statements that lead to the key that waits; none if none does.
+
+    Raises:
+        CommandError: Several keys wait, or what the store holds proves nothing.
+    """
+    from alknet.core.succession import follow_succession
+    from alknet.errors import Denied
+
+    if not waiting:
+        return []
+    if len(waiting) > 1:
+        keys = ", ".join(str(one.key) for one in waiting)
+        raise CommandError(
+            "CONFLICT",
+            f"the key of peer {peer.name!r} has signed over to several: {keys}; "
+            "somebody has stolen it",
+            hint="ask its owner for its new ticket by a way that you trust, then "
+            f"'alknet peer set {peer.name} --key TICKET', or 'alknet peer disable {peer.name}'",
+        )
+    (one,) = waiting
+    known = {bytes.fromhex(f.removeprefix(PREFIX)) for f in peer.fingerprints if PREFIX in f}
+    try:
+        return follow_succession(one.statements, known, bytes(one.key))
+    except Denied as exc:
+        raise CommandError(
+            "DENIED", f"the new key of peer {peer.name!r} that is stored here is not proven: {exc}"
+        ) from exc
 
 
 def find_successor(peer: Peer, addresses: Sequence[str]) -> list[Succession]:

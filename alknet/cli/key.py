@@ -48,9 +48,9 @@ def key() -> None:
 def rotate(device: int | None, yes: bool, **unlock: Any) -> None:
     """Give this node a new key, which the old one signs over to.
 
-    The node has another id and ticket from its next start on. Peers take the new key over with
-    'alknet peer follow NAME', which checks the old key's signature. The old key can still be
-    derived from the words.
+    The node has another id and ticket from its next start on. It then tells all peers whose
+    addresses it knows; their owners take the new key over with 'alknet peer follow NAME', which
+    checks the old key's signature. The old key can still be derived from the words.
 
     Name --device where another machine has the same words, for two nodes must not share a key.
     """
@@ -73,7 +73,7 @@ def rotate(device: int | None, yes: bool, **unlock: Any) -> None:
         emit({"old": str(old), "id": str(new), "fingerprint": new.fingerprint, "device": number})
         return
     fields({"old id": old, "id": new, "device": number})
-    say("Restart the node; then its peers run 'alknet peer follow' with their name for it.")
+    say("Restart the node: it tells its peers, who run 'alknet peer follow' with its name there.")
 
 
 @key.command(examples=["alknet key history", "alknet key history --json"])

@@ -17,6 +17,8 @@ from alknet.cli.rights import check_scopes, grants, listed, rights_options
 if TYPE_CHECKING:
     from alknet.core.contracts import IdentityStore
     from alknet.core.identity import Peer
+    from alknet.stores.identities import StoredIdentities
+    from alknet.stores.successors import WaitingKey
 
 __all__ = ["peer"]
 
@@ -91,11 +93,14 @@ def add(
 @peer.command("list", examples=["alknet peer list", "alknet peer list --json"])
 def list_peers() -> None:
     """List the peers, those of node.toml included."""
+    from alknet.cli.follow import say_what_waits, waiting_keys
     from alknet.cli.home import read_store
 
-    peers = read_store(lambda identities: identities.peers())
+    peers, waiting = read_store(
+        lambda identities: (identities.peers(), waiting_keys(identities, identities.peers()))
+    )
     if is_json():
-        emit({"peers": [_as_json(one) for one in peers]})
+        emit({"peers": [_as_json(one, waiting.get(one.name, ())) for one in peers]})
         return
     rows = [
         (one.name, _state(one), listed(one.scopes), listed(one.addresses), _key(one))
@@ -103,15 +108,17 @@ def list_peers() -> None:
     ]
     headers = ("name", "state", "scopes", "addresses", "key")
     table(headers, rows, empty="no peers; 'alknet peer add NAME TICKET' adds one")
+    say_what_waits(waiting)
 
 
 @peer.command(examples=["alknet peer show bob"])
 @click.argument("name")
 def show(name: str) -> None:
     """Show all that is known of a peer."""
-    found = _find(name)
+    found, waiting = _find_with_waiting(name)
+    new = [str(one.key) for one in waiting]
     if is_json():
-        emit(_as_json(found))
+        emit(_as_json(found, new))
         return
     fields(
         {
@@ -125,6 +132,10 @@ def show(name: str) -> None:
             "resources": listed(found.resources),
         }
     )
+    if new:
+        from alknet.cli.follow import say_what_waits
+
+        say_what_waits({found.name: new})
 
 
 @peer.command(
@@ -179,14 +190,17 @@ def set_peer(name: str, **options: Any) -> None:
 def follow(name: str, addresses: Sequence[str], yes: bool) -> None:
     """Take over the new key of a peer that has rotated it.
 
-    Asks the node that answers at the peer's addresses how it came to its key. Only what a key
-    that is known here has signed, and the new key too, is believed; then the new key takes the
-    old one's place. The ids of both are shown first: whoever stole the old key could sign as well.
+    If the peer has told this node of its key, which 'alknet peer list' shows, that is the one;
+    else the node that answers at the peer's addresses is asked how it came to its key. Only what
+    a key that is known here has signed, and the new key too, is believed; then the new key takes
+    the old one's place. The ids of both are shown first: whoever stole the old key could sign too.
     """
-    from alknet.cli.follow import confirm_successor, find_successor
+    from alknet.cli.follow import confirm_successor, find_successor, successor_that_waits
 
-    found = _find(name)
-    statements = find_successor(found, addresses)
+    found, waiting = _find_with_waiting(name)
+    statements = successor_that_waits(found, waiting)
+    if addresses or not waiting:
+        statements = find_successor(found, addresses)
     if not statements:
         _done(found.name, "has the key that is known")
         return
@@ -310,6 +324,17 @@ def _find(name: str) -> Peer:
     return read_store(lambda identities: peer_of(identities, name))
 
 
+def _find_with_waiting(name: str) -> tuple[Peer, Sequence[WaitingKey]]:
+    from alknet.cli.home import peer_of, read_store
+    from alknet.stores.successors import StoredSuccessors
+
+    def find(identities: StoredIdentities) -> tuple[Peer, Sequence[WaitingKey]]:
+        found = peer_of(identities, name)
+        return found, StoredSuccessors(identities).waiting(found)
+
+    return read_store(find)
+
+
 def _write(change: Callable[[IdentityStore], Awaitable[None]]) -> None:
     from alknet.cli.home import open_store
     from alknet.cli.running import run
@@ -328,7 +353,7 @@ def _done(name: str, what: str, **more: str) -> None:
         say(f"peer {name} {what}")
 
 
-def _as_json(one: Peer) -> dict[str, object]:
+def _as_json(one: Peer, waiting: Sequence[str] = ()) -> dict[str, object]:
     return {
         "name": one.name,
         "fingerprints": one.fingerprints,
@@ -339,6 +364,7 @@ def _as_json(one: Peer) -> dict[str, object]:
         "addresses": one.addresses,
         "enabled": one.enabled,
         "read_only": one.read_only,
+        "waiting_keys": waiting,
     }
 
 

@@ -147,6 +147,8 @@ def _show_connections(found: Mapping[str, Any]) -> None:
 
 
 def _show_peers(found: Mapping[str, Any]) -> None:
+    from alknet.cli.follow import say_what_waits
+
     paths: dict[str, list[str]] = {}
     for one in found["connections"]:
         paths.setdefault(one["identity"], []).append(f"{one['carrier']} {one['address']}")
@@ -160,3 +162,6 @@ def _show_peers(found: Mapping[str, Any]) -> None:
         for one in found["peers"]
     ]
     table(("peer", "state", "connected by", "scopes"), rows, empty="no peers")
+    say_what_waits({one["name"]: keys for one in found["peers"] if (keys := one["waiting_keys"])})
+    if untold := found["not_told_of_new_key"]:
+        say(f"not yet told of this node's new key: {listed(untold)}")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from alknet.core.config import load_config
+from alknet.core.home import CONFIG_FILE
 from alknet.core.nodeid import NodeId
+from alknet.core.succession import sign_succession
 from alknet.errors import Conflict, StoreError
+from alknet.stores.home import open_home_identities
 from alknet.stores.succession import SUCCESSION_FILE, read_succession, rotate_identity
+from alknet.stores.successors import StoredSuccessors
 from alknet.vault.homevault import home_public_key, home_vault
 from alknet.vault.keyfile import create_home, write_key
 from alknet.vault.slip10 import derive
 from alknet.vault.words import seed_from_words
 from tests.cli.homes import WORDS, make_vault_home, open_vault
-from tests.cli.kit import Cli, RunningNode, running_node, terminal
+from tests.cli.kit import PATIENCE_S, Cli, RunningNode, running_node, terminal
 
 
 def id_of(home: Path) -> str:
@@ -148,3 +156,66 @@ def test_a_stranger_at_the_address_is_not_followed(hub: Cli, tmp_path: Path) -> 
         said = hub.fails(3, "peer", "follow", "hub", *where, "--yes", home=home).err
     assert "not signed over by a known one" in said
     assert hub.ok("peer", "show", "hub", "--json", home=home).json["ids"] == [device_id(0)]
+
+
+@pytest.mark.slow
+def test_a_peer_that_was_told_follows_without_a_dial(hub: Cli, tmp_path: Path) -> None:
+    """Rotate, restart: the peer's node hears of it, shows it, and its owner accepts it."""
+    home = tmp_path / "p"
+    make_vault_home(home, entropy=bytes(32))
+    hub.ok("peer", "add", "hub", f"ed25519:{bytes(home_public_key(hub.home)).hex()}", home=home)
+    with running_node(home) as friend:
+        hub.ok("peer", "add", "friend", friend.ticket)
+        hub.ok("key", "rotate", "--yes")
+        with running_node(hub.home):
+            shown = told(hub, home)
+        assert shown["waiting_keys"] == [device_id(1)]
+        said = hub.ok("peer", "list", home=home).out
+        assert device_id(1) in said
+        assert "alknet peer follow hub" in said
+        assert "alknet peer follow hub" in hub.ok("peer", "show", "hub", home=home).out
+        assert "alknet peer follow hub" in hub.ok("status", home=home).out
+        status = hub.ok("status", "--json", home=home).json
+        assert status["peers"][0]["waiting_keys"] == [device_id(1)]
+        rows = hub.ok("audit", "--json", home=home).lines
+        assert "peer.new_key" in {row["action"] for row in rows}
+        # The hub is off, and no address of it is known: nobody is asked.
+        followed = hub.ok("peer", "follow", "hub", "--yes", "--json", home=home).json
+        assert (followed["done"], followed["peer"]) == ("followed", "hub")
+        shown = hub.ok("peer", "show", "hub", "--json", home=home).json
+        assert (shown["ids"], shown["waiting_keys"]) == ([device_id(1)], [])
+
+
+def told(cli: Cli, home: Path) -> dict[str, Any]:
+    """Wait until a key waits for the peer ``hub``; return the peer."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        shown: dict[str, Any] = cli.ok("peer", "show", "hub", "--json", home=home).json
+        if shown["waiting_keys"]:
+            return shown
+        time.sleep(0.05)
+    raise AssertionError("it was not told")
+
+
+def test_of_two_keys_that_wait_none_is_followed(hub: Cli, tmp_path: Path) -> None:
+    home = tmp_path / "p"
+    make_vault_home(home, entropy=bytes(32))
+    keys = [Ed25519PrivateKey.generate() for _ in range(3)]
+    ids = [NodeId.from_public_key(key.public_key()) for key in keys]
+    hub.ok("peer", "add", "hub", ids[0], home=home)
+
+    async def hear() -> None:
+        async with open_home_identities(home, load_config(home / CONFIG_FILE)) as identities:
+            for new in keys[1:]:
+                await StoredSuccessors(identities).hear(
+                    [sign_succession(keys[0], new, now=1.0)], "192.0.2.1:1"
+                )
+
+    trio.run(hear)
+    said = hub.fails(1, "peer", "follow", "hub", "--yes", home=home).err
+    assert "stolen" in said
+    assert "peer set hub --key" in said
+    assert "a thief" in hub.ok("peer", "list", home=home).out
+    shown = hub.ok("peer", "show", "hub", "--json", home=home).json
+    assert shown["waiting_keys"] == [str(one) for one in ids[1:]]
+    assert shown["ids"] == [str(ids[0])]
