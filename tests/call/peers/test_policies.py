@@ -6,7 +6,7 @@ from collections import Counter
 from random import Random  # noqa: TID251  seeded: a test's bad luck must be repeatable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alknet.call.peers import (
@@ -23,6 +23,7 @@ from tests.call.peers.fleet import bare_peer
 
 POLICIES = (First(), RoundRobin(), LeastInFlight(), Sticky("k"), LatencyWeighted())
 COUNTS = st.integers(1, 40)
+SETTINGS = settings(deadline=None, max_examples=50)
 SEEDS = st.integers(0, 2**32)
 
 
@@ -38,6 +39,7 @@ def chosen(policy: Policy, candidates: Candidates, times: int, seed: int) -> Cou
     return Counter(policy.choose(candidates, draw).name for _ in range(times))
 
 
+@SETTINGS
 @given(COUNTS, SEEDS, st.data())
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
 def test_no_policy_chooses_one_that_is_not_available(
@@ -54,6 +56,7 @@ def test_no_policy_chooses_one_that_is_not_available(
     assert [peer.order for peer in candidates.available] == list(range(count))
 
 
+@SETTINGS
 @given(COUNTS, st.integers(1, 5), SEEDS)
 def test_round_robin_gives_each_its_turn(count: int, rounds: int, seed: int) -> None:
     found = chosen(RoundRobin(), candidates_of(count), count * rounds, seed)
@@ -61,6 +64,7 @@ def test_round_robin_gives_each_its_turn(count: int, rounds: int, seed: int) -> 
     assert len(found) == count
 
 
+@SETTINGS
 @given(st.integers(2, 20), st.data())
 def test_round_robin_goes_on_where_it_was_when_others_come_and_go(
     count: int, data: st.DataObject
@@ -86,6 +90,7 @@ def test_first_keeps_to_the_one_that_is_attached_the_longest() -> None:
     assert chosen(First(), candidates, 10, 1) == {first.name: 10}
 
 
+@SETTINGS
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=8), SEEDS)
 def test_the_least_busy_of_a_small_fleet_is_found(loads: list[int], seed: int) -> None:
     candidates = candidates_of(len(loads))
@@ -114,6 +119,7 @@ def owners(candidates: Candidates, keys: int) -> dict[str, AttachedPeer]:
     return {str(key): Sticky(str(key)).choose(candidates, Random(0).random) for key in range(keys)}
 
 
+@SETTINGS
 @given(st.integers(2, 30), st.data())
 def test_only_the_keys_of_a_peer_that_leaves_move_and_they_come_back(
     count: int, data: st.DataObject
@@ -128,6 +134,7 @@ def test_only_the_keys_of_a_peer_that_leaves_move_and_they_come_back(
     assert owners(candidates, 100) == before
 
 
+@SETTINGS
 @given(st.permutations(range(10)))
 def test_sticky_does_not_depend_on_the_order_of_attachment(places: list[int]) -> None:
     here, there = Candidates(), Candidates()
