@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from tests.docs.blocks import ROOT
-from tests.docs.pages import access, api, cli, composition, config, errors, keys
+from tests.docs.pages import access, api, cli, composition, config, errors, keys, ownership
 
 __all__ = ["PAGES", "main"]
 
@@ -18,6 +18,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "config.md": config.page,
     "errors.md": errors.page,
     "keys.md": keys.page,
+    "ownership.md": ownership.page,
 }
 """What makes each page of docs/reference."""
 

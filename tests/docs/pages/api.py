@@ -16,6 +16,7 @@ _KIT = (
     "alknet.testing.nodes",
     "alknet.testing.operations",
     "alknet.testing.plugin",
+    "alknet.testing.resources",
 )
 
 
