@@ -27,7 +27,9 @@ from alknet.call.dispatch import OperationDispatcher
 from alknet.call.enrolment import EnrolmentHandler
 from alknet.call.handler import CallHandler
 from alknet.call.operations import Operation
+from alknet.call.outbound_session import OutboundSessions
 from alknet.call.peers import PeerEnvironment
+from alknet.call.peers.announce import follow_operations
 from alknet.call.registry import Registry
 from alknet.call.resources import Resources
 from alknet.call.succeed import succeed_operation
@@ -35,10 +37,10 @@ from alknet.call.succession import succession_operation
 from alknet.call.telling import SuccessionTeller
 from alknet.call.vault_operations import vault_operations
 from alknet.call.views import OperationViews
-from alknet.core.address import Address
-from alknet.core.clock import wall_clock
 from alknet.commands.operations import command_operations
 from alknet.commands.runner import CommandRunner
+from alknet.core.address import Address
+from alknet.core.clock import wall_clock
 from alknet.core.config import NodeConfig, load_config, what_changed, what_needs_restart
 from alknet.core.contracts import Connection, ProtocolHandler
 from alknet.core.endpoint.control import serve_control
@@ -53,10 +55,10 @@ from alknet.core.quic.qlog import QlogDirectory
 from alknet.core.quic.reset import ResetKey
 from alknet.core.router import Router
 from alknet.core.scopes import open_background
-from alknet.core.tcp.contexts import check_certificate
 from alknet.core.tcp.handshake import accept_tls
+from alknet.core.tcp.webfiles import load_web_certificates
 from alknet.core.ticket import Ticket
-from alknet.core.tls.credentials import NodeCredentials, WebCertificate
+from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.vault_pipe import receive_entropy, remove_stale_pipes
 from alknet.core.vault_service import VaultService
 from alknet.errors import AlknetError, LocalError
@@ -70,6 +72,7 @@ from alknet.stores.homelock import hold_home
 from alknet.stores.identities import StoredIdentities
 from alknet.stores.lease import hold_lease
 from alknet.stores.memory import MemoryIdentityStore
+from alknet.stores.outbound import StoredOutbound
 from alknet.stores.ownership import StoredOwnership
 from alknet.stores.succession import read_succession
 from alknet.stores.successors import StoredSuccessors, StoredTold
@@ -92,15 +95,16 @@ class Node:
         id: The node's public key.
         config: What is in force.
         identities: Peers and API keys; written by commands, or by you. With a home, they are there
-            while the node runs; so are the next four, which are on the same store.
+            while the node runs; so are the next five, which are on the same store.
         ownership: Who owns which runtime resource of this node.
         resources: What handlers have spawned.
         sealed: Credentials of services, which only the vault opens.
         enrolments: Invitations to become a peer.
+        outbound: The peers to which a connection is kept.
         successors: New keys of peers, which wait for the owner.
+        peers: Those that are attached, whose operations this node can call.
         endpoint: Connections and their supervision.
         registry: The operations that `alknet/call` serves.
-        peers: Those that are attached, whose operations this node can call.
         listening: What it listens on, once it runs.
         vault: Its secrets; None for a node without a home.
     """
@@ -138,14 +142,15 @@ class Node:
         self.config = config or NodeConfig(listen=(Address("127.0.0.1", 0),))
         self._started_with = self.config
         self.identities = identities or MemoryIdentityStore(self.config.peers)
-        self.credentials = NodeCredentials(key, _web_certificates(self.config))
+        self.credentials = NodeCredentials(key, load_web_certificates(self.config.web_certificates))
         self.id: NodeId = self.credentials.node_id
         self.ownership = StoredOwnership(self.identities, self.id)
-        self.sealed = Credentials(self.identities)
-        self.enrolments = EnrolmentTokens(self.identities)
-        self.successors = StoredSuccessors(self.identities)
         self.resources = Resources(self.ownership, self.config.limits)
         self.peers = PeerEnvironment(self.id)
+        self.sealed = Credentials(self.identities)
+        self.enrolments = EnrolmentTokens(self.identities)
+        self.outbound = StoredOutbound(self.identities, self.id, self.config.outbound)
+        self.successors = StoredSuccessors(self.identities)
         self._home_store: HomeStore | None = None
         self.listening: tuple[Listening, ...] = ()
         self._listen_override: tuple[Address, ...] | None = None
@@ -309,6 +314,7 @@ class Node:
             remove_stale_pipes(self._home)
             await nursery.start(serve_control, self._home, self.endpoint)
         nursery.start_soon(self._teller.run, name="telling peers of the new key")
+        await nursery.start(self._outbound.run)
         self._bound = tuple(port.address for port in ports)
         self._addresses = self._ticket_addresses()
         self.listening = tuple(self._describe(ports))
@@ -378,6 +384,7 @@ class Node:
             ),
             "peers": [self._peer_status(peer) for peer in self.identities.peers()],
             "not_told_of_new_key": self._teller.untold_names(),
+            "outbound": msgspec.to_builtins(self._outbound.status()),
             "resources": self.resources.counts(),
             "store": self._store_status(),
             "datagrams_without_connection": [dict(quic.counters) for quic in self._quic],
@@ -427,17 +434,18 @@ class Node:
 
         Returns and raises like `reload`.
         """
-        web = _web_certificates(config)
+        web = load_web_certificates(config.web_certificates)
         self._check_default_alpn(config)
+        if config.commands != self.config.commands:
+            self.registry.set_commands(command_operations(config.commands, self._commands))
         self.identities.set_config_peers(config.peers)
         self.identities.warn_of_conflicts()
+        self.outbound.set_config(config.outbound)
         needs_restart = what_needs_restart(self._started_with, config)
         self.credentials.set_web(web)
         self.endpoint.limits = self._calls.limits = self._dispatcher.limits = config.limits
         self.resources.limits = config.limits
         self._register.limits = config.limits
-        if config.commands != self.config.commands:
-            self.registry.set_commands(command_operations(config.commands, self._commands))
         for quic in self._quic:
             quic.limits = config.limits
         if self.vault is not None and config.vault != self.config.vault:
@@ -496,6 +504,8 @@ class Node:
             secrets = vault_operations(self.vault, receive_entropy=receive)
             self.registry.extend(audited(secrets, self._note), builtin=True)
         self.registry.extend(operations)
+        self._commands = CommandRunner(lambda: self.config.limits.commands)
+        self.registry.set_commands(command_operations(self.config.commands, self._commands))
         self._dispatcher = OperationDispatcher(
             self.registry,
             identities=self.identities,
@@ -504,8 +514,6 @@ class Node:
             secrets=self.vault,
             peers=self.peers,
             resources=self.resources,
-        self._commands = CommandRunner(lambda: self.config.limits.commands)
-        self.registry.set_commands(command_operations(self.config.commands, self._commands))
         )
         self._calls = CallHandler(
             self._dispatcher,
@@ -526,6 +534,14 @@ class Node:
             if not any(placeholder.alpns[0] in handler.alpns for handler in own):
                 own.append(placeholder)
         self.endpoint = Endpoint(Router(own), self.identities, limits, accept_tls=self._accept_tls)
+        self._outbound = OutboundSessions(
+            self.outbound,
+            endpoint=self.endpoint,
+            credentials=self.credentials,
+            calls=self._calls,
+            environment=self.peers,
+            follow=follow_operations,
+        )
 
     async def _note(self, who: str, action: str, target: str) -> None:
         """Write to the audit log what was done already; where it fails, the log has it."""
@@ -565,18 +581,6 @@ class Node:
             for transport in ("quic", "tcp"):
                 alpns = alpns_on(transport, self.endpoint.router.alpns)
                 yield Listening(transport, str(port.address), alpns)
-
-
-def _web_certificates(config: NodeConfig) -> dict[str, WebCertificate]:
-    loaded: dict[str, WebCertificate] = {}
-    for files in config.web_certificates:
-        certificate = WebCertificate.load(files.cert_file, files.key_file)
-        try:
-            check_certificate(certificate)
-        except LocalError as exc:
-            raise LocalError(f"{files.cert_file}: {exc}") from exc
-        loaded |= dict.fromkeys(files.server_names, certificate)
-    return loaded
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:

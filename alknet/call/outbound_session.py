@@ -1,15 +1,16 @@
-"""What a node does with each peer that it dials: calls in both directions, as with any other."""
+"""What a node does with the peers that it dials: calls in both directions, as with any other."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
 from alknet.call.codes import CallError
 from alknet.call.handler import ALPN, CallHandler
+from alknet.call.outbound import Outbound, OutboundStatus
 from alknet.call.peers.announce import OFFER_OPERATION
 from alknet.call.peers.environment import PeerEnvironment
 from alknet.call.peers.service import Follow, run_attached
@@ -17,13 +18,14 @@ from alknet.call.session import CallSession
 from alknet.core.backoff import Backoff
 from alknet.core.endpoint.dial import dial
 from alknet.core.endpoint.endpoint import Endpoint
+from alknet.core.endpoint.netwatch import AddressWatch
 from alknet.core.nodeid import NodeId
-from alknet.core.outbound import OutboundTarget
+from alknet.core.outbound import OutboundSource, OutboundTarget
 from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.tls.trust import PinnedKey
 from alknet.errors import Unavailable
 
-__all__ = ["OutboundSessions"]
+__all__ = ["OutboundSessions", "OutboundStatus"]
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +34,10 @@ OFFER_AGAIN_S = 30.0
 
 
 class OutboundSessions:
-    """Dials peers and serves them; the two halves of `alknet.call.outbound.Outbound`.
+    """Dials the peers of a source, serves them and is called by them, as long as it runs.
 
     Args:
+        source: Says which.
         endpoint: Keeps the connections in its list, and closes those of revoked peers.
         credentials: Who we are.
         calls: Serves calls of the peers.
@@ -44,6 +47,8 @@ class OutboundSessions:
 
     def __init__(
         self,
+        source: OutboundSource,
+        *,
         endpoint: Endpoint,
         credentials: NodeCredentials,
         calls: CallHandler,
@@ -55,6 +60,22 @@ class OutboundSessions:
         self._calls = calls
         self._environment = environment
         self._follow = follow
+        self._watch: AddressWatch | None = None
+        self._outbound = Outbound(
+            source,
+            dial=self.dial,
+            serve=self.serve,
+            wait_network_changed=self._wait_network_changed,
+        )
+
+    def status(self) -> Sequence[OutboundStatus]:
+        """Return how each connection is doing, by the name of its peer."""
+        return self._outbound.status()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the connections until cancelled; then all are closed."""
+        with AddressWatch() as self._watch:
+            await self._outbound.run(task_status=task_status)
 
     @asynccontextmanager
     async def dial(self, target: OutboundTarget, key: NodeId) -> AsyncGenerator[CallSession]:
@@ -90,6 +111,10 @@ class OutboundSessions:
             nursery.start_soon(_offer, name, session, name=f"offer to {name}")
             await run_attached(self._environment, name, session, follow=self._follow)
             nursery.cancel_scope.cancel()
+
+    async def _wait_network_changed(self) -> None:
+        assert self._watch is not None
+        await self._watch.wait_changed()
 
 
 async def _offer(name: str, session: CallSession) -> None:
