@@ -1,0 +1,137 @@
+"""Workers that dial their hub: it calls them by that connection, and the connection comes back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from alknet.call.codes import CallError
+from alknet.client import claim
+from alknet.core.address import Address
+from alknet.core.config import NodeConfig
+from alknet.core.identity import NodeId, Peer
+from alknet.core.invitation import Invitation
+from alknet.core.outbound import OutboundConfig
+from alknet.node import Node
+from alknet.testing.nodes import open_node
+from tests.scenarios.rig import eventually
+
+LOOPBACK = Address("127.0.0.1", 0)
+
+
+def fingerprint(key: Ed25519PrivateKey) -> str:
+    return NodeId.from_public_key(key.public_key()).fingerprint
+
+
+@asynccontextmanager
+async def worker_of(hub: Node, *allowed: str) -> AsyncGenerator[Node]:
+    """Run a worker that was invited to *hub* and allows it *allowed*; it is there at once."""
+    minted = await hub.enrolments.create("w1", lifetime_s=60, scopes=("echo",))
+    key = Ed25519PrivateKey.generate()
+    claimed = await claim(Invitation(hub.ticket, minted.secret), key=key)
+    record = Peer(
+        name="hub",
+        fingerprints=(hub.id.fingerprint,),
+        scopes=allowed,
+        addresses=tuple(map(str, hub.ticket.addresses)),
+    )
+    assert claimed.name == "w1"
+    async with Node(key, config=NodeConfig(listen=(LOOPBACK,))) as worker:
+        await worker.outbound.join(record)
+        await eventually(lambda: state(worker) == "connected", 5)
+        yield worker
+
+
+def status(worker: Node) -> dict[str, Any]:
+    [found] = worker.status()["outbound"]
+    assert isinstance(found, dict)
+    return found
+
+
+def state(worker: Node) -> str:
+    return str(status(worker)["state"]) if worker.status()["outbound"] else "none"
+
+
+async def call_back(hub: Node, operation: str, value: object = None) -> bytes:
+    """Call the worker of *hub* by the connection that the worker has made."""
+    [session] = [
+        session
+        for session in hub._calls.sessions
+        if session.connection.identity.id == "peer:w1" and session.close_reason is None
+    ]
+    return bytes(await session.call(operation, value, timeout_s=5))
+
+
+async def test_the_hub_calls_the_worker_with_the_rights_that_the_worker_gave_it() -> None:
+    async with open_node() as hub, worker_of(hub, "echo") as worker:
+        assert await call_back(hub, "echo/unary", {"message": 1}) == b'{"message":1}'
+        assert b'"peer:hub"' in await call_back(hub, "node/whoami")
+        with pytest.raises(CallError) as caught:
+            await call_back(hub, "node/status")
+        assert caught.value.code == "FORBIDDEN"
+        [connection] = worker.status()["connections"]
+        assert (connection["identity"], connection["is_dialer"]) == ("peer:hub", True)
+
+
+async def test_a_hub_that_is_allowed_nothing_can_call_public_operations_alone() -> None:
+    async with open_node() as hub, worker_of(hub):
+        assert b'"peer:hub"' in await call_back(hub, "node/whoami")
+        with pytest.raises(CallError) as caught:
+            await call_back(hub, "echo/unary", {"message": 1})
+        assert caught.value.code == "FORBIDDEN"
+
+
+async def test_the_worker_attaches_its_hub_and_learns_what_it_offers() -> None:
+    async with open_node() as hub, worker_of(hub, "echo") as worker:
+        await eventually(lambda: worker.peers.get("hub") is not None)
+        await eventually(lambda: len(worker.peers.offering("echo/unary")) == 1, 5)
+
+
+async def test_a_hub_that_is_disabled_or_left_is_dropped_and_comes_back_when_it_may() -> None:
+    async with open_node() as hub, worker_of(hub) as worker:
+        record = worker.identities.peer("hub")
+        assert record is not None
+        await worker.identities.update_peer(msgspec.structs.replace(record, enabled=False))
+        await eventually(lambda: state(worker) == "stopped")
+        assert status(worker)["last_error"] == "the peer is disabled"
+        await eventually(lambda: hub.status()["connections"] == [])
+        await worker.identities.update_peer(record)
+        await eventually(lambda: state(worker) == "connected", 5)
+        await worker.outbound.leave("hub")
+        await eventually(lambda: worker.status()["outbound"] == [])
+        await eventually(lambda: hub.status()["connections"] == [])
+        config = msgspec.structs.replace(worker.config, outbound=(OutboundConfig("hub"),))
+        assert worker.apply(config) == []
+        await eventually(lambda: state(worker) == "connected", 5)
+        assert status(worker)["in_config"]
+
+
+async def test_a_worker_that_the_hub_removes_is_refused_and_keeps_asking() -> None:
+    async with open_node() as hub, worker_of(hub) as worker:
+        await hub.identities.remove_peer("w1")
+        await eventually(lambda: state(worker) == "waiting")
+        assert "no longer a peer" in status(worker)["last_error"]
+
+
+async def test_a_worker_that_stops_says_goodbye_once() -> None:
+    async with open_node() as hub:
+        async with worker_of(hub) as worker:
+            with trio.fail_after(5):
+                await worker.endpoint.drain()
+            await eventually(lambda: hub.status()["connections"] == [])
+            await trio.sleep(0.1)
+            assert hub.status()["connections"] == []
+
+
+async def test_a_hub_that_stops_does_not_wait_for_its_workers() -> None:
+    async with open_node() as hub, worker_of(hub) as worker:
+        with trio.fail_after(5):
+            await hub.endpoint.drain()
+        await eventually(lambda: state(worker) == "waiting")
+        assert "shutting down" in status(worker)["last_error"]
