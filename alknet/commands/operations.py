@@ -14,6 +14,7 @@ from alknet.call.documents import DocumentShape
 from alknet.call.operations import Operation
 from alknet.call.signature import Signature
 from alknet.call.spec import ErrorSpec, OperationSpec, OpType, check_operation_name
+from alknet.commands.contain import SYSTEM_PATHS
 from alknet.commands.runner import CommandRunner
 from alknet.commands.sandbox import Confinement, choose
 from alknet.core.config_command import CommandConfig
@@ -42,6 +43,7 @@ def _operation(command: CommandConfig, runner: CommandRunner) -> Operation[..., 
     try:
         check_operation_name(command.name)
         confinement = choose(command.table.sandbox, command.table.user)
+        _check_home(command, confinement)
         operation = Operation(
             _handler(command, confinement, runner), _spec(command), _signature(command)
         )
@@ -50,6 +52,16 @@ def _operation(command: CommandConfig, runner: CommandRunner) -> Operation[..., 
     if confinement.sandbox == "none":
         log.warning("command.unconfined", extra={"command": command.name})
     return operation
+
+
+def _check_home(command: CommandConfig, confinement: Confinement) -> None:
+    if confinement.sandbox not in {"landlock", "bwrap"}:
+        return
+    for path in SYSTEM_PATHS:
+        if command.home.is_relative_to(path):
+            raise LocalError(
+                f"the node's home lies in {path}, which every command may read: move the home"
+            )
 
 
 def _spec(command: CommandConfig) -> OperationSpec:

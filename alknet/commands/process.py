@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
@@ -98,7 +99,10 @@ async def open_program(policy: ProgramPolicy, data: bytes) -> AsyncIterator[Prog
     Raises:
         NotStarted: No process can be made.
     """
-    ours, theirs = socket.socketpair()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as exc:
+        raise NotStarted(str(exc)) from exc
     control = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
     async with control:
         with theirs:
@@ -106,7 +110,7 @@ async def open_program(policy: ProgramPolicy, data: bytes) -> AsyncIterator[Prog
         assert process.stdout is not None
         try:
             async with process.stdout as stdout:
-                await control.send_all(msgspec.json.encode(policy) + b"\n")
+                await _send(control, policy)
                 yield Program(stdout, control)
         finally:
             await _end(process, control, policy["grace_s"])
@@ -143,7 +147,7 @@ def _memory_file(data: bytes) -> int:
         NotStarted: There is no room for one.
     """
     try:
-        fd = os.memfd_create("input")
+        fd = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as exc:
         raise NotStarted(str(exc)) from exc
     try:
@@ -151,10 +155,18 @@ def _memory_file(data: bytes) -> int:
         while view:
             view = view[os.write(fd, view) :]
         os.lseek(fd, 0, os.SEEK_SET)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _READ_ONLY)  # it is no place to keep things in
     except OSError as exc:
         os.close(fd)
         raise NotStarted(str(exc)) from exc
     return fd
+
+
+async def _send(control: trio.SocketStream, policy: ProgramPolicy) -> None:
+    try:
+        await control.send_all(msgspec.json.encode(policy) + b"\n")
+    except trio.BrokenResourceError as exc:
+        raise NotStarted("its launcher ended at once") from exc
 
 
 async def _end(process: trio.Process, control: trio.SocketStream, grace_s: float) -> None:
@@ -169,4 +181,5 @@ async def _end(process: trio.Process, control: trio.SocketStream, grace_s: float
             await process.wait()
 
 
+_READ_ONLY = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _LAUNCHER = str(Path(launch.__file__).resolve())

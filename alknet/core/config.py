@@ -207,7 +207,9 @@ def _flat(config: NodeConfig) -> dict[str, object]:
     for table in ("peers", "outbound", "web_certificates"):
         flat[table] = getattr(config, table)
     flat["re_export"] = config.re_exports
-    return flat | {"command": config.commands}
+    # A line that moved is no change of what stands on it.
+    flat["command"] = [msgspec.structs.replace(one, where="") for one in config.commands]
+    return flat
 
 
 _POSITION = re.compile(r" ?\(at (?:line (\d+), column \d+|end of document)\)")

@@ -143,6 +143,7 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         where: File and line, for messages.
+        home: The node's, which no command may reach.
         argv: The program's absolute path, and its arguments.
         access: Who may call it.
         input_schema: A document.
@@ -152,6 +153,7 @@ class CommandConfig(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     where: str
+    home: Path
     argv: tuple[str, ...]
     access: AccessRules
     input_schema: dict[str, Any]
@@ -208,6 +210,7 @@ class _Command:
         self._check_user(table)
         return CommandConfig(
             where=f"{self._reader.path}:{self._reader.line(self._key)}",
+            home=self._home.resolve(),
             argv=self._argv(table),
             access=self._access(table),
             input_schema=self._schema("input_schema", table.input_schema, ANY_OBJECT),
