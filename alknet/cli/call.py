@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alknet.cli.described import described
 from alknet.cli.options import Command, is_json
 from alknet.cli.output import emit_raw, say_json
 from alknet.cli.remote import STDIN, TARGET, Remote, make_remote, remote_options, split_target
+from alknet.cli.retry import call_again
 
 if TYPE_CHECKING:
     import msgspec
@@ -33,7 +35,20 @@ __all__ = ["call"]
 )
 @click.argument("words", nargs=-1, metavar=f"{TARGET} OP [JSON|-]")
 @remote_options
-def call(words: Sequence[str], **options: Any) -> None:
+@click.option(
+    "--retry",
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="Call up to N times more while it fails in a way that may pass.",
+)
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="Run a mutation or upload once, however often it is called with the same KEY.",
+)
+def call(
+    words: Sequence[str], retry: int | None, idempotency_key: str | None, **options: Any
+) -> None:
     """Call an operation and print its output.
 
     Without a node to call, it is the one that runs on this home, by its control socket, as its
@@ -42,6 +57,11 @@ def call(words: Sequence[str], **options: Any) -> None:
     operation read items from standard input, a line of JSON each, to its end. Ctrl-C aborts the
     call at the node that runs it. Tokens come by --token-file or ALKNET_TOKEN, never as an
     argument.
+
+    --retry waits longer each time and connects anew, within --timeout as a whole. A mutation does
+    not run twice by it: all attempts carry one idempotency key, by which the node knows a request
+    that it has had, for ten minutes and until it restarts. To call again later, by hand or from a
+    script, choose the key yourself (as from uuidgen) and use it for this one change only.
     """
     from alknet.cli.running import run
 
@@ -53,10 +73,16 @@ def call(words: Sequence[str], **options: Any) -> None:
     # First what reads standard input, so that nothing is dialled for bad input.
     data = _input(argument)
     remote = make_remote(target, **options)
+    about = remote.options
+    if idempotency_key is not None:
+        about["idempotency_key"] = _checked_key(idempotency_key)
 
     async def main() -> None:
+        if retry is not None:
+            _print(await call_again(remote, operation, data, about, retries=retry))
+            return
         async with remote.session() as session:
-            await _call(session, remote, operation, data, reads)
+            await _call(session, remote, operation, data, about, reads)
 
     run(main)
 
@@ -71,6 +97,15 @@ def _parse(words: Sequence[str]) -> tuple[str | None, str, str | None]:
     if len(more) > 1:
         raise click.UsageError('more than one input: quote the JSON, as \'{"message": "hi"}\'')
     return target, operation, more[0] if more else None
+
+
+def _checked_key(text: str) -> str:
+    from alknet.call.proto import MAX_KEY_BYTES
+
+    if not text.isprintable() or not 1 <= len(text.encode()) <= MAX_KEY_BYTES:
+        why = f"it has 1 to {MAX_KEY_BYTES} bytes, all printable"
+        raise click.BadParameter(why, param_hint="--idempotency-key")
+    return text
 
 
 def _input(argument: str | None) -> msgspec.Raw:
@@ -89,12 +124,15 @@ def _json(text: str, place: str = "JSON") -> msgspec.Raw:
 
 
 async def _call(
-    session: CallSession, remote: Remote, operation: str, data: msgspec.Raw, reads: str
+    session: CallSession,
+    remote: Remote,
+    operation: str,
+    data: msgspec.Raw,
+    options: CallOptions,
+    reads: str,
 ) -> None:
     """Call *operation*; standard input is used up for *reads* already, if that is not empty."""
-    op_type, large_output = await _described(session, remote, operation)
-    options = remote.options
-    options["large_output"] = large_output
+    op_type, options["large_output"] = await described(session, remote, operation)
     if op_type in {"upload", "bidi"} and reads:
         raise click.UsageError(
             f"{operation} reads its items from standard input, which cannot give {reads} too"
@@ -154,24 +192,6 @@ async def _next(lines: LineReader) -> str | None:
         return await lines.next()
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="standard input") from exc
-
-
-async def _described(session: CallSession, remote: Remote, operation: str) -> tuple[str, bool]:
-    """Ask the node what kind of operation it is; what it does not show is called as a query."""
-    import msgspec
-
-    from alknet.call.codes import CallError, ErrorCode
-
-    try:
-        found = await session.call(
-            "services/schema", {"name": operation.removeprefix("/")}, **remote.options
-        )
-    except CallError as exc:
-        if exc.code != ErrorCode.NOT_FOUND:
-            raise
-        return "query", False
-    described = msgspec.json.decode(found, type=dict[str, Any])
-    return str(described.get("op_type")), bool(described.get("large_output"))
 
 
 def _print(output: msgspec.Raw) -> None:

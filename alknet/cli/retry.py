@@ -1,0 +1,93 @@
+"""Calls that are tried again, over a new connection each time: the old one may be what failed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
+import click
+
+from alknet.cli.described import described
+from alknet.cli.failures import CommandError
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from alknet.call.codes import CallError
+    from alknet.call.handles import CallOptions
+    from alknet.call.session import CallSession
+    from alknet.cli.remote import Remote
+
+__all__ = ["call_again"]
+
+FIRST_WAIT_S = 0.5
+"""Longer than that of a program: a node that restarts needs a moment, and a person has it."""
+
+
+async def call_again(
+    remote: Remote, operation: str, data: msgspec.Raw, options: CallOptions, *, retries: int
+) -> msgspec.Raw:
+    """Call *operation*, and up to *retries* times more while it fails in a way that may pass.
+
+    Raises:
+        CallError: As the operation; of the last attempt.
+        DialError, CommandError: The last attempt did not reach the node.
+        click.UsageError: The operation is not one to call again.
+    """
+    from alknet.call.codes import CallError
+    from alknet.call.retrying import Retrier, RetryBudget, RetryPolicy
+
+    async def once(
+        name: str,
+        given: object = None,
+        /,
+        **options: Unpack[CallOptions],
+    ) -> msgspec.Raw:
+        return await _call_once(remote, name, given, options)
+
+    policy = RetryPolicy(attempts=retries + 1, first_wait_s=FIRST_WAIT_S)
+    retrier = Retrier(once, budget=RetryBudget(most=retries))
+    try:
+        return await retrier.call(operation, data, retry=policy, **options)
+    except CallError as exc:
+        if exc.__cause__ is None:
+            raise
+        raise exc.__cause__ from None
+
+
+async def _call_once(
+    remote: Remote, operation: str, data: object, options: CallOptions
+) -> msgspec.Raw:
+    from alknet.errors import Unavailable
+
+    try:
+        async with remote.session() as session:
+            op_type, options["large_output"] = await _described(session, remote, operation)
+            if op_type not in {"query", "mutation"}:
+                raise click.UsageError(
+                    f"{operation} is of the kind {op_type}: --retry is for queries and mutations"
+                )
+            return await session.call(operation, data, **options)
+    except Unavailable as exc:
+        raise _unreached(exc) from exc
+    except CommandError as exc:
+        if remote.target is not None or exc.code != "UNAVAILABLE":
+            raise  # about what is known of a peer, which stays so; else: no node runs here yet
+        raise _unreached(exc) from exc
+
+
+async def _described(session: CallSession, remote: Remote, operation: str) -> tuple[str, bool]:
+    from alknet.call.codes import CallError
+
+    try:
+        return await described(session, remote, operation)
+    except CallError as exc:
+        exc.is_unsent = True  # what failed was the question
+        raise
+
+
+def _unreached(why: Exception) -> CallError:
+    from alknet.call.codes import CallError, ErrorCode
+
+    error = CallError(ErrorCode.UNAVAILABLE, str(why))
+    error.is_unsent = True
+    return error
