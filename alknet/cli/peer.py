@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alknet.cli.invite import invite, invites, uninvite
 from alknet.cli.options import Group, is_json, usage_errors
 from alknet.cli.output import emit, fields, say, table
 from alknet.cli.rights import check_scopes, grants, listed, rights_options
@@ -30,6 +31,7 @@ SEEN_WITHIN_S = 1.5
     cls=Group,
     examples=[
         "alknet peer add bob alknet://… --scope echo",
+        "alknet peer invite w1 --scope echo      let a worker add itself",
         "alknet peer list",
         "alknet peer disable bob",
     ],
@@ -40,6 +42,10 @@ def peer() -> None:
     A peer is known by its key. Its connections run under its name, with the scopes and resources
     that it has here. Changes act on a running node, and on live connections, within a second.
     """
+
+
+for command in (invite, invites, uninvite):
+    peer.add_command(command)
 
 
 @peer.command(
