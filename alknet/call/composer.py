@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,10 +22,13 @@ from alknet.call.childstreams import (
 )
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.context import Caller, Context, LocalCaller
+from alknet.call.overlay import Layer, Overlay, layer_of, open_layer
 from alknet.call.peers.reference import PeerRef
 from alknet.call.peers.scoped import ScopedPeerEnv
+from alknet.call.session import CallSession
 from alknet.call.spec import OpType
 from alknet.core.scopes import open_background
+from alknet.errors import LocalError
 
 if TYPE_CHECKING:
     from alknet.call.dispatch import Admitted, OperationDispatcher
@@ -42,11 +46,22 @@ _CONVERSED = frozenset({OpType.BIDI})
 class Composer:
     """Makes the calls of *operation* to others; see `alknet.call.composition`."""
 
-    __slots__ = ("_dispatcher", "_operation")
+    __slots__ = ("_dispatcher", "_home", "_operation")
 
-    def __init__(self, dispatcher: OperationDispatcher, operation: Operation[..., Any]) -> None:
+    def __init__(
+        self,
+        dispatcher: OperationDispatcher,
+        operation: Operation[..., Any],
+        home: Layer | None = None,
+    ) -> None:
+        """Make one for all calls of *operation*.
+
+        Args:
+            home: The layer that it is of; None for an operation of the node.
+        """
         self._dispatcher = dispatcher
         self._operation = operation
+        self._home = home
 
     @property
     def survivors(self) -> Survivors:
@@ -56,6 +71,34 @@ class Composer:
     def at(self, peer: PeerRef) -> Caller:
         """Return what makes the calls of the operation to *peer*."""
         return ScopedPeerEnv(self._dispatcher.peers, self._operation.reach, peer, self)
+
+    @asynccontextmanager
+    async def overlay(
+        self, parent: Context, operations: Sequence[Operation[..., Any]]
+    ) -> AsyncGenerator[Overlay]:
+        """Add operations for the block; see `alknet.call.context.Context.overlay`."""
+        async with open_layer() as layer:
+            overlay = self._overlay(layer)
+            overlay.add(*operations)
+            parent.layers = (*parent.layers, layer)
+            try:
+                yield overlay
+            finally:
+                parent.layers = tuple(other for other in parent.layers if other is not layer)
+
+    def session_overlay(self, parent: Context) -> Overlay:
+        """Return what adds to the session; see `alknet.call.context.Context.session_overlay`."""
+        session = parent.info.session
+        if not isinstance(session, CallSession):
+            raise LocalError("the call came by no session")
+        layer = layer_of(session)
+        if layer not in parent.layers:
+            parent.layers = (*parent.layers, layer)
+        return self._overlay(layer)
+
+    def _overlay(self, layer: Layer) -> Overlay:
+        compose = partial(Composer, self._dispatcher)
+        return Overlay(layer, self._operation, self._dispatcher.registry, compose)
 
     async def call(
         self,
@@ -119,7 +162,9 @@ class Composer:
     ) -> Admitted:
         data = msgspec.Raw(b"{}") if value is None else json_of(value)
         try:
-            admitted = self._dispatcher.admit_child(self._operation, parent, operation, data)
+            admitted = self._dispatcher.admit_child(
+                self._operation, parent, operation, data, self._home
+            )
         except CallError as exc:
             raise ChildError(exc, operation) from None
         if admitted.op_type not in kinds:

@@ -2,8 +2,9 @@
 
 In this order; the first that fails is all that the parent learns:
 
-1. *reachability*: the parent declares the name in ``calls``; all else is `NOT_FOUND`, and so is
-   what does not exist. Internal operations can be called here, and only here;
+1. *reachability*: the parent declares the name in ``calls``, or has added the operation itself
+   (`alknet.call.overlay`); all else is `NOT_FOUND`, and so is what does not exist. Internal
+   operations can be called here, and only here;
 2. *authority*: the parent's own `CompositionAuthority` meets the child's access rules, never the
    rights of the caller or of the node. A parent that declares none has none: its children must be
    public.
@@ -23,30 +24,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from alknet.call.codes import CallError, ErrorCode
-from alknet.call.visibility import no_such_operation, operation_name
 from alknet.core.identity import ANONYMOUS, Identity
 
 if TYPE_CHECKING:
     from alknet.call.context import CallInfo
-    from alknet.call.reach import Reach
     from alknet.call.spec import OperationSpec
 
-__all__ = ["MOST_NESTED", "check_reach", "child_info"]
+__all__ = ["MOST_NESTED", "child_info"]
 
 MOST_NESTED = 16
 """Calls within calls: real trees are three or four deep, and one that calls itself has no end."""
-
-
-def check_reach(reach: Reach, name: str) -> str:
-    """Return the registry's form of *name* if *reach* holds that operation of this node.
-
-    Raises:
-        CallError: `NOT_FOUND`.
-    """
-    name = operation_name(name)
-    if not reach.allows_local(name):
-        raise no_such_operation(name)
-    return name
 
 
 def child_info(parent: CallInfo, spec: OperationSpec, name: str) -> CallInfo:

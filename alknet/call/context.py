@@ -24,6 +24,8 @@ from alknet.core.identity import Identity, NodeId
 from alknet.errors import LocalError
 
 if TYPE_CHECKING:
+    from alknet.call.operations import Operation
+    from alknet.call.overlay import Layer, Overlay
     from alknet.call.peers.reference import PeerRef
     from alknet.call.survivors import Survivors
 
@@ -186,6 +188,16 @@ class LocalCaller(Caller, Protocol):
         """Return what makes its calls to *peer*."""
         ...
 
+    def overlay(
+        self, parent: Context, operations: Sequence[Operation[..., Any]]
+    ) -> AbstractAsyncContextManager[Overlay]:
+        """Add operations for a block."""
+        ...
+
+    def session_overlay(self, parent: Context) -> Overlay:
+        """Return what adds operations to the session."""
+        ...
+
 
 class Context:
     """One call, seen by its handler; it ends with the call.
@@ -193,9 +205,11 @@ class Context:
     Attributes:
         info: What the call is. Its fields can be read from the context itself too.
         lineage: Whether those above are still there; None where it ends with them.
+        layers: The operations that the handler has added and can call, the first first.
     """
 
     lineage: Lineage | None = None
+    layers: tuple[Layer, ...] = ()
 
     def __init__(
         self,
@@ -445,6 +459,35 @@ class Context:
         one.
         """
         return self._calls(operation, peer).bidi(self, operation, input)
+
+    def overlay(self, *operations: Operation[..., Any]) -> AbstractAsyncContextManager[Overlay]:
+        """Add *operations* for the time of an ``async with`` block, for this call alone.
+
+        This handler can call them without a declaration, and they one another where they declare
+        it; nobody else sees them. Each gets at most this operation's own authority, reach and
+        secrets. Leaving the block cancels their calls, and waits for those to end.
+
+        Raises:
+            LocalError, Conflict, CallError: On entering, as `Overlay.add`.
+        """
+        return self._local().overlay(self, operations)
+
+    def session_overlay(self) -> Overlay:
+        """Return what adds operations to the session that this call came by.
+
+        Whoever calls on that connection finds those that are not internal, until it ends: one
+        peer, or all whom a relaying peer speaks for. Their access rules hold. From now on this
+        handler can call them too, as those of `overlay`.
+
+        Raises:
+            LocalError: The call came by no session.
+        """
+        return self._local().session_overlay(self)
+
+    def _local(self) -> LocalCaller:
+        if self._caller is None:
+            raise LocalError("this context was made without a node")
+        return self._caller
 
     def _calls(self, operation: str, peer: PeerRef | None) -> Caller:
         if self._caller is None:

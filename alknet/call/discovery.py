@@ -7,7 +7,8 @@ internal, is missing. Whether it owns the resources that an operation needs is n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -16,11 +17,13 @@ from msgspec import UNSET, UnsetType
 
 from alknet.call.context import Context
 from alknet.call.operations import Operation, operation, public
+from alknet.call.overlay import session_entries, session_entry
 from alknet.call.registry import Entry, Registry
 from alknet.call.schema import JsonSchema
 from alknet.call.views import OperationViews
 from alknet.call.visibility import may_call, no_such_operation, operation_name
 from alknet.core.access import AccessRules
+from alknet.core.identity import Identity
 
 __all__ = [
     "DescribedError",
@@ -135,18 +138,18 @@ def discovery_operations(
         return OperationList(
             [
                 describe(entry)
-                for entry in registry
+                for entry in _entries(registry, ctx)
                 if entry.operation.spec.name.startswith(prefix)
                 and may_call(entry.operation, ctx.identity)
             ],
-            views.version(ctx.identity),
+            _version(views, ctx, ctx.identity),
         )
 
     @operation("services/schema", access=public())
     async def describe_operation(ctx: Context, query: SchemaQuery) -> DescribedOperation:
         """Describe one operation: its input, output and errors, and who may call it."""
         name = operation_name(query.name)
-        entry = registry.lookup(name)
+        entry = registry.lookup(name) or session_entry(ctx.info.session, name)
         if entry is None or not may_call(entry.operation, ctx.identity):
             raise no_such_operation(name)
         return describe_fully(entry)
@@ -160,7 +163,7 @@ def discovery_operations(
             identity = views.current(ctx.identity)
             if identity is None:
                 return
-            version = views.version(identity)
+            version = _version(views, ctx, identity)
             if version != told:
                 told = version
                 yield OperationsVersion(version)
@@ -168,6 +171,28 @@ def discovery_operations(
             await registry.changes.wait_changed(seen)
 
     return list_operations, describe_operation, watch_operations
+
+
+def _entries(registry: Registry, ctx: Context) -> Iterable[Entry]:
+    """Return the node's operations and those of the caller's session, sorted by name."""
+    of_session = session_entries(ctx.info.session)
+    if not of_session:
+        return registry
+    return sorted([*registry, *of_session], key=lambda entry: entry.operation.spec.name)
+
+
+def _version(views: OperationViews, ctx: Context, identity: Identity) -> str:
+    """Return the version of what *identity* sees on the caller's session."""
+    version = views.version(identity)
+    of_session = [
+        describe_fully(entry)
+        for entry in session_entries(ctx.info.session)
+        if may_call(entry.operation, identity)
+    ]
+    if not of_session:
+        return version
+    described = msgspec.json.encode([version, of_session], order="deterministic")
+    return hashlib.sha256(described).hexdigest()[: len(version)]
 
 
 def describe_briefly(entry: Entry) -> DescribedOperation:

@@ -26,9 +26,10 @@ import msgspec
 from alknet.call.boundary import HandlerBoundary
 from alknet.call.codes import CallError, ErrorCode, call_error_from
 from alknet.call.composer import Composer
-from alknet.call.composition import check_reach, child_info
+from alknet.call.composition import child_info
 from alknet.call.context import CallInfo, Context, Remote
 from alknet.call.operations import Operation
+from alknet.call.overlay import Layer, LayeredEntry, LayeredItems, session_entry
 from alknet.call.peers.environment import PeerEnvironment
 from alknet.call.registry import Registry
 from alknet.call.resources import Resources
@@ -93,6 +94,7 @@ class OperationDispatcher:
         self.repeated = RepeatedCalls(lambda: self.limits)
         self.survivors = Survivors(lambda: self.limits)
         self._scopes = ScopeVerdicts()
+        self._composers = {entry.operation: Composer(self, entry.operation) for entry in registry}
 
     def admit(self, request: Requested, *, connection: Connection, session: object) -> Admitted:
         """Decide whether *request* may run, and return what runs it.
@@ -102,10 +104,13 @@ class OperationDispatcher:
                 refused.
         """
         name = request.operation
+        layered = None
         entry = self.registry.lookup(name)
         if entry is None:  # what is registered needs no look at its name
             name = operation_name(name)
             entry = self.registry.lookup(name)
+            if entry is None:
+                entry = layered = session_entry(session, name)
         identity = self._identity(request, connection)
         if entry is None or entry.operation.spec.internal or request.peer:
             # Routes to other peers come with federation: here every peer is out of reach.
@@ -124,24 +129,38 @@ class OperationDispatcher:
             idempotency_key=request.idempotency_key,
             session=session,
         )
-        return Admitted(
-            operation,
-            self._context(operation, info),
-            value,
-            timeout_s=self._timeout_s(operation),
-            used_token=request.auth_token is not None,
-        )
+        context = self._context(operation, info, layered)
+        timeout_s = self._timeout_s(operation)
+        used_token = request.auth_token is not None
+        if layered is not None:
+            return _LayeredCall(layered, context, value, timeout_s, used_token=used_token)
+        return Admitted(operation, context, value, timeout_s=timeout_s, used_token=used_token)
 
     def admit_child(
-        self, caller: Operation[..., Any], parent: Context, operation_id: str, data: msgspec.Raw
+        self,
+        caller: Operation[..., Any],
+        parent: Context,
+        operation_id: str,
+        data: msgspec.Raw,
+        home: Layer | None = None,
     ) -> Admitted:
         """Decide whether the operation *caller*, in the call *parent*, may call another.
+
+        Args:
+            home: The layer that *caller* is of itself.
 
         Raises:
             CallError: It may not; see `alknet.call.composition`.
         """
-        name = check_reach(caller.reach, operation_id)
-        entry = self.registry.lookup(name)
+        name = operation_name(operation_id)
+        entry, layered = None, None
+        if caller.reach.allows_local(name):
+            entry = self.registry.lookup(name)
+            if entry is None and home is not None:
+                entry = layered = home.lookup(name)
+        elif parent.layers:  # those that it opened itself need no declaration
+            found = (layer.lookup(name) for layer in parent.layers)
+            entry = layered = next(filter(None, found), None)
         if entry is None:
             raise no_such_operation(name)
         operation = entry.operation
@@ -149,13 +168,19 @@ class OperationDispatcher:
         check_scopes(operation, info.identity)
         value = _decode_input_untrusted(operation, data)
         self._check_resource(operation, info.identity, value)
-        context = self._context(operation, info)
+        context = self._context(operation, info, layered)
         context.lineage = parent.lineage
         timeout_s = self._timeout_s(operation)
+        if layered is not None:
+            return _LayeredCall(layered, context, value, timeout_s, used_token=False)
         return Admitted(operation, context, value, timeout_s=timeout_s, used_token=False)
 
-    def _context(self, operation: Operation[..., Any], info: CallInfo) -> Context:
-        composer = Composer(self, operation) if operation.spec.calls else None
+    def _context(
+        self, operation: Operation[..., Any], info: CallInfo, layered: LayeredEntry | None = None
+    ) -> Context:
+        composer = self._composers.get(operation)
+        if composer is None:  # it came after the start: a command, or one of a layer
+            composer = Composer(self, operation) if layered is None else layered.composer
         declared = operation.spec.secrets
         secrets = CallSecrets(self.secrets, declared) if declared else None
         return Context(info, self.ownership, composer, secrets, self.resources)
@@ -321,6 +346,35 @@ class Admitted:
         except CallError as exc:
             # The caller has its last event or is gone: this is for the log alone.
             log.warning("call.close_failed", extra={**boundary.log_fields(), "code": exc.code})
+
+
+class _LayeredCall(Admitted):
+    """A call of an operation of a layer: it ends with that, by `ABORTED`."""
+
+    __slots__ = ("_running",)
+
+    def __init__(
+        self,
+        entry: LayeredEntry,
+        context: Context,
+        value: object,
+        timeout_s: float | None,
+        *,
+        used_token: bool,
+    ) -> None:
+        operation = entry.operation
+        super().__init__(operation, context, value, timeout_s=timeout_s, used_token=used_token)
+        self._running = entry.running
+
+    async def run(self) -> bytes:
+        with self._running.call():
+            output = await super().run()
+        return output  # noqa: RET504  to a type checker the block may swallow what it raises
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with super().stream() as items:
+            yield LayeredItems(items, self._running)
 
 
 class _Items:

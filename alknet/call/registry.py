@@ -26,6 +26,7 @@ class Provenance(enum.StrEnum):
     BUILTIN = "builtin"
     COMMAND = "command"
     FROM_CALL = "from_call"
+    SESSION = "session"
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import msgspec
 import trio
@@ -33,6 +33,9 @@ from alknet.core.identity import ANONYMOUS, Identity
 from alknet.core.limits import Limits
 from alknet.core.scopes import open_background
 from alknet.errors import LocalError, Malformed
+
+if TYPE_CHECKING:
+    from alknet.call.overlay import Layer
 
 __all__ = [
     "Bidi",
@@ -82,6 +85,7 @@ class CallSession:
         calling: Ours.
         lanes: The streams.
         budget: The bytes held for this connection.
+        layer: The operations that this session alone has, of the peer's calls; None for none.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class CallSession:
         self._close_reason: CloseReason | None = None
         self._until_end = trio.CancelScope()
         self._is_quiet = trio.Event()
+        self.layer: Layer | None = None
 
     def __repr__(self) -> str:
         served, made = len(self.serving.calls), len(self.calling.pending)
@@ -150,6 +155,8 @@ class CallSession:
                 nursery.cancel_scope.cancel()
         finally:
             self._set_reason(CloseReason(CloseCode.OK, "the session was stopped", by_peer=False))
+            if self.layer is not None:
+                self.layer.close()
         with trio.move_on_after(FAREWELL_S):
             await self.connection.wait_closed()
 

@@ -13,6 +13,7 @@ from alknet.call.codes import CallError, ErrorCode
 from alknet.call.context import CallInfo, Context, Remote
 from alknet.call.dispatch import OperationDispatcher
 from alknet.call.operations import CompositionAuthority, Operation, operation, public, scopes
+from alknet.call.overlay import MOST_OPERATIONS
 from alknet.call.registry import Registry
 from alknet.core.identity import OWNER
 from alknet.core.limits import Limits
@@ -92,6 +93,19 @@ authority calls what is public.
 ## What `calls` may say
 
 {_reach_table()}
+## Operations that a handler adds
+
+`async with ctx.overlay(*operations)` adds operations for the time of a block: an agent's tools. The
+handler can call them without declaring it, they one another where they declare it, and nobody else
+sees them. `ctx.session_overlay().add(...)` adds them to the connection that the call came by: all
+who call there find those that are not internal, until it ends.
+
+1. The node's operations come first: a name that is taken cannot be added.
+2. An added operation has at most the scopes, grants, reach and secrets of the one that adds it, and
+   its authority has the same label.
+3. When the block or the connection ends, the operations are gone, and their calls are cancelled:
+   `ABORTED`. There are {MOST_OPERATIONS} of them in one overlay at most.
+
 ## The table
 
 What each parent gets, asked when this page was made; the call came from the **owner**, whose rights
