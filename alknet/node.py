@@ -29,7 +29,7 @@ from alknet.call.handler import CallHandler
 from alknet.call.operations import Operation
 from alknet.call.outbound_session import OutboundSessions
 from alknet.call.peers import PeerEnvironment
-from alknet.call.peers.announce import follow_operations
+from alknet.call.peers.federation import Federation
 from alknet.call.registry import Registry
 from alknet.call.resources import Resources
 from alknet.call.succeed import succeed_operation
@@ -56,6 +56,7 @@ from alknet.core.quic.reset import ResetKey
 from alknet.core.router import Router
 from alknet.core.scopes import open_background
 from alknet.core.tcp.handshake import accept_tls
+from alknet.core.tcp.turns import Turn
 from alknet.core.tcp.webfiles import load_web_certificates
 from alknet.core.ticket import Ticket
 from alknet.core.tls.credentials import NodeCredentials
@@ -445,6 +446,7 @@ class Node:
         self.credentials.set_web(web)
         self.endpoint.limits = self._calls.limits = self._dispatcher.limits = config.limits
         self.resources.limits = config.limits
+        self._federation.apply(config)
         self._register.limits = config.limits
         for quic in self._quic:
             quic.limits = config.limits
@@ -504,6 +506,7 @@ class Node:
             secrets = vault_operations(self.vault, receive_entropy=receive)
             self.registry.extend(audited(secrets, self._note), builtin=True)
         self.registry.extend(operations)
+        self._federation = Federation(self.peers, self.registry, self.identities, self.config)
         self._commands = CommandRunner(lambda: self.config.limits.commands)
         self.registry.set_commands(command_operations(self.config.commands, self._commands))
         self._dispatcher = OperationDispatcher(
@@ -515,6 +518,7 @@ class Node:
             peers=self.peers,
             resources=self.resources,
         )
+        self._dispatcher.forwarder = self._federation.forwarder
         self._calls = CallHandler(
             self._dispatcher,
             limits,
@@ -540,7 +544,7 @@ class Node:
             credentials=self.credentials,
             calls=self._calls,
             environment=self.peers,
-            follow=follow_operations,
+            follow=self._federation.follow,
         )
 
     async def _note(self, who: str, action: str, target: str) -> None:
@@ -564,9 +568,12 @@ class Node:
             tasks=lambda: msgspec.to_builtins(task_tree()),
         )
 
-    async def _accept_tls(self, stream: trio.abc.Stream, alpns: Sequence[str]) -> Connection:
+    async def _accept_tls(
+        self, stream: trio.abc.Stream, alpns: Sequence[str], turn: Turn
+    ) -> Connection:
         served = alpns_on("tcp", alpns)
-        return await accept_tls(stream, self.credentials, served, self.config.default_alpn)
+        default = self.config.default_alpn
+        return await accept_tls(stream, self.credentials, served, default, turn=turn)
 
     def _check_default_alpn(self, config: NodeConfig) -> None:
         served = alpns_on("tcp", self.endpoint.router.alpns)

@@ -31,6 +31,7 @@ from alknet.call.context import CallInfo, Context, Remote
 from alknet.call.operations import Operation
 from alknet.call.overlay import Layer, LayeredEntry, LayeredItems, session_entry
 from alknet.call.peers.environment import PeerEnvironment
+from alknet.call.peers.forwarding import ForwardedCall, Forwarder
 from alknet.call.registry import Registry
 from alknet.call.resources import Resources
 from alknet.call.schema import Mismatch, Shape
@@ -69,6 +70,8 @@ class OperationDispatcher:
         limits: `Limits.call_timeout_s` and `Limits.call_timeout_max_s` count; may be replaced
             at any time, for the calls that come after.
         repeated: The calls with an idempotency key.
+        forwarder: Passes requests on to peers; None, and every peer is out of reach. May be set at
+            any time.
         survivors: The calls that may outlive those that made them, once it is served.
     """
 
@@ -92,17 +95,32 @@ class OperationDispatcher:
         self.peers = PeerEnvironment() if peers is None else peers
         self.resources = resources
         self.repeated = RepeatedCalls(lambda: self.limits)
+        self.forwarder: Forwarder | None = None
         self.survivors = Survivors(lambda: self.limits)
         self._scopes = ScopeVerdicts()
         self._composers = {entry.operation: Composer(self, entry.operation) for entry in registry}
 
-    def admit(self, request: Requested, *, connection: Connection, session: object) -> Admitted:
-        """Decide whether *request* may run, and return what runs it.
+    def admit(
+        self, request: Requested, *, connection: Connection, session: object
+    ) -> Admitted | ForwardedCall:
+        """Decide whether *request* may run, and return what runs it: here, or on a peer.
 
         Raises:
             CallError: It may not. `CallError.is_failed_authentication` says that its token was
                 refused.
         """
+        if not request.peer:
+            return self.admit_here(request, connection=connection, session=session)
+        name = operation_name(request.operation)
+        identity = self._identity(request, connection)
+        if self.forwarder is None:
+            raise no_such_operation(name)
+        return self.forwarder.admit(request, identity=identity)
+
+    def admit_here(
+        self, request: Requested, *, connection: Connection, session: object
+    ) -> Admitted:
+        """Decide whether *request* may run on this node; raises like `admit`."""
         name = request.operation
         layered = None
         entry = self.registry.lookup(name)
@@ -112,8 +130,7 @@ class OperationDispatcher:
             if entry is None:
                 entry = layered = session_entry(session, name)
         identity = self._identity(request, connection)
-        if entry is None or entry.operation.spec.internal or request.peer:
-            # Routes to other peers come with federation: here every peer is out of reach.
+        if entry is None or entry.operation.spec.internal:
             raise no_such_operation(name)
         operation = entry.operation
         self._scopes.check(operation, identity)

@@ -81,8 +81,10 @@ class ReExport(msgspec.Struct, frozen=True):
         """Whether it is about *operation* (no leading slash) at the end of *route*."""
         if operation.partition("/")[0] in NEVER_PASSED_ON:
             return False
-        if not any(glob.matches(operation) for glob in self.operations):
-            return False
+        return any(glob.matches(operation) for glob in self.operations) and self.is_about(route)
+
+    def is_about(self, route: Sequence[str]) -> bool:
+        """Whether it is about anything at the end of *route*."""
         text = "/".join(route)
         is_any = route[-1] == ANY_PEER
         return any(glob.matches(text) and (not is_any or _names_any(glob)) for glob in self.peers)

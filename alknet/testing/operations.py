@@ -208,7 +208,9 @@ def admit_request(  # noqa: PLR0913  the parts of a dispatcher, all named
         secrets=secrets,
         resources=resources,
     )
-    return dispatcher.admit(request, connection=connection, session=None)
+    admitted = dispatcher.admit(request, connection=connection, session=None)
+    assert isinstance(admitted, Admitted)  # without a forwarder no route leads anywhere
+    return admitted
 
 
 async def assert_list_operations_filter(
@@ -316,7 +318,9 @@ async def _admitted(
     async with memory_connection_pair() as (_, connection), open_background() as nursery:
         connection.identity = identity
         await nursery.start(dispatcher.survivors.serve)
-        yield dispatcher.admit(request, connection=connection, session=None)
+        admitted = dispatcher.admit(request, connection=connection, session=None)
+        assert isinstance(admitted, Admitted)  # without a forwarder no route leads anywhere
+        yield admitted
         await dispatcher.survivors.drain(math.inf)
 
 

@@ -1,0 +1,82 @@
+"""What a node has for its peers, wired: who offers, what is followed, passed on and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from alknet.call.operations import Operation
+from alknet.call.peers.announce import ImportMemory, follow_operations, offer_operation
+from alknet.call.peers.attached import AttachedPeer
+from alknet.call.peers.environment import PeerEnvironment
+from alknet.call.peers.forwarding import Forwarder
+from alknet.call.peers.listing import list_peers_operation
+from alknet.call.peers.service import PeerService
+from alknet.call.registry import Provenance, Registry
+from alknet.call.session import CallSession
+from alknet.call.spec import OpType
+from alknet.core.config import NodeConfig
+from alknet.core.contracts import IdentityProvider
+
+__all__ = ["Federation"]
+
+
+class Federation:
+    """The peers of a node as its callers and they themselves meet them.
+
+    Attributes:
+        forwarder: What a dispatcher passes requests on by.
+    """
+
+    def __init__(
+        self,
+        environment: PeerEnvironment,
+        registry: Registry,
+        identities: IdentityProvider,
+        config: NodeConfig,
+    ) -> None:
+        """Wire it, and add its operations to *registry*.
+
+        Args:
+            environment: The peers of this node; it has a key.
+            identities: Which peers there are, here or not.
+        """
+        assert environment.node_id is not None
+        self._config = config
+        self._registry = registry
+        self._memory = ImportMemory()
+        self._service = PeerService(environment, follow=self.follow)
+        self.forwarder = Forwarder(
+            environment,
+            node_id=environment.node_id,
+            limits=lambda: self._config.limits,
+            rules=config.re_exports,
+            op_type_here=self._builtin_op_type,
+            knows_peer=lambda name: identities.peer(name) is not None,
+        )
+        registry.extend(self._operations(environment), builtin=True)
+
+    def apply(self, config: NodeConfig) -> None:
+        """Take over the rules and limits of *config*, for the requests that come from now on."""
+        self._config = config
+        self.forwarder.rules = config.re_exports
+
+    async def follow(self, attached: AttachedPeer, session: CallSession) -> None:
+        """Keep what a peer offers up to date; see `follow_operations`."""
+        await follow_operations(attached, session, self._memory)
+
+    def _operations(self, environment: PeerEnvironment) -> Sequence[Operation[..., Any]]:
+        return (
+            offer_operation(self._service.offered),
+            list_peers_operation(
+                environment,
+                self.forwarder,
+                is_enabled=lambda: self._config.federation.list_peers,
+            ),
+        )
+
+    def _builtin_op_type(self, name: str) -> OpType | None:
+        entry = self._registry.lookup(name)
+        if entry is None or entry.provenance is not Provenance.BUILTIN:
+            return None
+        return entry.operation.spec.op_type
