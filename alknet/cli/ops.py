@@ -59,6 +59,6 @@ def ops(words: Sequence[str], prefix: str, **options: Any) -> None:
 def _list(output: bytes) -> None:
     import msgspec
 
-    found = msgspec.json.decode(output, type=dict[str, list[dict[str, Any]]])["operations"]
+    found = msgspec.json.decode(output, type=dict[str, Any])["operations"]
     rows = [(one["name"], one["op_type"], one.get("description", "")) for one in found]
     table(("operation", "type", "description"), rows, empty="no operations that you may call")
