@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from alknet.core.contracts import StreamReset
-from tests.contracts.test_connection import (
+from tests.contracts.connections import (
     over_many_streams,
     over_one_stream,
     send_without_end,

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.contracts.test_connection import (
+from tests.contracts.connections import (
     over_all,
     over_many_streams,
     receive_exactly,
