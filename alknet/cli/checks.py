@@ -13,6 +13,7 @@ import msgspec
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from alknet.cli.command_checks import examine_commands
 from alknet.client import open_control_session, open_session
 from alknet.core.address import Address
 from alknet.core.clock import wall_clock
@@ -78,7 +79,7 @@ async def examine(home: Path) -> list[Finding]:
 def _examine_offline(home: Path) -> list[Finding]:
     found = [_home(home)]
     if home.is_dir():
-        found += [*_key(home), _config(home)]
+        found += [*_key(home), _config(home), _commands(home)]
     return [*found, _clock(), _buffers(), _ipv6()]
 
 
@@ -153,6 +154,10 @@ def _config(home: Path) -> Finding:
     if problems:
         return Finding("config", "fail", f"{problems[0]}", "alknet config check lists all problems")
     return Finding("config", "ok", str(path) if path.exists() else "none, the defaults apply")
+
+
+def _commands(home: Path) -> Finding:
+    return Finding("commands", *examine_commands(_config_or_defaults(home)))
 
 
 async def _store(home: Path) -> list[Finding]:

@@ -23,9 +23,9 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 def doctor() -> None:
     """Look for what could keep the node from working.
 
-    Checks the home, the vault, the configuration, the clock, the ports, the system's buffers and
-    IPv6; and if the node runs, that it is reached over QUIC and over TCP. Changes nothing. Exits
-    with 1 if a check fails; warnings do not count.
+    Checks the home, the vault, the configuration, what confines programs, the clock, the ports, the
+    system's buffers and IPv6; and if the node runs, that it is reached over QUIC and over TCP.
+    Changes nothing. Exits with 1 if a check fails; warnings do not count.
     """
     from alknet.cli.checks import examine
     from alknet.cli.running import run

@@ -85,3 +85,33 @@ def test_plain_functions_are_refused() -> None:
 
     with pytest.raises(LocalError, match="not an operation"):
         Registry([plain])  # type: ignore[list-item]  # the fault under test
+
+
+def test_commands_come_and_go_beside_what_is_frozen() -> None:
+    registry = Registry([one])
+    registry.freeze()
+    version = registry.changes.version
+    registry.set_commands([two])
+    entry = registry.lookup("b/two")
+    assert entry is not None
+    assert entry.provenance is Provenance.COMMAND
+    assert "b/two" in registry
+    assert [entry.operation for entry in registry] == [one, two]
+    assert len(registry) == 2
+    assert registry.changes.version > version
+    registry.set_commands([])
+    assert registry.lookup("b/two") is None
+    assert [entry.operation for entry in registry] == [one]
+
+
+def test_a_command_takes_no_name_that_is_there_or_reserved() -> None:
+    registry = Registry([one])
+    registry.set_commands([two])
+
+    @operation("node/mine", access=public())
+    async def reserved() -> None: ...
+
+    for wrong in ([one], [two, two], [reserved]):
+        with pytest.raises(LocalError):
+            registry.set_commands(wrong)
+        assert registry.lookup("b/two") is not None
