@@ -95,9 +95,9 @@ def list_peers_operation(
     @operation("services/list-peers", access=public(), large_output=True)
     async def list_peers(ctx: Context, wanted: PeerFilter) -> PeerList:
         """List the peers that the caller reaches through this node, by name, and how they are."""
-        if not ctx.identity.is_owner and not is_enabled():
-            return PeerList([])
         view = _View(forwarder, ctx.identity)
+        if not view.sees_any or not (ctx.identity.is_owner or is_enabled()):
+            return PeerList([])
         names = sorted(
             peer.name
             for peer in environment
@@ -117,6 +117,11 @@ class _View:
         # By id() of what is offered and the rules: both live as long as this does.
         self._known: dict[tuple[int, tuple[int, ...]], list[str]] = {}
         self._held: list[Listing] = []
+
+    @property
+    def sees_any(self) -> bool:
+        """Whether there is a rule that could show the caller a peer."""
+        return self._is_owner or bool(self._rules)
 
     def operations(self, peer: AttachedPeer) -> list[str]:
         """Return the names of what the caller may call of *peer*, sorted."""
