@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         resource,
         scopes,
     )
+    from alknet.call.retrying import RetryPolicy
     from alknet.call.secret import Secret
     from alknet.call.session import CallSession
     from alknet.client import connect, open_control_session, open_session
@@ -81,6 +82,7 @@ __all__ = [
     "Peer",
     "PeerError",
     "ProtocolHandler",
+    "RetryPolicy",
     "Secret",
     "StoreError",
     "Stream",
@@ -113,6 +115,7 @@ _HOMES = {
         "resource",
         "scopes",
     ),
+    "alknet.call.retrying": ("RetryPolicy",),
     "alknet.call.secret": ("Secret",),
     "alknet.call.session": ("CallSession",),
     "alknet.client": (

@@ -21,6 +21,7 @@ from alknet.call.calling import encode_input
 from alknet.call.codes import CallError
 from alknet.call.handles import CallOptions
 from alknet.call.hedging import race
+from alknet.call.reach import ANY_PEER
 from alknet.core.backoff import Backoff
 from alknet.errors import LocalError
 
@@ -201,7 +202,7 @@ class Retrier:
             return  # a hedge would not help: it waits for the first of the same key
         if run.policy.hedge_after_s is not None:
             run.is_hedged = await self._may_run_twice(run)
-        if run.policy.makes_key and self._remembers_keys and not run.is_hedged:
+        if run.policy.makes_key and self._keys_help(run) and not run.is_hedged:
             run.options["idempotency_key"] = secrets.token_hex(KEY_BYTES)
 
     async def _attempt(self, run: _Run) -> msgspec.Raw:
@@ -229,7 +230,11 @@ class Retrier:
         return wait_s if self._extra() else None
 
     def _has_key(self, run: _Run) -> bool:
-        return self._remembers_keys and run.options.get("idempotency_key") is not None
+        return self._keys_help(run) and run.options.get("idempotency_key") is not None
+
+    def _keys_help(self, run: _Run) -> bool:
+        # A node can choose another peer for the second request, who has not seen the first.
+        return self._remembers_keys and ANY_PEER not in (run.options.get("peer") or ())
 
     def _extra(self) -> bool:
         if self.budget.spend():

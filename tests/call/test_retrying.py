@@ -154,6 +154,19 @@ async def test_a_key_is_of_no_use_where_another_node_may_get_the_second_request(
     assert len(target.requests) == 1
 
 
+@pytest.mark.parametrize(("route", "requests"), [(("hub", "any"), 1), (("hub", "w1"), 2)])
+async def test_a_key_is_of_no_use_on_a_route_to_any_peer(
+    route: tuple[str, ...], requests: int, autojump_clock: Clock
+) -> None:
+    target = Target(unavailable())
+    retrier = target.retrier()
+    if requests == 1:
+        assert await fails(retrier, peer=route) == "UNAVAILABLE"
+    else:
+        await retrier.call("shop/buy", retry=USUAL, peer=route)
+    assert len(target.requests) == requests
+
+
 async def test_what_was_not_sent_is_always_tried_again(autojump_clock: Clock) -> None:
     target = Target(unsent(), unsent())
     await target.retrier(remembers_keys=False).call("shop/buy", retry=PLAIN)
