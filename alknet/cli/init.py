@@ -223,7 +223,7 @@ def _commit(home: Path, words: str, plan: Plan, *, words_file: Path | None = Non
                     sync_directory(words_file.parent)  # no key lasts without its words
             with store_errors(f"cannot create {home}"):
                 return make_home(home, words, plan)
-        except BaseException:
+        except BaseException:  # boundary: passed on; a Ctrl-C leaves no half of it either
             if words_file is not None and not (home / NODE_FILES[0]).exists():
                 words_file.unlink(missing_ok=True)
             raise
@@ -272,7 +272,7 @@ def _fill(home: Path, words: str, plan: Plan) -> NodeId:
             passphrase=plan.passphrase,
             has_key_file=plan.has_key_file,
         )
-    except BaseException:
+    except BaseException:  # boundary: passed on; a Ctrl-C leaves no half of it either
         if is_new:
             config.unlink(missing_ok=True)
         raise

@@ -110,7 +110,7 @@ def _write(directory: Path, made: Sequence[str]) -> list[Path]:
                 path = directory / f"{number}.txt"
                 write_private(path, share.encode() + b"\n")
                 written.append(path)
-        except BaseException:
+        except BaseException:  # boundary: passed on; a Ctrl-C leaves no half of it either
             for path in written:  # some of a split are of no use with those of the next
                 path.unlink(missing_ok=True)
             raise

@@ -174,7 +174,7 @@ def _add(
                 return vault.add_slot(
                     lambda i, root: kinds.key_file_slot(i, root, key.view, label=name, now=now)
                 )
-            except BaseException:
+            except BaseException:  # boundary: passed on; a key of no slot stays nowhere
                 path.unlink(missing_ok=True)
                 raise
     with new_keyring_key(vault.header.vault_id) as key:
@@ -182,7 +182,7 @@ def _add(
             return vault.add_slot(
                 lambda i, root: kinds.keyring_slot(i, root, key.view, label=label, now=now)
             )
-        except BaseException:
+        except BaseException:  # boundary: passed on; a key of no slot stays nowhere
             forget_keyring_key(vault.header.vault_id)
             raise
 

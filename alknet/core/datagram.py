@@ -166,7 +166,7 @@ class UdpSocket:
                 report_arrivals(sock)
             coalesce(sock)
             sock.bind(_to_system((host, port), is_ipv6=family == socket.AF_INET6))
-        except BaseException:
+        except BaseException:  # boundary: passed on; nobody else can close the socket
             sock.close()
             raise
         return cls(sock, on_unreachable, is_segmenting=can_segment(sock))
