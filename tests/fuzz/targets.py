@@ -37,6 +37,7 @@ from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.tls.trust import PinnedKey
 from alknet.core.tls.x509 import certificate_untrusted, node_id_of_certificate
 from alknet.core.tokens import token_prefix_untrusted
+from alknet.core.varint import pull_varint_untrusted
 from alknet.errors import LocalError, Malformed
 from alknet.http.h3 import proto
 from alknet.ssh.agent.proto import MessageDecoder, decode_request_untrusted
@@ -160,7 +161,7 @@ def http3(data: bytes) -> None:
     for check in checks:
         with refused_with(Malformed):
             check(data)
-    proto.pull_varint_untrusted(data, 0)
+    pull_varint_untrusted(data, 0)
 
 
 def vault(data: bytes) -> None:

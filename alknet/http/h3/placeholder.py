@@ -8,6 +8,7 @@ import trio
 
 from alknet.core.contracts import Connection, ConnectionEnded, Stream, StreamReset
 from alknet.core.scopes import open_background
+from alknet.core.varint import pull_varint_untrusted
 from alknet.http.h3 import proto
 from alknet.http.h3.proto import Frame, FrameReader, FrameType, H3Code, H3Error, StreamType
 from alknet.http.placeholder import BODY, MAX_BODY_BYTES, MAX_REQUESTS, REQUEST_TIMEOUT_S
@@ -186,7 +187,7 @@ async def _read_unidirectional(stream: Stream, taken: set[int]) -> None:
 async def _read_type(stream: Stream) -> tuple[int | None, bytes]:
     """Read the type of a stream; None if it ended before. Cancelled, bytes are lost."""
     data = b""
-    while (kind := proto.pull_varint_untrusted(data, 0)) is None:
+    while (kind := pull_varint_untrusted(data, 0)) is None:
         try:
             more = bytes(await stream.receive_some())
         except StreamReset:

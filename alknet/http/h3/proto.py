@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pylsqpack
 
+from alknet.core.varint import pull_varint_untrusted, varint
 from alknet.errors import Malformed
 
 __all__ = [
@@ -37,7 +38,6 @@ __all__ = [
     "check_settings_untrusted",
     "encode_response",
     "method_untrusted",
-    "pull_varint_untrusted",
 ]
 
 # HEADERS and SETTINGS of an honest client: browsers send a few KiB at most.
@@ -173,17 +173,6 @@ class FrameReader:
         return None if kind is None or length is None else (kind[0], *length)
 
 
-def pull_varint_untrusted(data: bytes | bytearray, at: int) -> tuple[int, int] | None:
-    """Read a variable-length integer (RFC 9000 sec. 16); return it and where it ends, or None."""
-    if at >= len(data):
-        return None
-    size = 1 << (data[at] >> 6)
-    if at + size > len(data):
-        return None
-    value = int.from_bytes(data[at : at + size], "big") & ((1 << (8 * size - 2)) - 1)
-    return value, at + size
-
-
 def check_settings_untrusted(payload: bytes) -> None:
     """Check a SETTINGS frame; none of the settings changes what we do.
 
@@ -277,11 +266,4 @@ def _not_a_request() -> H3Error:
 
 
 def _frame(kind: FrameType, payload: bytes) -> bytes:
-    return bytes([kind]) + _varint(len(payload)) + payload
-
-
-def _varint(value: int) -> bytes:
-    if value < 1 << 6:
-        return bytes([value])
-    assert value < 1 << 14  # what we send is short
-    return (value | 1 << 14).to_bytes(2, "big")
+    return bytes([kind]) + varint(len(payload)) + payload

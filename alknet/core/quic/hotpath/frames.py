@@ -9,6 +9,7 @@ from aioquic.quic.packet_builder import QuicPacketBuilderStop
 from aioquic.quic.rangeset import RangeSet
 
 from alknet.core.quic.hotpath.records import Frames, Handlers
+from alknet.core.varint import varint, varint_size
 
 __all__ = [
     "LONGEST_TWO_BYTES",
@@ -17,7 +18,6 @@ __all__ = [
     "ack_frame",
     "stream_head",
     "stream_overhead",
-    "varint",
 ]
 
 ACK = b"\x02"
@@ -26,20 +26,9 @@ SHORTEST_STREAM_FRAME = 4
 LONGEST_TWO_BYTES = 0x3FFF
 
 
-def varint(value: int) -> bytes:
-    """Encode a variable-length integer below 2^62."""
-    if value < 0x40:
-        return value.to_bytes(1)
-    if value < 0x4000:
-        return (value | 0x4000).to_bytes(2)
-    if value < 0x4000_0000:
-        return (value | 0x8000_0000).to_bytes(4)
-    return (value | 0xC000_0000_0000_0000).to_bytes(8)
-
-
 def stream_overhead(stream_id: int, offset: int) -> int:
     """Return the bytes of a STREAM frame before its data, with a length of 2 bytes."""
-    return 3 + _varint_bytes(stream_id) + (_varint_bytes(offset) if offset else 0)
+    return 3 + varint_size(stream_id) + (varint_size(offset) if offset else 0)
 
 
 def stream_head(kind: int, stream_id: int, offset: int, count: int) -> bytes:
@@ -112,11 +101,3 @@ class FrameWriter:
         encoded = varint(value)
         self._frames.append(encoded)
         self.used += len(encoded)
-
-
-def _varint_bytes(value: int) -> int:
-    if value < 0x40:
-        return 1
-    if value < 0x4000:
-        return 2
-    return 4 if value < 0x4000_0000 else 8

@@ -18,19 +18,11 @@ from alknet.core.quic.hotpath.frames import (
     ack_frame,
     stream_head,
     stream_overhead,
-    varint,
 )
 from alknet.core.quic.hotpath.records import AckPacket, Frames, Handlers, PlainPacket
 from alknet.core.quic.hotpath.seal import Sealer
 
 EDGES = [0, 1, 63, 64, 16_383, 16_384, (1 << 30) - 1, 1 << 30, (1 << 62) - 1]
-
-
-@pytest.mark.parametrize("value", EDGES)
-def test_integers_are_as_short_as_they_can_be(value: int) -> None:
-    buf = Buffer(capacity=8)
-    buf.push_uint_var(value)
-    assert varint(value) == buf.data
 
 
 @pytest.mark.parametrize("count", [0, 1, 1_000, 16_383])
