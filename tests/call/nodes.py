@@ -14,8 +14,8 @@ from alknet.call.session import CallSession
 from alknet.core.identity import Identity
 from alknet.core.limits import Limits
 from alknet.core.scopes import open_background
-from alknet.testing.memory import memory_connection_pair
 from alknet.testing.operations import FixedIdentities, FixedOwnership, peer
+from tests.call.sessions import connections
 
 __all__ = ["CALLER", "Hop", "open_hop"]
 
@@ -36,12 +36,13 @@ class Hop:
         self._limits = limits
 
     @asynccontextmanager
-    async def connect(self, identity: Identity = CALLER) -> AsyncGenerator[CallSession]:
+    async def connect(
+        self, identity: Identity = CALLER, carrier: str = "memory"
+    ) -> AsyncGenerator[CallSession]:
         """Give a session to this node, which knows the caller as *identity*."""
         async with AsyncExitStack() as stack:
-            pair = memory_connection_pair(alpn="alknet/call", limits=self._limits)
+            pair = connections(carrier, self._limits, identity)
             dialer, acceptor = await stack.enter_async_context(pair)
-            acceptor.identity = identity
             nursery = await stack.enter_async_context(open_background())
             served = CallSession(acceptor, self.dispatcher, limits=self._limits)
             self.served.append(served)
