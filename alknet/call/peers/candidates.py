@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from hashlib import blake2b
 from operator import attrgetter
@@ -92,33 +92,39 @@ class Ring:
     that a plain ring needs. Source: Appleton and O'Reilly, Multi-probe consistent hashing (2015).
     """
 
-    __slots__ = ("_peers",)
+    __slots__ = ("_peers", "_points")
 
     def __init__(self, peers: Iterable[AttachedPeer]) -> None:
         self._peers = sorted(peers, key=_POINT)
+        self._points = [peer.point for peer in self._peers]  # bisecting numbers is far faster
 
     def add(self, peer: AttachedPeer) -> None:
         """Give *peer* the keys that are nearest to it."""
-        insort(self._peers, peer, key=_POINT)
+        index = bisect_left(self._points, peer.point)
+        self._points.insert(index, peer.point)
+        self._peers.insert(index, peer)
 
     def remove(self, peer: AttachedPeer) -> None:
         """Give the keys of *peer* to others."""
-        index = bisect_left(self._peers, peer.point, key=_POINT)
+        index = bisect_left(self._points, peer.point)
         while self._peers[index] is not peer:  # two names with one hash: as good as never
             index += 1
-        del self._peers[index]
+        del self._points[index], self._peers[index]
 
     def owner_of(self, key: str) -> AttachedPeer:
         """Return the peer of *key*; there is at least one."""
-        peers = self._peers
-        best, least = peers[0], _CIRCLE
+        points = self._points
+        count = len(points)
+        best, least = 0, _CIRCLE
         for probe in _PROBES.unpack(blake2b(key.encode(), person=_PERSON).digest()):
-            index = bisect_left(peers, probe, key=_POINT)
-            peer = peers[index if index < len(peers) else 0]
-            distance = (peer.point - probe) % _CIRCLE
+            index = bisect_left(points, probe)
+            if index == count:  # past the last comes the first
+                index, distance = 0, points[0] + _CIRCLE - probe
+            else:
+                distance = points[index] - probe
             if distance < least:
-                best, least = peer, distance
-        return best
+                best, least = index, distance
+        return self._peers[best]
 
 
 class OfferIndex:
