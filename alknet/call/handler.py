@@ -10,8 +10,8 @@ import trio
 
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.contracts import Dispatcher
+from alknet.call.inbound import REVOKED, InboundCall
 from alknet.call.proto import ConnectionClose, encode_event, encode_frame
-from alknet.call.serving import REVOKED, InboundCall
 from alknet.call.session import CallSession
 from alknet.core.clock import WallClock, wall_clock
 from alknet.core.contracts import (

@@ -12,8 +12,8 @@ import trio
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.contracts import AdmittedCall
 from alknet.call.crash import error_of
-from alknet.call.credit import SendCredit
 from alknet.call.idempotency import CallKey, fingerprint_of
+from alknet.call.inbound import InboundCall, failed
 from alknet.call.inputs import InputItems
 from alknet.call.proto import (
     MAX_DEPTH,
@@ -32,97 +32,13 @@ from alknet.call.proto import (
 )
 from alknet.call.sharing import KeyedCall
 from alknet.call.workers import Workers
-from alknet.core.identity import Identity
 from alknet.errors import Violation
 
 if TYPE_CHECKING:
     from alknet.call.session import CallSession
     from alknet.call.streams import CallStream
 
-__all__ = ["REVOKED", "SHUTDOWN", "InboundCall", "Serving"]
-
-# Reasons of a callee's ``call.aborted``.
-REVOKED = "revoked"
-SHUTDOWN = "shutdown"
-
-
-class InboundCall:
-    """A request of the peer that runs.
-
-    Attributes:
-        id: Chosen by the peer.
-        operation: Registry name.
-        identity: Whom it runs for.
-        auth_token: The token that it came with, if that is why it runs. Secret.
-        stream: Where it came and where its answer goes.
-        credit: Items that it may send; None where flow control alone decides.
-        inputs: What the caller of an upload or bidirectional call has sent; None for other kinds.
-        keyed: What makes it known again; None if it has no idempotency key, or does not need one.
-        scope: Ends it, with everything below.
-    """
-
-    __slots__ = (
-        "_deadline",
-        "_verdict",
-        "admitted",
-        "auth_token",
-        "credit",
-        "id",
-        "identity",
-        "input_bytes",
-        "inputs",
-        "keyed",
-        "operation",
-        "scope",
-        "stream",
-    )
-
-    def __init__(
-        self,
-        request: Requested,
-        admitted: AdmittedCall,
-        stream: CallStream,
-        *,
-        deadline: float,
-        expires_at: float = math.inf,
-    ) -> None:
-        self.id = request.id
-        self.operation = request.operation
-        self.input_bytes = len(request.input)
-        self.identity: Identity = admitted.identity
-        self.auth_token = request.auth_token if admitted.used_token else None
-        self.admitted = admitted
-        self.stream = stream
-        self.credit = None if request.window is None else SendCredit(request.window)
-        self.inputs: InputItems | None = None
-        self.keyed: KeyedCall | None = None
-        is_sooner = expires_at <= deadline
-        self.scope = trio.CancelScope(deadline=expires_at if is_sooner else deadline)
-        self._deadline = deadline
-        self._verdict: Event | None = Aborted(self.id, REVOKED) if is_sooner else None
-
-    def __repr__(self) -> str:
-        return f"<InboundCall {self.id} {self.operation} as {self.identity.id}>"
-
-    def expire_at(self, expires_at: float) -> None:
-        """Let its token end it then, in `trio.current_time`, if its deadline does not before."""
-        if not self.scope.cancel_called:
-            is_sooner = expires_at <= self._deadline
-            self._verdict = Aborted(self.id, REVOKED) if is_sooner else None
-            self.scope.deadline = min(self._deadline, expires_at)
-
-    def end(self, verdict: Event) -> None:
-        """Cancel it; *verdict* is what the caller gets, unless it ends on its own before."""
-        if not self.scope.cancel_called:
-            self._verdict = verdict
-            self.scope.cancel()
-
-    @property
-    def verdict(self) -> Event:
-        """What to send after `scope` was cancelled: by `end`, or else by its deadline."""
-        if self._verdict is not None:
-            return self._verdict
-        return _failed(self.id, ErrorCode.TIMEOUT, "the operation took longer than it may")
+__all__ = ["Serving"]
 
 
 class Serving:
@@ -177,7 +93,7 @@ class Serving:
     def aborted(self, call_id: str) -> None:
         """End the call at its caller's wish; an unknown id is ignored."""
         if call := self.calls.get(call_id):
-            call.end(_failed(call_id, ErrorCode.ABORTED, "aborted by the caller"))
+            call.end(failed(call_id, ErrorCode.ABORTED, "aborted by the caller"))
 
     def credited(self, event: Credit) -> None:
         """Let a subscription send more; an unknown id is ignored."""
@@ -202,7 +118,7 @@ class Serving:
             raise Violation("input left the stream of its request")
         if call.inputs is None:
             why = f"a {call.admitted.op_type} takes no input items"
-            call.end(_failed(call.id, ErrorCode.INVALID_OPERATION_TYPE, why))
+            call.end(failed(call.id, ErrorCode.INVALID_OPERATION_TYPE, why))
             return
         try:
             if isinstance(event, InputItem):
@@ -217,7 +133,7 @@ class Serving:
         for call in stream.serving:
             if call.inputs is not None and not call.inputs.has_ended:
                 why = "the stream ended before call.input_end"
-                call.end(_failed(call.id, ErrorCode.INVALID_INPUT, why))
+                call.end(failed(call.id, ErrorCode.INVALID_INPUT, why))
 
     def faulted(self, call_id: str, error: CallError) -> None:
         """End the call for a bad message about it; an unknown id is ignored."""
@@ -380,10 +296,6 @@ _HAS_ITEMS = frozenset({"subscription", "bidi"})
 _TAKES_ITEMS = frozenset({"upload", "bidi"})
 # Queries may be run again anyway; of what has items, a retry would have to get them all.
 _REMEMBERED = frozenset({"mutation", "upload"})
-
-
-def _failed(call_id: str, code: ErrorCode, message: str) -> Failed:
-    return Failed.of(call_id, CallError(code, message))
 
 
 def _unsendable(body: bytes, limit: int) -> CallError | None:

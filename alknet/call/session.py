@@ -23,11 +23,12 @@ import trio
 from alknet.call.calling import Calling
 from alknet.call.contracts import Dispatcher
 from alknet.call.handles import Bidi, CallOptions, Subscription, TypedSubscription, Upload
+from alknet.call.inbound import SHUTDOWN, InboundCall
 from alknet.call.lanes import Lanes
 from alknet.call.outbox import Budget
 from alknet.call.pending import ended
 from alknet.call.retrying import Retrier, RetryOptions, RetryPolicy
-from alknet.call.serving import SHUTDOWN, InboundCall, Serving
+from alknet.call.serving import Serving
 from alknet.core.contracts import CloseCode, CloseReason, Connection
 from alknet.core.identity import ANONYMOUS, Identity
 from alknet.core.limits import Limits

@@ -27,8 +27,8 @@ from alknet.core.limits import Limits
 from alknet.errors import Malformed, PeerError
 
 if TYPE_CHECKING:
+    from alknet.call.inbound import InboundCall
     from alknet.call.inputs import InputItems
-    from alknet.call.serving import InboundCall
 
 __all__ = ["LINGER_S", "CallStream", "StreamOwner"]
 

@@ -1,0 +1,109 @@
+"""A request of the peer that runs: what it is, what ends it, and what its caller then gets."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from alknet.call.codes import CallError, ErrorCode
+from alknet.call.contracts import AdmittedCall
+from alknet.call.credit import SendCredit
+from alknet.call.inputs import InputItems
+from alknet.call.proto import Aborted, Event, Failed, Requested
+from alknet.call.sharing import KeyedCall
+from alknet.core.identity import Identity
+
+if TYPE_CHECKING:
+    from alknet.call.streams import CallStream
+
+__all__ = ["REVOKED", "SHUTDOWN", "InboundCall", "failed"]
+
+# Reasons of a callee's ``call.aborted``.
+REVOKED = "revoked"
+SHUTDOWN = "shutdown"
+
+
+class InboundCall:
+    """A request of the peer that runs.
+
+    Attributes:
+        id: Chosen by the peer.
+        operation: Registry name.
+        identity: Whom it runs for.
+        auth_token: The token that it came with, if that is why it runs. Secret.
+        stream: Where it came and where its answer goes.
+        credit: Items that it may send; None where flow control alone decides.
+        inputs: What the caller of an upload or bidirectional call has sent; None for other kinds.
+        keyed: What makes it known again; None if it has no idempotency key, or does not need one.
+        scope: Ends it, with everything below.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_verdict",
+        "admitted",
+        "auth_token",
+        "credit",
+        "id",
+        "identity",
+        "input_bytes",
+        "inputs",
+        "keyed",
+        "operation",
+        "scope",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        request: Requested,
+        admitted: AdmittedCall,
+        stream: CallStream,
+        *,
+        deadline: float,
+        expires_at: float = math.inf,
+    ) -> None:
+        self.id = request.id
+        self.operation = request.operation
+        self.input_bytes = len(request.input)
+        self.identity: Identity = admitted.identity
+        self.auth_token = request.auth_token if admitted.used_token else None
+        self.admitted = admitted
+        self.stream = stream
+        self.credit = None if request.window is None else SendCredit(request.window)
+        self.inputs: InputItems | None = None
+        self.keyed: KeyedCall | None = None
+        is_sooner = expires_at <= deadline
+        self.scope = trio.CancelScope(deadline=expires_at if is_sooner else deadline)
+        self._deadline = deadline
+        self._verdict: Event | None = Aborted(self.id, REVOKED) if is_sooner else None
+
+    def __repr__(self) -> str:
+        return f"<InboundCall {self.id} {self.operation} as {self.identity.id}>"
+
+    def expire_at(self, expires_at: float) -> None:
+        """Let its token end it then, in `trio.current_time`, if its deadline does not before."""
+        if not self.scope.cancel_called:
+            is_sooner = expires_at <= self._deadline
+            self._verdict = Aborted(self.id, REVOKED) if is_sooner else None
+            self.scope.deadline = min(self._deadline, expires_at)
+
+    def end(self, verdict: Event) -> None:
+        """Cancel it; *verdict* is what the caller gets, unless it ends on its own before."""
+        if not self.scope.cancel_called:
+            self._verdict = verdict
+            self.scope.cancel()
+
+    @property
+    def verdict(self) -> Event:
+        """What to send after `scope` was cancelled: by `end`, or else by its deadline."""
+        if self._verdict is not None:
+            return self._verdict
+        return failed(self.id, ErrorCode.TIMEOUT, "the operation took longer than it may")
+
+
+def failed(call_id: str, code: ErrorCode, message: str) -> Failed:
+    """Return the end of a call that failed."""
+    return Failed.of(call_id, CallError(code, message))
