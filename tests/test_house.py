@@ -18,6 +18,7 @@ import pytest
 import alknet
 from alknet.call.codes import CODES, CallError, ErrorCode, call_error_from, exception_from
 from alknet.cli.app import COMMANDS
+from alknet.core.config_command import CommandErrorTable, CommandTable
 from alknet.core.config_outbound import OutboundTable
 from alknet.core.config_tables import LogTable, NodeTable, PeerTable, WebCertificateTable
 from alknet.core.limits import Limits
@@ -274,7 +275,17 @@ def test_http_statuses_tell_codes_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [Limits, LogTable, NodeTable, OutboundTable, PeerTable, WebCertificateTable]
+    "table",
+    [
+        CommandErrorTable,
+        CommandTable,
+        Limits,
+        LogTable,
+        NodeTable,
+        OutboundTable,
+        PeerTable,
+        WebCertificateTable,
+    ],
 )
 def test_every_key_of_the_configuration_is_in_the_reference(table: type[msgspec.Struct]) -> None:
     page = (ROOT / "docs" / "reference" / "config.md").read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ import msgspec
 
 from alknet.core import limits as limits_module
 from alknet.core.config import NEEDS_RESTART, NodeConfig
+from alknet.core.config_command import CommandErrorTable, CommandTable
 from alknet.core.config_outbound import OutboundTable
 from alknet.core.config_re_export import FederationTable, ReExportTable
 from alknet.core.config_tables import (
@@ -72,7 +73,7 @@ file are read-only for commands.
 
 A peer to which this node keeps a connection: a worker behind NAT dials its hub, which calls the
 worker by it. The connection comes back by itself. `alknet worker join` writes such peers to the
-store instead.
+store instead: see [how to join a worker](../howto/join-a-worker.md).
 
 {_table(OutboundTable, attributes(OutboundTable))}
 ## [[re_export]]
@@ -91,6 +92,16 @@ they are shown a self-signed certificate that is made anew when the node starts.
 from the directory of `node.toml`.
 
 {_table(WebCertificateTable, attributes(WebCertificateFiles))}
+## [[command]]
+
+A program that is an operation; [how to serve programs](../howto/commands.md) shows examples. It
+needs to say who may call it: `public`, `internal`, `scopes_all` or `scopes_any`.
+
+{_table(CommandTable, attributes(CommandTable))}
+`errors` is a table of tables, `[command.errors.3]` for the exit status 3. A status that is not in
+it, or a signal, is `INTERNAL` to the caller.
+
+{_table(CommandErrorTable, attributes(CommandErrorTable))}
 ## [limits]
 
 Over a limit, the one thing that exceeded it is refused with its code; nobody else notices. Units
@@ -162,13 +173,18 @@ def _type(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {_type(arguments[0])}s"
     if origin in {Union, types.UnionType}:
-        return _type(next(argument for argument in arguments if argument is not type(None)))
+        kinds = [_type(argument) for argument in arguments if argument is not type(None)]
+        return " or ".join(kinds)
+    if origin is dict:
+        return "table"
     return {str: "string", bool: "boolean", int: "integer", float: "number"}[annotation]
 
 
 def _shown(value: object) -> str:
     if value is None:
         return "none"
+    if value is msgspec.NODEFAULT:  # a table, made anew for each
+        return "`{}`"
     if isinstance(value, tuple):
         return "`[" + ", ".join(f'"{item}"' for item in value) + "]`"
     if isinstance(value, bool):
@@ -183,5 +199,9 @@ def _shown(value: object) -> str:
 def _range(annotation: Any) -> str:
     assert get_origin(annotation) is Annotated
     (meta,) = get_args(annotation)[1:]
+    if meta.pattern is not None:
+        return f"`{meta.pattern.strip('^$')}`"
+    if meta.max_length is not None:
+        return f"{meta.min_length:,} to {meta.max_length:,} characters"
     low = f"{meta.ge:,}" if meta.ge is not None else f"above {meta.gt:,}"
     return f"{low} to {meta.le:,}"
