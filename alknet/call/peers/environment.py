@@ -30,6 +30,8 @@ from alknet.call.peers.candidates import OfferIndex
 from alknet.call.peers.health import Ejector
 from alknet.call.peers.policies import Draw
 from alknet.call.peers.reference import PeerRef
+from alknet.call.peers.repeating import retrier_for
+from alknet.call.retrying import RetryBudget, RetryOptions
 from alknet.call.session import Bidi, CallOptions, CallSession, Subscription, Upload
 from alknet.core.identity import NodeId
 
@@ -56,6 +58,7 @@ class PeerEnvironment:
         node_id: The node that they are attached to; None for one without a key.
         changes: Rings when a peer comes or goes, is ejected or readmitted, or changes what it
             offers.
+        retry_budget: What all calls share that are to be tried again.
     """
 
     def __init__(self, node_id: NodeId | None = None, *, draw: Draw = random) -> None:
@@ -72,6 +75,7 @@ class PeerEnvironment:
         self._index = OfferIndex()
         self._ejector = Ejector(self._peers.__len__, self._set_available, self._draw)
         self._last_order = 0
+        self.retry_budget = RetryBudget()
 
     def __repr__(self) -> str:
         return f"<PeerEnvironment of {len(self._peers)} peers, {self._ejector.ejected} ejected>"
@@ -98,6 +102,13 @@ class PeerEnvironment:
         if candidates is None or not candidates.available:
             return None
         return candidates.available[0].operations[operation]
+
+    def offer(self, ref: PeerRef, operation: str) -> ImportedOperation | None:
+        """Return how whom *ref* means describes *operation*; None if nobody offers it."""
+        if ref.name is None:
+            return self.offer_of(operation)
+        peer = self._peers.get(ref.name)
+        return None if peer is None else peer.operations.get(operation)
 
     @property
     def version(self) -> int:
@@ -141,7 +152,7 @@ class PeerEnvironment:
         ref: PeerRef,
         operation: str,
         input: object = None,  # noqa: A002  the wire's word
-        **options: Unpack[CallOptions],
+        **options: Unpack[RetryOptions],
     ) -> msgspec.Raw:
         """Run a query or mutation of a peer and return its output as JSON.
 
@@ -158,6 +169,8 @@ class PeerEnvironment:
                 has the name; UNAVAILABLE if all who offer it are ejected, or the connection is
                 lost.
         """
+        if "retry" in options:
+            return await retrier_for(self, ref).call(operation, input, **options)
         tried: tuple[AttachedPeer, ...] = ()
         while True:
             peer, session = self._choose(ref, operation, tried)
