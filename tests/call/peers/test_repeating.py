@@ -57,7 +57,8 @@ async def add(fleet: Fleet, name: str, operations: Operations, *, is_query: bool
     offered = offers(["shop/buy", "shop/look"])
     if not is_query:
         offered = {
-            name: msgspec.structs.replace(one, op_type=OpType.MUTATION) for name, one in offered.items()
+            name: msgspec.structs.replace(one, op_type=OpType.MUTATION)
+            for name, one in offered.items()
         }
     worker.peer.set_operations(worker.ours, offered, "2")
     return worker
