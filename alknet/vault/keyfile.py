@@ -1,29 +1,21 @@
-"""The node's key on disk: one PKCS#8 PEM file in the node's home, readable by its user alone.
+"""The home of a node, and the key in it as it was kept before there were vaults.
 
-Everything that needs the key gets it from `read_key`; a vault that holds it sealed can take this
-module's place.
+That is one PKCS#8 PEM file, readable by its user alone; it is read to be put into a vault.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
 import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from alknet.errors import Conflict, LocalError, NotFound
-from alknet.vault.durable import store_errors, sync_directory, write_private
+from alknet.errors import LocalError, NotFound
+from alknet.vault.durable import store_errors, sync_directory
 
-__all__ = ["KEY_FILE", "check_private", "create_home", "read_key", "write_key"]
+__all__ = ["KEY_FILE", "check_private", "create_home", "read_key"]
 
 KEY_FILE = "node.key"
 # An Ed25519 key takes 119 bytes; whatever is much longer is another file.
@@ -47,28 +39,6 @@ def create_home(path: Path) -> None:
             _check_home(path)
         else:
             sync_directory(path.parent)
-
-
-def write_key(home: Path, key: Ed25519PrivateKey) -> Path:
-    """Store the node's key and return the path of its file.
-
-    The file appears whole and durable, or not at all; an interrupt leaves nothing behind.
-
-    Raises:
-        Conflict: The home has a key already; it is never replaced.
-        StoreError: The file could not be written.
-    """
-    path = home / KEY_FILE
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    temporary = home / f".{KEY_FILE}.{secrets.token_hex(4)}"
-    with store_errors(f"cannot write {path}"):
-        try:
-            write_private(temporary, pem)
-            _publish(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_directory(home)
-    return path
 
 
 def read_key(home: Path) -> Ed25519PrivateKey:
@@ -124,22 +94,3 @@ def check_private(path: Path, info: os.stat_result) -> None:
         raise LocalError(f"{path} belongs to another user (uid {info.st_uid})")
     if stat.S_IMODE(info.st_mode) & 0o077:
         raise LocalError(f"others may read {path}: run 'chmod 600 {path}'")
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    # A link, unlike a rename, never replaces: two that write at once cannot lose a key.
-    try:
-        path.hardlink_to(temporary)
-    except FileExistsError as exc:
-        raise Conflict(f"{path} exists: a node's key is never replaced") from exc
-    except OSError as exc:
-        if exc.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
-            raise
-        _publish_without_links(temporary, path)
-
-
-def _publish_without_links(temporary: Path, path: Path) -> None:
-    # FAT and some network file systems know no links.
-    if path.exists():
-        raise Conflict(f"{path} exists: a node's key is never replaced")
-    temporary.rename(path)

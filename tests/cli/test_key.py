@@ -19,11 +19,12 @@ from alknet.stores.home import open_home_identities
 from alknet.stores.succession import SUCCESSION_FILE, read_succession, rotate_identity
 from alknet.stores.successors import StoredSuccessors
 from alknet.vault.homevault import home_public_key, home_vault
-from alknet.vault.keyfile import create_home, write_key
+from alknet.vault.keyfile import create_home
 from alknet.vault.slip10 import derive
 from alknet.vault.words import seed_from_words
 from tests.cli.homes import WORDS, make_vault_home, open_vault
 from tests.cli.kit import PATIENCE_S, Cli, RunningNode, running_node, terminal
+from tests.vault.oldhome import write_key
 
 
 def id_of(home: Path) -> str:

@@ -21,7 +21,8 @@ from alknet.core.home import CONFIG_FILE
 from alknet.core.identity import Peer
 from alknet.node import Node
 from alknet.stores.home import open_home_identities
-from alknet.vault.keyfile import create_home, write_key
+from alknet.vault.keyfile import create_home
+from tests.vault.oldhome import write_key
 
 LOOPBACK = [Address("127.0.0.1", 0)]
 

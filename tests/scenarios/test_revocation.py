@@ -22,9 +22,10 @@ from alknet.core.contracts import CloseCode
 from alknet.node import Node
 from alknet.stores.home import DATABASE_FILE, open_home_identities
 from alknet.testing.nodes import open_node
-from alknet.vault.keyfile import create_home, write_key
+from alknet.vault.keyfile import create_home
 from tests.scenarios.homes import process_running
 from tests.scenarios.rig import TRANSPORTS, Friend, bystander, ended, make_friend, new_token
+from tests.vault.oldhome import write_key
 
 SLOW = {"message": 1, "delay_ms": 60_000}
 

@@ -23,8 +23,9 @@ from alknet.core.vault_pipe import offer_entropy
 from alknet.core.vault_service import verify
 from alknet.node import Node
 from alknet.vault.homevault import create_home_vault, home_vault
-from alknet.vault.keyfile import create_home, write_key
+from alknet.vault.keyfile import create_home
 from alknet.vault.locked import LockedBuffer
+from tests.vault.oldhome import write_key
 
 ENTROPY = bytes(range(32))
 LOOPBACK = [Address("127.0.0.1", 0)]

@@ -21,10 +21,11 @@ from alknet.core.home import CONFIG_FILE
 from alknet.core.identity import NodeId, Peer
 from alknet.core.ticket import Ticket
 from alknet.stores.home import open_home_identities
-from alknet.vault.keyfile import create_home, write_key
+from alknet.vault.keyfile import create_home
 from benchmarks.attacks import ATTACKS
 from tests.soak.held import Held
 from tests.soak.verdict import leftovers
+from tests.vault.oldhome import write_key
 
 # What a connection may linger is short, so that a round ends soon after its peers.
 CONFIG = """

@@ -18,10 +18,11 @@ from alknet.vault.homevault import (
     open_home_vault,
     unlock_home_vault,
 )
-from alknet.vault.keyfile import create_home, write_key
+from alknet.vault.keyfile import create_home
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.recovery import words_from_entropy
 from alknet.vault.unlock import UnlockWith
+from tests.vault.oldhome import write_key
 
 ENTROPY = bytes(range(32))
 

@@ -1,8 +1,7 @@
-"""The key on disk: private, whole or absent, never replaced."""
+"""The home of a node, and the key that an old one holds: private, or refused."""
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
@@ -11,8 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from alknet.errors import Conflict, LocalError, NotFound, StoreError
-from alknet.vault.keyfile import KEY_FILE, create_home, read_key, write_key
+from alknet.errors import LocalError, NotFound, StoreError
+from alknet.vault.keyfile import KEY_FILE, create_home, read_key
+from tests.vault.oldhome import write_key
 
 
 @pytest.fixture
@@ -28,79 +28,18 @@ def public(key: Ed25519PrivateKey) -> bytes:
 
 def test_a_key_is_read_back_from_a_private_file_in_a_private_home(home: Path) -> None:
     key = Ed25519PrivateKey.generate()
-    path = write_key(home, key)
+    write_key(home, key)
     assert public(read_key(home)) == public(key)
     assert home.stat().st_mode & 0o777 == 0o700
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.read_text().startswith("-----BEGIN PRIVATE KEY-----\n")
-    assert [entry.name for entry in home.iterdir()] == [KEY_FILE]
 
 
 def test_a_lax_umask_changes_nothing(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         create_home(tmp_path / "home")
-        path = write_key(tmp_path / "home", Ed25519PrivateKey.generate())
     finally:
         os.umask(before)
     assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_a_key_is_never_replaced(home: Path) -> None:
-    key = Ed25519PrivateKey.generate()
-    write_key(home, key)
-    with pytest.raises(Conflict, match="never replaced"):
-        write_key(home, Ed25519PrivateKey.generate())
-    assert public(read_key(home)) == public(key)
-    assert [entry.name for entry in home.iterdir()] == [KEY_FILE]
-
-
-@pytest.mark.parametrize("existing", [False, True])
-def test_a_file_system_without_links_keeps_the_same_promises(
-    home: Path, monkeypatch: pytest.MonkeyPatch, existing: bool
-) -> None:
-    def no_links(self: Path, target: Path) -> None:
-        raise PermissionError(errno.EPERM, "no links here")
-
-    key = Ed25519PrivateKey.generate()
-    if existing:
-        write_key(home, key)
-    monkeypatch.setattr(Path, "hardlink_to", no_links)
-    if existing:
-        with pytest.raises(Conflict):
-            write_key(home, Ed25519PrivateKey.generate())
-    else:
-        write_key(home, key)
-    assert public(read_key(home)) == public(key)
-    assert [entry.name for entry in home.iterdir()] == [KEY_FILE]
-
-
-@pytest.mark.parametrize("failing", ["fsync", "open"])
-def test_a_write_that_fails_leaves_nothing(
-    home: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
-    def fail(*args: object, **kwargs: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, failing, fail)
-        with pytest.raises(StoreError, match="No space left"):
-            write_key(home, Ed25519PrivateKey.generate())
-    assert list(home.iterdir()) == []
-
-
-def test_an_interrupt_while_writing_leaves_nothing(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(descriptor: int) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            write_key(home, Ed25519PrivateKey.generate())
-    assert list(home.iterdir()) == []
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
@@ -180,13 +119,3 @@ def test_a_key_that_is_a_device_is_refused(home: Path) -> None:
     (home / KEY_FILE).symlink_to("/dev/null")
     with pytest.raises(LocalError, match="not a regular file"):
         read_key(home)
-
-
-def test_other_trouble_with_links_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Path, target: Path) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(Path, "hardlink_to", fail)
-    with pytest.raises(StoreError, match="Input/output error"):
-        write_key(home, Ed25519PrivateKey.generate())
-    assert list(home.iterdir()) == []

@@ -13,9 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.vault.homevault import create_home_vault, home_vault
-from alknet.vault.keyfile import create_home, read_key, write_key
+from alknet.vault.keyfile import create_home, read_key
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.vault import Vault
+from tests.vault.oldhome import write_key
 
 pytestmark = pytest.mark.slow
 
