@@ -14,6 +14,7 @@ from alknet.core.identity import Identity, NodeId
 from alknet.core.limits import Limits
 from alknet.core.router import Router
 from alknet.core.tcp.handshake import accept_tls, dial_tls
+from alknet.core.tcp.turns import Turn
 from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.tls.trust import PinnedKey
 from alknet.errors import Denied, Malformed, Unavailable
@@ -373,8 +374,8 @@ async def test_tls_over_any_byte_stream_ends_at_the_handler_of_its_alpn() -> Non
     server = NodeCredentials(Ed25519PrivateKey.from_private_bytes(b"s" * 32))
     alice = NodeCredentials(Ed25519PrivateKey.from_private_bytes(b"c" * 32))
 
-    async def accept(stream: trio.abc.Stream, alpns: Sequence[str]) -> Connection:
-        return await accept_tls(stream, server, alpns)
+    async def accept(stream: trio.abc.Stream, alpns: Sequence[str], turn: Turn) -> Connection:
+        return await accept_tls(stream, server, alpns, turn=turn)
 
     endpoint = Endpoint(
         Router([Handler(crash, alpns=("a",)), Handler(echo, alpns=("b",), requires_identity=True)]),
@@ -422,7 +423,7 @@ async def test_a_stream_is_dispatched_by_the_alpn_of_its_handshake() -> None:
     async with memory_connection_pair() as (dialer, acceptor):
         offered: list[Sequence[str]] = []
 
-        async def accept(stream: trio.abc.Stream, alpns: Sequence[str]) -> Connection:
+        async def accept(stream: trio.abc.Stream, alpns: Sequence[str], _: object) -> Connection:
             offered.append(alpns)
             return acceptor
 
@@ -436,7 +437,7 @@ async def test_a_stream_is_dispatched_by_the_alpn_of_its_handshake() -> None:
 async def test_a_handshake_that_takes_too_long_closes_the_stream(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async def accept(stream: trio.abc.Stream, alpns: Sequence[str]) -> Connection:
+    async def accept(stream: trio.abc.Stream, alpns: Sequence[str], _: object) -> Connection:
         await trio.sleep_forever()
         raise AssertionError
 
@@ -458,7 +459,7 @@ async def test_a_handshake_that_takes_too_long_closes_the_stream(
     ],
 )
 async def test_a_handshake_that_fails_closes_the_stream_and_nothing_else(error: Exception) -> None:
-    async def accept(stream: trio.abc.Stream, alpns: Sequence[str]) -> Connection:
+    async def accept(stream: trio.abc.Stream, alpns: Sequence[str], _: object) -> Connection:
         raise error
 
     async with stream_bench(accept) as (endpoint, ours):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
 
 import trio
 
@@ -35,6 +36,7 @@ from alknet.core.identity import Identity
 from alknet.core.limits import Limits
 from alknet.core.log import bind
 from alknet.core.router import Router
+from alknet.core.tcp.turns import HandshakeTurns, Turn
 from alknet.errors import AlknetError, Denied, Unavailable
 
 __all__ = ["AcceptTls", "Endpoint"]
@@ -44,8 +46,8 @@ log = logging.getLogger(__name__)
 # Cancelled handlers get this long to unwind before their lifespans end regardless.
 UNWIND_WITHIN_S = 2.0
 
-AcceptTls = Callable[[trio.abc.Stream, Sequence[str]], Awaitable[Connection]]
-"""The server's side of TLS over any byte stream; given the ALPNs to choose from."""
+AcceptTls = Callable[[trio.abc.Stream, Sequence[str], Turn], Awaitable[Connection]]
+"""The server's side of TLS over any byte stream; given the ALPNs to choose from, and turns."""
 
 
 class Endpoint:
@@ -70,6 +72,7 @@ class Endpoint:
         self._admission = Admission(limits or Limits())
         self._live = LiveConnections(identities)
         self._accept_tls = accept_tls
+        self._turns = HandshakeTurns()
         self._now = now
         self._is_serving = False
         self._is_hurried = False
@@ -199,7 +202,7 @@ class Endpoint:
         source = source_of(remote_address, relay)
         try:
             with self._handshake(source), trio.fail_after(self.limits.handshake_timeout_s):
-                connection = await self._handshake_tls(stream)
+                connection = await self._handshake_tls(stream, source)
         except (AlknetError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._log_failed_handshake(remote_address, str(exc))
         except trio.TooSlowError:
@@ -321,10 +324,11 @@ class Endpoint:
         with self._admission.handshake(source):
             yield
 
-    async def _handshake_tls(self, stream: trio.abc.Stream) -> Connection:
+    async def _handshake_tls(self, stream: trio.abc.Stream, source: str) -> Connection:
         if self._accept_tls is None:
             raise Unavailable("this endpoint was made without TLS")
-        return await self._accept_tls(stream, self.router.alpns)
+        turn = partial(self._turns.of, source)
+        return await self._accept_tls(stream, self.router.alpns, turn)
 
     def _log_failed_handshake(self, remote_address: str, error: str) -> None:
         log.info("handshake.failed", extra={"address": remote_address, "error": error})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -14,6 +15,7 @@ from alknet.core.tcp.tls import TlsStream
 from alknet.core.tls.trust import Trust, WebPki
 
 if TYPE_CHECKING:
+    from alknet.core.tcp.turns import Turn
     from alknet.core.tls.credentials import NodeCredentials
 
 __all__ = ["accept_tls", "dial_tls"]
@@ -26,6 +28,7 @@ async def accept_tls(
     default_alpn: str | None = None,
     *,
     remote_address: str | None = None,
+    turn: Turn = nullcontext,
 ) -> StreamConnection:
     """Shake hands as the server and return the connection.
 
@@ -42,12 +45,13 @@ async def accept_tls(
         alpns: What is served, the preferred first.
         default_alpn: What a client that offers no ALPN speaks; None refuses it (alert 40).
         remote_address: What to call the client; by default the socket's peer address.
+        turn: Waits for a turn before each step, see `alknet.core.tcp.turns`.
 
     Raises:
         HandshakeFailed: No connection came of it.
     """
     tls = TlsStream.server(stream, credentials, alpns, serves_without_alpn=default_alpn is not None)
-    await _shake_hands(tls)
+    await _shake_hands(tls, turn)
     return StreamConnection(
         tls,
         alpn=tls.alpn or default_alpn or "",
@@ -107,9 +111,9 @@ async def dial_tls(
     )
 
 
-async def _shake_hands(tls: TlsStream) -> None:
+async def _shake_hands(tls: TlsStream, turn: Turn = nullcontext) -> None:
     try:
-        await tls.do_handshake()
+        await tls.do_handshake(turn)
     except BaseException:
         await tls.abort()
         raise

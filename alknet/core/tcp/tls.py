@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -30,6 +31,7 @@ from alknet.errors import AlknetError
 
 if TYPE_CHECKING:
     from alknet.core.identity import NodeId
+    from alknet.core.tcp.turns import Turn
     from alknet.core.tls.credentials import NodeCredentials
     from alknet.core.tls.trust import Trust
 
@@ -125,8 +127,11 @@ class TlsStream(trio.abc.HalfCloseableStream):
         certificate = peer_certificate(self._connection)
         return None if certificate is None else node_id_of_certificate(certificate)
 
-    async def do_handshake(self) -> None:
+    async def do_handshake(self, turn: Turn = nullcontext) -> None:
         """Shake hands. Cancelled, the stream is good for nothing but `aclose`.
+
+        Args:
+            turn: Waits for a turn before each step that follows from the peer's bytes.
 
         A client that returns from here has not been admitted: a server that refuses its key says
         so afterwards, to the first `receive_some`.
@@ -135,9 +140,11 @@ class TlsStream(trio.abc.HalfCloseableStream):
             HandshakeFailed: One side refused the other, the link broke, or it is not TLS 1.3.
             LocalError: The trust is unusable (see `check_server`).
         """
+        step: Turn = nullcontext  # before the first bytes there is little to compute
         while True:
             try:
-                is_done = self._shake_once()
+                async with step():
+                    is_done = self._shake_once()
             except AlknetError:
                 await self._send_alert()
                 raise
@@ -158,6 +165,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
                     "the other side closed the link during the TLS handshake", by_peer=True
                 )
             self._connection.bio_write(data)
+            step = turn
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and send. Cancelled, some, all or none of *data* may have been accepted.
