@@ -21,6 +21,7 @@ from benchmarks import (
     bench_hostile,
     bench_mix,
     bench_packet,
+    bench_routing,
     bench_session,
     bench_store,
     bench_vault,
@@ -38,6 +39,7 @@ BENCHES: dict[str, Callable[[bool], Table]] = {
     "congestion": bench_congestion.run,
     "store": bench_store.run,
     "vault": bench_vault.run,
+    "routing": bench_routing.run,
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from alknet.core.ticket import Ticket
 from benchmarks import __main__ as program
@@ -19,6 +20,7 @@ from benchmarks import (
     bench_hostile,
     bench_mix,
     bench_packet,
+    bench_routing,
     bench_vault,
 )
 from benchmarks.attacks import ATTACKS
@@ -44,6 +46,16 @@ def test_the_vault_is_measured_beside_the_floor() -> None:
     rows = bench_vault.measure(rounds=1, count=10)
     assert {row.peer for row in rows} == {bench_vault.OURS, bench_vault.FLOOR}
     assert all(row.values["per s"] > 0 for row in rows)
+
+
+def test_choosing_a_peer_is_measured_beside_calls_without_a_choice() -> None:
+    rows = trio.run(bench_routing.measure, (3,), (2,), 20, 1)
+    for case in ("3 attached", "2 attached, by QUIC"):
+        found = {row.peer for row in rows if row.case == case}
+        assert {bench_routing.DIRECT, bench_routing.SPECIFIC, *bench_routing.POLICIES} <= found
+    assert {bench_routing.ATTACH, bench_routing.LIST, bench_routing.IMPORT} <= {
+        row.peer for row in rows
+    }
 
 
 def test_bulk_is_measured_both_ways() -> None:
