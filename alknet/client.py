@@ -3,7 +3,8 @@
 `connect` gives a connection for any ALPN, `open_session` a call session on it. Whom to trust
 follows from what is named: a ticket or node id pins the key; a bare ``host:port`` has no key, so
 the Web PKI must vouch for the name, or nothing is connected. Trust on first use has to be asked
-for, by passing the `KnownNodes` to remember the key in. `claim` makes us a peer by an invitation.
+for, by passing the `KnownNodes` to remember the key in. `claim` makes us a peer by an invitation,
+`join_hub` a worker, which dials its hub from then on.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.call import session as call_session
+from alknet.call.builtin import WhoAmI
+from alknet.call.codes import CallError, ErrorCode
 from alknet.call.contracts import Dispatcher
 from alknet.call.enrolment import ALPN as REGISTER_ALPN
 from alknet.call.enrolment import Claimed, claim_invitation
@@ -24,7 +28,7 @@ from alknet.core.address import Address
 from alknet.core.contracts import Connection
 from alknet.core.endpoint.control import connect_control
 from alknet.core.endpoint.dial import TRANSPORTS, dial
-from alknet.core.identity import NodeId
+from alknet.core.identity import NodeId, Peer
 from alknet.core.invitation import Invitation
 from alknet.core.limits import Limits
 from alknet.core.scopes import open_background
@@ -33,8 +37,9 @@ from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.tls.trust import AnyKey, PinnedKey, Trust, WebPki
 from alknet.errors import LocalError
 from alknet.stores.known import KnownNodes
+from alknet.stores.outbound import StoredOutbound
 
-__all__ = ["claim", "connect", "open_control_session", "open_session"]
+__all__ = ["claim", "connect", "join_hub", "open_control_session", "open_session"]
 
 
 @asynccontextmanager
@@ -150,6 +155,58 @@ async def claim(
         return await claim_invitation(connection, invitation, name=name, addresses=addresses)
 
 
+async def join_hub(
+    invitation: Invitation,
+    outbound: StoredOutbound,
+    *,
+    key: Ed25519PrivateKey,
+    hub: Peer,
+    keep_scopes: bool = False,
+    name: str | None = None,
+    addresses: Sequence[str] = (),
+) -> tuple[Claimed, Peer]:
+    """Become a worker of the node that has made *invitation*: each knows the other by its key.
+
+    Done once more, or after it was interrupted at any point, it completes what is missing; so it
+    may be done at each start of a machine, long after the invitation has ended. Cancelled, the hub
+    knows us or not, and we know it and dial it, or neither.
+
+    Args:
+        invitation: As for `claim`, and so are *key*, *name* and *addresses*.
+        outbound: Of our node, which dials the hub from then on.
+        hub: The name and scopes that the hub gets here; what the invitation says is added.
+        keep_scopes: As for `StoredOutbound.join`.
+
+    Returns:
+        What we have become there, and the hub's record here.
+
+    Raises:
+        Conflict: The name or the key of the hub is another peer's here; nothing was claimed.
+        DialError: As `claim`, and so are CallError and Malformed.
+        StoreError: The hub knows us, but our store could not be written; so Unavailable.
+    """
+    ticket = invitation.ticket
+    hub = msgspec.structs.replace(
+        hub,
+        fingerprints=(ticket.node_id.fingerprint,),
+        addresses=tuple(map(str, ticket.addresses)),
+    ).normalized()
+    # An invitation that then cannot be made use of would be lost.
+    outbound.check_joinable(hub)
+    try:
+        claimed = await claim(invitation, key=key, name=name, addresses=addresses)
+    except CallError as exc:
+        found = None
+        if exc.code == ErrorCode.FORBIDDEN and outbound.is_joined(hub):
+            found = await _standing(ticket, key)
+        if found is None or name not in {None, found.name}:
+            raise
+        claimed = found
+    more = map(str, Ticket.parse(claimed.ticket).addresses)
+    hub = msgspec.structs.replace(hub, addresses=(*hub.addresses, *more)).normalized()
+    return claimed, await outbound.join(hub, keep_scopes=keep_scopes)
+
+
 @asynccontextmanager
 async def open_control_session(home: Path) -> AsyncGenerator[CallSession]:
     """Talk to the running node of *home* as its owner, through its Unix socket.
@@ -163,6 +220,14 @@ async def open_control_session(home: Path) -> AsyncGenerator[CallSession]:
         nursery.start_soon(connection.wait_closed)
         async with call_session.open_session(connection) as session:
             yield session
+
+
+async def _standing(ticket: Ticket, key: Ed25519PrivateKey) -> Claimed | None:
+    """Ask a node what we are there; None if it does not know us."""
+    async with open_session(ticket, key=key) as session:
+        found = await session.call_as(WhoAmI, "node/whoami")
+    kind, _, name = found.id.partition(":")
+    return Claimed(name, tuple(found.scopes), str(ticket)) if kind == "peer" else None
 
 
 def _resolve(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -112,6 +112,23 @@ def _show(output: bytes) -> None:
     _show_connections(found)
     say()
     _show_peers(found)
+    if found.get("outbound"):
+        say()
+        _show_outbound(found["outbound"])
+
+
+def _show_outbound(kept: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        (
+            one["peer"],
+            one["state"],
+            one["attempts"] or "-",
+            "-" if one["next_try_in_s"] is None else duration(one["next_try_in_s"]),
+            one["last_error"] or "-",
+        )
+        for one in kept
+    ]
+    table(("dials", "state", "tries", "next in", "last error"), rows, empty="")
 
 
 def _show_store(store: Mapping[str, Any]) -> None:

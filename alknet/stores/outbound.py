@@ -85,6 +85,14 @@ class StoredOutbound:
         else:
             _check_known(peer, known)
 
+    def is_joined(self, peer: Peer) -> bool:
+        """Whether *peer* is known under that name and key, and dialled."""
+        return any(
+            target.name == peer.name
+            and {key.fingerprint for key in target.keys} >= set(peer.fingerprints)
+            for target in self.targets()
+        )
+
     async def join(self, peer: Peer, *, keep_scopes: bool = False) -> Peer:
         """Know *peer*, and keep a connection to it from now on, in one step; return its record.
 

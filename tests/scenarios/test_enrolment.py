@@ -9,13 +9,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from alknet.call.codes import CallError
 from alknet.call.enrolment import ALPN, OPERATION
 from alknet.call.session import open_session as open_session_on
-from alknet.client import claim, connect, open_session
+from alknet.client import claim, connect, join_hub, open_session
 from alknet.core.endpoint.dial import DialError
-from alknet.core.identity import NodeId
+from alknet.core.identity import NodeId, Peer
 from alknet.core.invitation import Invitation
 from alknet.core.limits import Limits
 from alknet.core.ticket import Ticket
 from alknet.node import Node
+from alknet.stores.memory import MemoryIdentityStore
+from alknet.stores.outbound import StoredOutbound
+from alknet.testing.contract import cancel_at_every_checkpoint
 from alknet.testing.nodes import open_node
 from tests.scenarios.rig import TRANSPORTS, bystander
 
@@ -98,3 +101,28 @@ async def test_claims_at_once_by_many_make_a_peer_of_each() -> None:
             found = node.identities.peer(name)
             assert found is not None
             assert found.fingerprints == (NodeId.from_public_key(key.public_key()).fingerprint,)
+
+
+@pytest.mark.slow
+async def test_joining_a_hub_cancelled_anywhere_is_completed_by_a_repeat() -> None:
+    async with open_node() as hub:
+        key = Ed25519PrivateKey.generate()
+        me = NodeId.from_public_key(key.public_key())
+        invitation = await invite(hub)
+        store = MemoryIdentityStore()
+
+        async def join() -> None:
+            await join_hub(invitation, StoredOutbound(store, me), key=key, hub=Peer(name="hub"))
+
+        async def check() -> None:
+            # Known here is who knows us there; never the other way round.
+            targets = StoredOutbound(store, me).targets()
+            assert len(targets) == len(store.peers())
+            assert len(targets) <= len(hub.identities.peers())
+            for peer in store.peers():
+                await store.remove_peer(peer.name)
+
+        assert await cancel_at_every_checkpoint(join, check) > 5
+        await join()
+        assert [target.name for target in StoredOutbound(store, me).targets()] == ["hub"]
+        assert [peer.name for peer in hub.identities.peers()] == ["w1"]

@@ -1,0 +1,283 @@
+"""``alknet worker``: this node as a worker, which dials its hub and is called by it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alknet.cli.failures import CommandError
+from alknet.cli.options import Group, is_json, usage_errors
+from alknet.cli.output import emit, fields, note, say, table
+from alknet.cli.rights import check_scopes, listed
+from alknet.cli.units import duration
+
+if TYPE_CHECKING:
+    from alknet.call.enrolment import Claimed
+    from alknet.core.identity import Peer
+    from alknet.core.invitation import Invitation
+    from alknet.stores.identities import StoredIdentities
+    from alknet.stores.outbound import StoredOutbound
+
+__all__ = ["worker"]
+
+# What a running node says of its connections is a courtesy: one that hangs is not waited for.
+ASK_WITHIN_S = 2.0
+NOTHING = "nothing but public operations"
+
+
+@click.group(
+    cls=Group,
+    examples=[
+        "alknet worker join --allow jobs:run < w1.invite",
+        "alknet worker list",
+        "alknet worker leave hub",
+    ],
+)
+def worker() -> None:
+    """Make this node a worker of a hub: it dials the hub, and comes back by itself.
+
+    The hub calls the worker by the connection that the worker has made, so the worker may be
+    behind NAT. What the hub may do here, this node decides.
+    """
+
+
+@worker.command(
+    examples=[
+        "alknet worker join < w1.invite",
+        "alknet worker join --file w1.invite --name hub --allow jobs:run --allow fs:read",
+        "ssh hub alknet peer invite w1 | alknet worker join --allow '*'",
+    ],
+)
+@click.argument("misplaced", nargs=-1, metavar="", type=click.UNPROCESSED)
+@click.option(
+    "--file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Where the invitation is; by default it comes by standard input.",
+)
+@click.option("--name", metavar="HUB", default="hub", help="What to call the hub here; 'hub'.")
+@click.option(
+    "--allow",
+    metavar="SCOPE",
+    multiple=True,
+    help="What the hub may do here, as 'jobs:run' or 'fs:*'; repeatable. By default nothing.",
+)
+@click.option("--as", "own_name", metavar="NAME", help="Refuse an invitation for another name.")
+def join(
+    misplaced: Sequence[str],
+    file: Path | None,
+    name: str,
+    allow: Sequence[str],
+    own_name: str | None,
+) -> None:
+    """Join the hub that has made the invitation, which 'alknet peer invite' prints there.
+
+    Each knows the other by its key from then on. It can be repeated: what an earlier attempt has
+    left undone is completed. --allow replaces what the hub was allowed before.
+    """
+    from alknet.cli.home import node_key
+    from alknet.cli.running import run
+    from alknet.core.identity import Peer
+
+    if misplaced:
+        raise click.UsageError(
+            "an invitation is not an argument, which others on this machine can see: give it by "
+            "standard input or --file, and have this one revoked"
+        )
+    invitation = _read_invitation(file)
+    with usage_errors("--name"):
+        hub = Peer(name=name, scopes=check_scopes(allow)).normalized()
+    key = node_key()
+
+    async def joined() -> tuple[Claimed, Peer]:
+        from alknet.cli.home import load_home_config, open_store
+        from alknet.client import join_hub
+
+        addresses = tuple(map(str, load_home_config().advertise))
+        async with open_store() as identities:
+            outbound = _outbound(identities)
+            try:
+                return await join_hub(
+                    invitation,
+                    outbound,
+                    key=key,
+                    hub=hub,
+                    keep_scopes=not allow,
+                    name=own_name,
+                    addresses=addresses,
+                )
+            except Exception as exc:  # boundary: what this command can say more of
+                if (error := _explained(exc)) is None:
+                    raise
+                raise error from exc
+
+    _show_joined(invitation, *run(joined))
+
+
+@worker.command("list", examples=["alknet worker list", "alknet worker list --json"])
+def list_hubs() -> None:
+    """List the hubs that this node dials, and how the connections are doing if it runs."""
+    from alknet.cli.home import read_store
+
+    targets = read_store(lambda identities: _outbound(identities).targets())
+    running = _running_status()
+    rows: list[dict[str, Any]] = [
+        {
+            "peer": target.name,
+            "addresses": list(map(str, target.addresses)),
+            "in_config": target.in_config,
+            "problem": target.problem or None,
+            "connection": None if running is None else running.get(target.name),
+        }
+        for target in targets
+    ]
+    if is_json():
+        emit({"running": running is not None, "hubs": rows})
+        return
+    lines = [
+        (row["peer"], *_condition(row, running is not None), listed(row["addresses"]))
+        for row in rows
+    ]
+    empty = "no hubs; 'alknet worker join' reads an invitation and adds one"
+    table(("hub", "state", "tries", "last error", "addresses"), lines, empty=empty)
+
+
+@worker.command(examples=["alknet worker leave hub", "alknet worker leave hub --forget"])
+@click.argument("name")
+@click.option("--forget", is_flag=True, help="Remove its peer record too: it is a stranger then.")
+def leave(name: str, forget: bool) -> None:
+    """Dial a hub no more; a running node closes the connection within a second.
+
+    The hub stays a peer here unless --forget is given, and keeps its own record of this node.
+    """
+    from alknet.cli.home import open_store
+    from alknet.cli.running import run
+
+    name = name.removeprefix("@")
+
+    async def left() -> None:
+        async with open_store() as identities:
+            await _outbound(identities).leave(name)
+            if forget:
+                await identities.remove_peer(name)
+
+    run(left)
+    if is_json():
+        emit({"peer": name, "done": "left", "forgotten": forget})
+    else:
+        say(f"left {name}{' and forgot it' if forget else ''}")
+
+
+def _read_invitation(file: Path | None) -> Invitation:
+    from alknet.core.invitation import MAX_INVITATION_CHARS, Invitation
+
+    most = MAX_INVITATION_CHARS + 1
+    if file is not None:
+        with file.open(encoding="utf-8", errors="replace") as opened:
+            text = opened.read(most)
+        if file.stat().st_mode & 0o077:
+            note(f"Others may read {file}, and could have used the invitation: chmod 600 '{file}'.")
+    elif sys.stdin.isatty():
+        text = click.prompt("Invitation", hide_input=True, err=True)
+    else:
+        text = sys.stdin.read(most)
+    with usage_errors("--file" if file is not None else "standard input"):
+        return Invitation.parse(text)
+
+
+def _outbound(identities: StoredIdentities) -> StoredOutbound:
+    from alknet.cli.home import load_home_config, need_node
+    from alknet.core.nodeid import NodeId
+    from alknet.stores.outbound import StoredOutbound
+    from alknet.vault.homevault import home_public_key
+
+    node_id = NodeId(home_public_key(need_node()))
+    return StoredOutbound(identities, node_id, load_home_config().outbound)
+
+
+def _explained(exc: Exception) -> CommandError | None:
+    """Say what to do about a refusal; None for what says it itself."""
+    from alknet.call.codes import CallError, ErrorCode
+    from alknet.errors import Conflict
+
+    if isinstance(exc, Conflict):
+        hint = "choose another name with --name, or see 'alknet peer list'"
+        return CommandError("CONFLICT", f"{exc} on this node", hint=hint)
+    if isinstance(exc, CallError) and exc.code == ErrorCode.FORBIDDEN:
+        hint = "have its owner make a new one: 'alknet peer invite NAME'"
+        return CommandError("DENIED", f"the hub refuses: {exc.message}", hint=hint, status=3)
+    if isinstance(exc, CallError) and exc.code == ErrorCode.CONFLICT:
+        hint = "its owner removes the peer there, or makes an invitation for another name"
+        return CommandError("CONFLICT", f"the hub refuses: {exc.message}", hint=hint)
+    return None
+
+
+def _show_joined(invitation: Invitation, claimed: Claimed, hub: Peer) -> None:
+    node_id = str(invitation.ticket.node_id)
+    if is_json():
+        emit(
+            {
+                "hub": hub.name,
+                "id": node_id,
+                "as": claimed.name,
+                "allowed": hub.scopes,
+                "granted": claimed.scopes,
+                "addresses": hub.addresses,
+            }
+        )
+        return
+    fields(
+        {
+            "hub": f"{hub.name}  {node_id}",
+            "addresses": listed(hub.addresses),
+            "we are there": claimed.name,
+            "we may do there": ", ".join(claimed.scopes) or NOTHING,
+            "it may do here": ", ".join(hub.scopes) or NOTHING,
+        }
+    )
+    if _running_status() is None:
+        note("This node does not run: 'alknet up' connects it to the hub.")
+
+
+def _running_status() -> dict[str, Any] | None:
+    """Return how the connections of the running node are doing, by name; None if none runs."""
+    from alknet.cli.options import the_home
+    from alknet.cli.running import run
+
+    if not (the_home() / "control.sock").exists():
+        return None
+
+    async def ask() -> dict[str, Any] | None:
+        import msgspec
+        import trio
+
+        from alknet.client import open_control_session
+        from alknet.errors import AlknetError
+
+        try:
+            with trio.move_on_after(ASK_WITHIN_S):
+                async with open_control_session(the_home()) as session:
+                    found = msgspec.json.decode(await session.call("node/status", {}))
+                    return {one["peer"]: one for one in found["outbound"]}
+        except (AlknetError, OSError):
+            return None  # `alknet status` says what is wrong with it
+        return None
+
+    return run(ask)
+
+
+def _condition(row: Mapping[str, Any], is_running: bool) -> tuple[str, str, str]:
+    """Return state, tries and last error of a hub, for a table."""
+    found = row["connection"]
+    if found is None:
+        return ("-" if is_running else "the node does not run"), "-", row["problem"] or "-"
+    state = found["state"]
+    if state == "connected":
+        state += f" for {duration(found['connected_for_s'])}"
+    elif found["next_try_in_s"] is not None:
+        state += f" {duration(found['next_try_in_s'])}"
+    return state, found["attempts"] or "-", found["last_error"] or "-"
