@@ -20,6 +20,7 @@ from alknet.call.visibility import no_such_operation, operation_name
 
 if TYPE_CHECKING:
     from alknet.call.context import BidiCall, Caller, CallInfo, Context, UploadCall
+    from alknet.call.retrying import RetryPolicy
 
 __all__ = ["ScopedPeerEnv"]
 
@@ -32,10 +33,15 @@ class ScopedPeerEnv:
     is left of the parent's time. Cancelled, the call is aborted at the peer.
     """
 
-    __slots__ = ("_environment", "_local", "_reach", "_ref")
+    __slots__ = ("_environment", "_local", "_reach", "_ref", "_retry")
 
     def __init__(
-        self, environment: PeerEnvironment, reach: Reach, ref: PeerRef, local: Caller
+        self,
+        environment: PeerEnvironment,
+        reach: Reach,
+        ref: PeerRef,
+        local: Caller,
+        retry: RetryPolicy | None = None,
     ) -> None:
         """Make one.
 
@@ -44,15 +50,13 @@ class ScopedPeerEnv:
             reach: What the operation declares.
             ref: Which peer.
             local: What makes its calls on this node, for `PeerRef.include_local`.
+            retry: When queries and mutations are tried again; None for never.
         """
         self._environment = environment
         self._reach = reach
         self._ref = ref
         self._local = local
-
-    def at(self, ref: PeerRef) -> ScopedPeerEnv:
-        """Return the same for another *ref*."""
-        return ScopedPeerEnv(self._environment, self._reach, ref, self._local)
+        self._retry = retry
 
     async def call(
         self,
@@ -63,7 +67,11 @@ class ScopedPeerEnv:
         """Run a query or mutation; see `alknet.call.context.Context.call`."""
         try:
             name, options = self._check(parent.info, operation)
-            return await self._environment.call(self._ref, name, input, **options)
+            if self._retry is None:
+                return await self._environment.call(self._ref, name, input, **options)
+            return await self._environment.call(
+                self._ref, name, input, retry=self._retry, **options
+            )
         except CallError as exc:
             self._check_local(exc, operation)
         return await self._local.call(parent, operation, input)
