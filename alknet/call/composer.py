@@ -33,6 +33,7 @@ from alknet.errors import LocalError
 if TYPE_CHECKING:
     from alknet.call.dispatch import Admitted, OperationDispatcher
     from alknet.call.operations import Operation
+    from alknet.call.retrying import RetryPolicy
     from alknet.call.survivors import Survivors
 
 __all__ = ["Composer"]
@@ -68,9 +69,9 @@ class Composer:
         """Where the calls run that may outlive the handler."""
         return self._dispatcher.survivors
 
-    def at(self, peer: PeerRef) -> Caller:
-        """Return what makes the calls of the operation to *peer*."""
-        return ScopedPeerEnv(self._dispatcher.peers, self._operation.reach, peer, self)
+    def at(self, peer: PeerRef, retry: RetryPolicy | None = None) -> Caller:
+        """Return what makes the calls of the operation to *peer*, and again as *retry* says."""
+        return ScopedPeerEnv(self._dispatcher.peers, self._operation.reach, peer, self, retry)
 
     @asynccontextmanager
     async def overlay(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from alknet.call.operations import Operation
     from alknet.call.overlay import Layer, Overlay
     from alknet.call.peers.reference import PeerRef
+    from alknet.call.retrying import RetryPolicy
     from alknet.call.survivors import Survivors
 
 __all__ = [
@@ -184,8 +185,8 @@ class LocalCaller(Caller, Protocol):
     @property
     def survivors(self) -> Survivors: ...
 
-    def at(self, peer: PeerRef) -> Caller:
-        """Return what makes its calls to *peer*."""
+    def at(self, peer: PeerRef, retry: RetryPolicy | None = None) -> Caller:
+        """Return what makes its calls to *peer*, and makes them again as *retry* says."""
         ...
 
     def overlay(
@@ -364,6 +365,7 @@ class Context:
         input: object = None,  # noqa: A002
         *,
         peer: PeerRef | None = None,
+        retry: RetryPolicy | None = None,
         continue_running: bool = False,
     ) -> msgspec.Raw:
         """Run another operation, of this node or of *peer*, which this one declares in ``calls``.
@@ -375,6 +377,7 @@ class Context:
             operation: With or without the leading slash; a query or mutation.
             input: Anything msgspec encodes as JSON, or JSON in a `msgspec.Raw`; None is ``{}``.
             peer: Run it there, by this node's rights at the peer; None for this node.
+            retry: For a call to a peer: try it again if it fails in a way that may pass.
             continue_running: Once it has started, let it finish when this call ends before, by an
                 abort, a deadline or a cancel: within its own deadline, and without calls of its
                 own that it has not begun.
@@ -384,7 +387,7 @@ class Context:
                 uncaught, UNAVAILABLE, RESOURCE_EXHAUSTED and TIMEOUT reach this operation's own
                 caller, and all others as INTERNAL: raise what that caller should know.
         """
-        calls = self._calls(operation, peer)
+        calls = self._calls(operation, peer, retry)
         if not continue_running:
             return await calls.call(self, operation, input)
         assert self._caller is not None
@@ -489,13 +492,19 @@ class Context:
             raise LocalError("this context was made without a node")
         return self._caller
 
-    def _calls(self, operation: str, peer: PeerRef | None) -> Caller:
+    def _calls(
+        self, operation: str, peer: PeerRef | None, retry: RetryPolicy | None = None
+    ) -> Caller:
         if self._caller is None:
             error = CallError(ErrorCode.NOT_FOUND, f"no operation named {operation!r}")
             raise ChildError(error, operation)
         if self.lineage is not None and self.lineage.is_broken:
             raise has_ended_above(operation)
-        return self._caller if peer is None else self._caller.at(peer)
+        if peer is None:
+            if retry is not None:
+                raise LocalError("retry is for calls to a peer: nothing is lost on the way here")
+            return self._caller
+        return self._caller.at(peer, retry)
 
     @cached_property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

@@ -13,9 +13,11 @@ from alknet.call.codes import CallError
 from alknet.call.context import Context
 from alknet.call.operations import Operation, operation, public, scopes
 from alknet.call.peers import First, PeerRef
+from alknet.call.retrying import RetryPolicy
 from alknet.call.session import CallSession
 from alknet.call.spec import CompositionAuthority
 from alknet.core.identity import Identity
+from alknet.errors import LocalError
 from tests.call.peers.nodes import MemoryNode, chain, link
 
 USER = Identity("key:user", ("tea:make",))
@@ -145,6 +147,43 @@ async def test_a_handler_reaches_what_it_declares(
 
     await run_head(MemoryNode("head", [run]), MemoryNode("w1", TEA))
     assert asked == ["answered" if reaches else "NOT_FOUND"]
+
+
+@pytest.mark.parametrize(("retry", "brewed"), [(RetryPolicy(first_wait_s=0.001), 1), (None, 0)])
+async def test_a_handler_has_a_call_to_a_peer_tried_again(
+    retry: RetryPolicy | None, brewed: int
+) -> None:
+    keys: list[str | None] = []
+
+    @operation("tea/boil", access=public(), mutation=True)
+    async def boil(ctx: Context) -> int:
+        keys.append(ctx.idempotency_key)
+        if len(keys) == 1:
+            raise CallError("UNAVAILABLE", "the kettle is cold")
+        return len(keys) - 1
+
+    @operation("head/run", access=public(), calls=["@w1/tea/boil"])
+    async def run(ctx: Context) -> Any:
+        return msgspec.json.decode(await ctx.call("tea/boil", peer=W1, retry=retry))
+
+    head, w1 = MemoryNode("head", [run]), MemoryNode("w1", [boil])
+    if retry is None:
+        with pytest.raises(CallError, match="UNAVAILABLE"):
+            await run_head(head, w1)
+        assert keys == [None]
+    else:
+        assert await run_head(head, w1) == brewed
+        assert keys[0] == keys[1] is not None
+
+
+async def test_a_call_on_this_node_is_not_tried_again() -> None:
+    @operation("head/run", access=public(), calls=["tea/who"])
+    async def run(ctx: Context) -> str:
+        with pytest.raises(LocalError, match="calls to a peer"):
+            await ctx.call("tea/who", retry=RetryPolicy())
+        return "refused"
+
+    assert await run_head(MemoryNode("head", [run, who])) == "refused"
 
 
 async def test_the_peer_sees_this_node_and_is_told_who_asked() -> None:
