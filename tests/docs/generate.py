@@ -6,7 +6,17 @@ import sys
 from collections.abc import Callable, Mapping
 
 from tests.docs.blocks import ROOT
-from tests.docs.pages import access, api, cli, composition, config, errors, keys, ownership
+from tests.docs.pages import (
+    access,
+    api,
+    cli,
+    composition,
+    config,
+    errors,
+    federation,
+    keys,
+    ownership,
+)
 
 __all__ = ["PAGES", "main"]
 
@@ -17,6 +27,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "composition.md": composition.page,
     "config.md": config.page,
     "errors.md": errors.page,
+    "federation.md": federation.page,
     "keys.md": keys.page,
     "ownership.md": ownership.page,
 }

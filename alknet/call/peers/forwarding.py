@@ -16,6 +16,7 @@ time; a token ends here. Aborts go on to the last node, and items wait where the
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -43,7 +44,7 @@ from alknet.errors import Denied, LocalError
 if TYPE_CHECKING:
     from alknet.call.contracts import AdmittedCall
 
-__all__ = ["MOST_HOPS", "ForwardedCall", "Forwarder"]
+__all__ = ["MOST_HOPS", "ForwardedCall", "Forwarder", "reference"]
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Forwarder:
         if not identity.is_owner:
             self._check_rules(identity, route, name)
         self._check_path(request.path)
-        ref = _reference(route[0], name)
+        ref = reference(route[0], name)
         known = self._offer(ref, request, identity)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("call.forwarded", extra=_about(request, identity))
@@ -112,7 +113,7 @@ class Forwarder:
             options=CallOptions(
                 forwarded_for=request.forwarded_for or identity,
                 traceparent=request.traceparent,
-                idempotency_key=request.idempotency_key,
+                idempotency_key=_key(request, identity),
                 peer=route[1:] or None,
                 path=(*request.path, self._node_id),
                 large_output=known is not None and known.large_output,
@@ -326,11 +327,23 @@ def _first(errors: BaseExceptionGroup[CallError]) -> CallError:
     return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
-def _reference(name: str, operation: str) -> PeerRef:
+def reference(name: str, operation: str) -> PeerRef:
     try:
         return PeerRef.named(name)
     except LocalError:  # no peer can have such a name
         raise no_such_operation(operation) from None
+
+
+def _key(request: Requested, identity: Identity) -> str | None:
+    """Return the idempotency key to pass on.
+
+    The next node keeps answers by originator, who may be anybody that the caller says: callers that
+    speak for others get keys of their own, so that none is given the answer of another.
+    """
+    key = request.idempotency_key
+    if key is None or request.forwarded_for is None or request.forwarded_for.id == identity.id:
+        return key
+    return hashlib.sha256(f"{identity.id}\0{key}".encode()).hexdigest()
 
 
 def _about(request: Requested, identity: Identity) -> dict[str, object]:

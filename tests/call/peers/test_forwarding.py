@@ -136,6 +136,25 @@ async def test_a_call_passes_by_rule_and_runs_with_the_rights_of_the_hub(
     assert ctx.idempotency_key == "k1"
 
 
+async def test_who_speaks_for_another_does_not_get_the_answer_to_its_key() -> None:
+    seen = Seen()
+    hub, worker = hub_and_worker(seen)
+    async with open_world(hub, worker) as world:
+        await world.link(worker, hub, back=["calc"])
+        victim = await world.client(hub, USER)
+        thief = await world.client(hub, peer("thief", "math"))
+        for _ in range(2):  # the second is answered from memory
+            await victim.call("math/add", [1, 2], peer=("w1",), idempotency_key="k1")
+        assert len(seen.contexts) == 1
+        for _ in range(2):
+            await thief.call(
+                "math/add", [1, 2], peer=("w1",), idempotency_key="k1", forwarded_for=USER
+            )
+        assert len(seen.contexts) == 2
+    assert seen.contexts[1].forwarded_for == USER
+    assert seen.contexts[1].idempotency_key not in {None, "k1"}
+
+
 # Caller, route, operation, and what becomes of it.
 TABLE: list[tuple[Identity, tuple[str, ...], str, str]] = [
     (USER, ("w1",), "math/fail", "EMPTY"),
