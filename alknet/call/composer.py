@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -98,8 +97,12 @@ class Composer:
         return self._overlay(layer)
 
     def _overlay(self, layer: Layer) -> Overlay:
-        compose = partial(Composer, self._dispatcher)
-        return Overlay(layer, self._operation, self._dispatcher.registry, compose)
+        dispatcher = self._dispatcher
+
+        def compose(operation: Operation[..., Any], _parent: Context) -> Composer:
+            return Composer(dispatcher, operation, layer)
+
+        return Overlay(layer, self._operation, dispatcher.registry, compose)
 
     async def call(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from copy import copy
 from functools import cached_property, partial
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import msgspec
 import trio
 
-from alknet.call.children import ChildError
-from alknet.call.codes import CallError, ErrorCode
+from alknet.call.codes import CallError
 from alknet.call.lineage import Lineage, has_ended_above
 from alknet.call.resource import ResourceLife
 from alknet.call.resources import Resources
@@ -211,22 +210,28 @@ class Context:
 
     lineage: Lineage | None = None
     layers: tuple[Layer, ...] = ()
+    _asked_visible: frozenset[str] = frozenset()
+    _caller: LocalCaller | None = None
 
     def __init__(
         self,
         info: CallInfo,
         ownership: OwnershipProvider,
-        caller: LocalCaller | None = None,
+        compose: Callable[[Context], LocalCaller] | None = None,
         secrets: CallSecrets | None = None,
         resources: Resources | None = None,
     ) -> None:
-        """Make one; without a *caller* the handler reaches no other operation."""
+        """Make one.
+
+        Args:
+            compose: Makes what makes the handler's calls, when it needs that; None, and it can
+                make none.
+        """
         self.info = info
         self._ownership = ownership
-        self._caller = caller
+        self._compose = compose
         self._secrets = secrets
         self._resources = resources
-        self._asked_visible: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<Context {self.operation} {self.request_id} as {self.identity.id}>"
@@ -282,7 +287,7 @@ class Context:
     @property
     def asked_visible(self) -> frozenset[str]:
         """The resource types that `visible` was asked about, for tests of list operations."""
-        return frozenset(self._asked_visible)
+        return self._asked_visible
 
     def visible(
         self, resource_type: str, ids: Iterable[str], *, action: str | None = None
@@ -296,7 +301,7 @@ class Context:
             ids: Resource ids, any number.
             action: What the caller wants to do with them; None for grants of every action.
         """
-        self._asked_visible.add(resource_type)
+        self._asked_visible |= {resource_type}
         return visible_ids(resource_type, ids, action, self.identity, self._ownership)
 
     async def own(self, resource_type: str, resource_id: str, life: ResourceLife[T]) -> T:
@@ -390,12 +395,11 @@ class Context:
         calls = self._calls(operation, peer, retry)
         if not continue_running:
             return await calls.call(self, operation, input)
-        assert self._caller is not None
         await trio.lowlevel.checkpoint_if_cancelled()
         parent = copy(self)
         parent.lineage = Lineage(self.lineage)
         start = partial(calls.call, parent, operation, input)
-        return await self._caller.survivors.run(start, parent.lineage, operation)
+        return await self._local().survivors.run(start, parent.lineage, operation)
 
     async def batch(
         self, calls: Sequence[tuple[str, object]], *, peer: PeerRef | None = None
@@ -489,22 +493,22 @@ class Context:
 
     def _local(self) -> LocalCaller:
         if self._caller is None:
-            raise LocalError("this context was made without a node")
+            if self._compose is None:
+                raise LocalError("this context was made without a node")
+            self._caller = self._compose(self)
         return self._caller
 
     def _calls(
         self, operation: str, peer: PeerRef | None, retry: RetryPolicy | None = None
     ) -> Caller:
-        if self._caller is None:
-            error = CallError(ErrorCode.NOT_FOUND, f"no operation named {operation!r}")
-            raise ChildError(error, operation)
         if self.lineage is not None and self.lineage.is_broken:
             raise has_ended_above(operation)
-        if peer is None:
-            if retry is not None:
-                raise LocalError("retry is for calls to a peer: nothing is lost on the way here")
-            return self._caller
-        return self._caller.at(peer, retry)
+        caller = self._local()
+        if peer is not None:
+            return caller.at(peer, retry)
+        if retry is not None:
+            raise LocalError("retry is for calls to a peer: nothing is lost on the way here")
+        return caller
 
     @cached_property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

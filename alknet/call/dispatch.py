@@ -98,7 +98,7 @@ class OperationDispatcher:
         self.forwarder: Forwarder | None = None
         self.survivors = Survivors(lambda: self.limits)
         self._scopes = ScopeVerdicts()
-        self._composers = {entry.operation: Composer(self, entry.operation) for entry in registry}
+        self._compose = self._make_composer  # kept, for a method is bound anew each time
 
     def admit(
         self, request: Requested, *, connection: Connection, session: object
@@ -109,18 +109,8 @@ class OperationDispatcher:
             CallError: It may not. `CallError.is_failed_authentication` says that its token was
                 refused.
         """
-        if not request.peer:
-            return self.admit_here(request, connection=connection, session=session)
-        name = operation_name(request.operation)
-        identity = self._identity(request, connection)
-        if self.forwarder is None:
-            raise no_such_operation(name)
-        return self.forwarder.admit(request, identity=identity)
-
-    def admit_here(
-        self, request: Requested, *, connection: Connection, session: object
-    ) -> Admitted:
-        """Decide whether *request* may run on this node; raises like `admit`."""
+        if request.peer:
+            return self._admit_for_peer(request, connection)
         name = request.operation
         layered = None
         entry = self.registry.lookup(name)
@@ -192,15 +182,25 @@ class OperationDispatcher:
             return _LayeredCall(layered, context, value, timeout_s, used_token=False)
         return Admitted(operation, context, value, timeout_s=timeout_s, used_token=False)
 
+    def _admit_for_peer(self, request: Requested, connection: Connection) -> ForwardedCall:
+        name = operation_name(request.operation)
+        identity = self._identity(request, connection)
+        if self.forwarder is None:
+            raise no_such_operation(name)
+        return self.forwarder.admit(request, identity=identity)
+
     def _context(
         self, operation: Operation[..., Any], info: CallInfo, layered: LayeredEntry | None = None
     ) -> Context:
-        composer = self._composers.get(operation)
-        if composer is None:  # it came after the start: a command, or one of a layer
-            composer = Composer(self, operation) if layered is None else layered.composer
+        compose = self._compose if layered is None else layered.compose
         declared = operation.spec.secrets
         secrets = CallSecrets(self.secrets, declared) if declared else None
-        return Context(info, self.ownership, composer, secrets, self.resources)
+        return Context(info, self.ownership, compose, secrets, self.resources)
+
+    def _make_composer(self, parent: Context) -> Composer:
+        entry = self.registry.lookup(parent.operation)
+        assert entry is not None  # only commands come and go, and they call nothing
+        return Composer(self, entry.operation)
 
     def _identity(self, request: Requested, connection: Connection) -> Identity:
         try:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -33,7 +34,7 @@ from alknet.core.identity import Identity
 from alknet.errors import Conflict, LocalError
 
 if TYPE_CHECKING:
-    from alknet.call.composer import Composer
+    from alknet.call.context import Context, LocalCaller
 
 __all__ = [
     "MOST_OPERATIONS",
@@ -56,11 +57,11 @@ class LayeredEntry(Entry, frozen=True):
     """An operation of a layer.
 
     Attributes:
-        composer: Makes its calls.
+        compose: Makes what makes its calls.
         running: Its calls.
     """
 
-    composer: Composer
+    compose: Callable[[Context], LocalCaller]
     running: Running
 
 
@@ -113,7 +114,7 @@ class Overlay:
         layer: Layer,
         opener: Operation[..., Any],
         registry: Registry,
-        compose: Callable[[Operation[..., Any], Layer], Composer],
+        compose: Callable[[Operation[..., Any], Context], LocalCaller],
     ) -> None:
         """Make one; handlers get theirs from `alknet.call.context.Context.overlay`.
 
@@ -151,8 +152,8 @@ class Overlay:
         for operation in operations:
             self._check(operation, names)
         for operation in operations:
-            composer = self._compose(operation, self._layer)
-            entry = LayeredEntry(operation, Provenance.SESSION, composer, Running())
+            compose = partial(self._compose, operation)
+            entry = LayeredEntry(operation, Provenance.SESSION, compose, Running())
             self._layer.put(entry)
         self._registry.changes.ring()
 
