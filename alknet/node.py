@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.call.audited import audited
 from alknet.call.builtin import builtin_operations
-from alknet.call.discovery import describe_fully, discovery_operations
+from alknet.call.discovery import DescribedOperation, describe_fully, discovery_operations
 from alknet.call.dispatch import OperationDispatcher
 from alknet.call.enrolment import EnrolmentHandler
 from alknet.call.handler import CallHandler
@@ -41,15 +41,15 @@ from alknet.commands.operations import command_operations
 from alknet.commands.runner import CommandRunner
 from alknet.core.address import Address
 from alknet.core.clock import wall_clock
-from alknet.core.config import NodeConfig, load_config, what_changed, what_needs_restart
+from alknet.core.config import NodeConfig, what_changed, what_needs_restart
+from alknet.core.config_file import ConfigFile
 from alknet.core.contracts import Connection, ProtocolHandler
 from alknet.core.endpoint.control import serve_control
 from alknet.core.endpoint.endpoint import Endpoint
 from alknet.core.endpoint.interfaces import reachable_addresses
 from alknet.core.endpoint.listen import Listening, Port, alpns_on, bind_ports, listen
 from alknet.core.endpoint.tasks import task_tree
-from alknet.core.home import CONFIG_FILE
-from alknet.core.identity import NodeId, Peer
+from alknet.core.identity import Identity, NodeId, Peer
 from alknet.core.quic.endpoint import QuicEndpoint
 from alknet.core.quic.qlog import QlogDirectory
 from alknet.core.quic.reset import ResetKey
@@ -84,9 +84,6 @@ from alknet.vault.vault import Vault
 __all__ = ["Node"]
 
 log = logging.getLogger(__name__)
-
-# An edit of node.toml is noticed within this time; a stat a second costs nothing.
-CONFIG_POLL_S = 1.0
 
 
 class Node:
@@ -157,8 +154,7 @@ class Node:
         self._listen_override: tuple[Address, ...] | None = None
         self._home = home
         self._qlog_path = qlog
-        self._config_seen: tuple[int, int, int] | None = None
-        self._config_limiter = trio.CapacityLimiter(1)
+        self._config_file = None if home is None else ConfigFile(home)
         self._addresses: tuple[Address, ...] = ()
         self._bound: tuple[Address, ...] = ()
         self._quic: list[QuicEndpoint] = []
@@ -199,9 +195,8 @@ class Node:
                 the vault.
             StoreError: A file cannot be read or is damaged.
         """
-        # Looked at before it is read: an edit from now on is a change.
-        seen = _signature(home / CONFIG_FILE)
-        config = load_config(home / CONFIG_FILE)
+        file = ConfigFile(home)
+        config = file.load()
         if listen is not None:
             config = msgspec.structs.replace(config, listen=tuple(listen))
         place = HomeStore(home, config)
@@ -221,7 +216,7 @@ class Node:
         )
         node._home_store = place
         node._listen_override = None if listen is None else tuple(listen)
-        node._config_seen = seen
+        node._config_file = file
         return node
 
     def __repr__(self) -> str:
@@ -423,9 +418,9 @@ class Node:
         Raises:
             LocalError: It is wrong, or the node has no home; nothing was changed.
         """
-        if self._home is None:
+        if self._config_file is None:
             raise LocalError("a node without a home has no configuration file")
-        config = load_config(self._home / CONFIG_FILE)
+        config = self._config_file.load()
         if self._listen_override is not None:
             config = msgspec.structs.replace(config, listen=self._listen_override)
         return self.apply(config)
@@ -471,15 +466,9 @@ class Node:
                 await self._note("owner", "config.change", " ".join(changed))
 
     async def _follow_config(self) -> None:
-        if self._home is None:
-            return
-        path = self._home / CONFIG_FILE
-        while True:
-            await trio.sleep(CONFIG_POLL_S)
-            found = await trio.to_thread.run_sync(_signature, path, limiter=self._config_limiter)
-            if found != self._config_seen:
-                self._config_seen = found
-                await self._try_reload()
+        while self._config_file is not None:
+            await self._config_file.wait_edited()
+            await self._try_reload()
 
     # Wiring.
 
@@ -490,7 +479,8 @@ class Node:
         self.registry = Registry()
         self.registry.extend(self._builtins(), builtin=True)
         self._views = OperationViews(self.registry, describe_fully, self.identities)
-        self.registry.extend(discovery_operations(self.registry, self._views), builtin=True)
+        discovery = discovery_operations(self.registry, self._views, self._describe_at_peer)
+        self.registry.extend(discovery, builtin=True)
         before = () if self._home is None else read_succession(self._home, bytes(self.id))
         served = [succession_operation(before), succeed_operation(self.successors)]
         self.registry.extend(served, builtin=True)
@@ -556,6 +546,11 @@ class Node:
             about = {"who": who, "action": action, "target": target, "error": str(exc)}
             log.error("audit.failed", extra=about)  # noqa: TRY400  the text says it all
 
+    def _describe_at_peer(
+        self, identity: Identity, route: Sequence[str], name: str
+    ) -> DescribedOperation | None:
+        return self._federation.describe(identity, route, name)
+
     def _count_failed_authentication(self, connection: Connection) -> bool:
         return self.endpoint.report_failed_authentication(connection)
 
@@ -588,12 +583,3 @@ class Node:
             for transport in ("quic", "tcp"):
                 alpns = alpns_on(transport, self.endpoint.router.alpns)
                 yield Listening(transport, str(port.address), alpns)
-
-
-def _signature(path: Path) -> tuple[int, int, int] | None:
-    """What changes when the file does; None while there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size

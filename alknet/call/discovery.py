@@ -8,7 +8,7 @@ internal, is missing. Whether it owns the resources that an operation needs is n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from alknet.core.access import AccessRules
 from alknet.core.identity import Identity
 
 __all__ = [
+    "DescribeAtPeer",
     "DescribedError",
     "DescribedOperation",
     "ListFilter",
@@ -54,9 +55,15 @@ class ListFilter(msgspec.Struct, frozen=True):
 
 
 class SchemaQuery(msgspec.Struct, frozen=True):
-    """Which operation to describe: its name, with or without a leading slash."""
+    """Which operation to describe: its name, with or without a leading slash.
+
+    Attributes:
+        peer: The route to whom it is called at, as requests name it; empty for this node's own.
+            Only a peer of this node is known well enough: a longer route is not found.
+    """
 
     name: str
+    peer: tuple[str, ...] = ()
 
 
 class DescribedError(msgspec.Struct, frozen=True):
@@ -119,14 +126,21 @@ class OperationsVersion(msgspec.Struct, frozen=True):
     version: str
 
 
+DescribeAtPeer = Callable[[Identity, Sequence[str], str], DescribedOperation | None]
+"""Describes what an identity may call over a route, by name; None for what it may not."""
+
+
 def discovery_operations(
-    registry: Registry, views: OperationViews | None = None
+    registry: Registry,
+    views: OperationViews | None = None,
+    at_peer: DescribeAtPeer = lambda _identity, _route, _name: None,
 ) -> Sequence[Operation[..., Any]]:
     """Return ``services/list``, ``…/schema`` and ``…/watch`` over *registry*, to be added to it.
 
     Args:
         views: Knows the rights that callers have while they watch; by default those that they
             came with.
+        at_peer: Knows the operations of peers.
     """
     views = views or OperationViews(registry, describe_fully)
 
@@ -149,6 +163,11 @@ def discovery_operations(
     async def describe_operation(ctx: Context, query: SchemaQuery) -> DescribedOperation:
         """Describe one operation: its input, output and errors, and who may call it."""
         name = operation_name(query.name)
+        if query.peer:
+            described = at_peer(ctx.identity, query.peer, name)
+            if described is None:
+                raise no_such_operation(name)
+            return described
         entry = registry.lookup(name) or session_entry(ctx.info.session, name)
         if entry is None or not may_call(entry.operation, ctx.identity):
             raise no_such_operation(name)

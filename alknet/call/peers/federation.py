@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from alknet.call.discovery import DescribedOperation
 from alknet.call.operations import Operation
 from alknet.call.peers.announce import ImportMemory, follow_operations, offer_operation
 from alknet.call.peers.attached import AttachedPeer
+from alknet.call.peers.describing import describe_imported
 from alknet.call.peers.environment import PeerEnvironment
-from alknet.call.peers.forwarding import Forwarder
+from alknet.call.peers.forwarding import Forwarder, reference
 from alknet.call.peers.listing import list_peers_operation
 from alknet.call.peers.service import PeerService
 from alknet.call.registry import Provenance, Registry
@@ -17,6 +19,7 @@ from alknet.call.session import CallSession
 from alknet.call.spec import OpType
 from alknet.core.config import NodeConfig
 from alknet.core.contracts import IdentityProvider
+from alknet.core.identity import Identity
 
 __all__ = ["Federation"]
 
@@ -43,6 +46,7 @@ class Federation:
         """
         assert environment.node_id is not None
         self._config = config
+        self._environment = environment
         self._registry = registry
         self._memory = ImportMemory()
         self._service = PeerService(environment, follow=self.follow)
@@ -55,6 +59,15 @@ class Federation:
             knows_peer=lambda name: identities.peer(name) is not None,
         )
         registry.extend(self._operations(environment), builtin=True)
+
+    def describe(
+        self, identity: Identity, route: Sequence[str], name: str
+    ) -> DescribedOperation | None:
+        """Return what *identity* may call over *route*, as the peer at its end describes it."""
+        if len(route) != 1 or not self.forwarder.may_call(identity, route, name):
+            return None
+        offered = self._environment.offer(reference(route[0], name), name)
+        return None if offered is None else describe_imported(offered)
 
     def apply(self, config: NodeConfig) -> None:
         """Take over the rules and limits of *config*, for the requests that come from now on."""

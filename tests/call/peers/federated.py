@@ -69,7 +69,10 @@ class MemoryNode:
         )
         self.peers = PeerEnvironment(self.id)
         self.registry = Registry(operations)
-        self.registry.extend(discovery_operations(self.registry), builtin=True)
+        discovery = discovery_operations(
+            self.registry, at_peer=lambda *asked: self.federation.describe(*asked)
+        )
+        self.registry.extend(discovery, builtin=True)
         self.known: set[str] = set()
         self.identities = _Identities(tokens, self.known)
         self.federation = Federation(self.peers, self.registry, self.identities, self.config)
