@@ -184,6 +184,7 @@ class PeerEnvironment:
             except CallError as exc:
                 self._judge(peer, session, exc, options)
                 tried = self._pass_by(exc, ref, operation, (*tried, peer), session)
+                _spend(options, trio.current_time() - began_at)
                 continue
             finally:
                 peer.in_flight -= 1
@@ -340,6 +341,16 @@ def _in_flight(peer: AttachedPeer) -> Iterator[None]:
         yield
     finally:
         peer.in_flight -= 1
+
+
+def _spend(options: RetryOptions, seconds: float) -> None:
+    """Leave the next try what the last one has left of the time."""
+    timeout_s = options.get("timeout_s")
+    if timeout_s is None:
+        return
+    if timeout_s <= seconds:
+        raise _unsent(ErrorCode.TIMEOUT, "no peer has taken the call within the deadline")
+    options["timeout_s"] = timeout_s - seconds
 
 
 def _unsent(code: ErrorCode, why: str) -> CallError:

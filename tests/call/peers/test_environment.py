@@ -9,6 +9,7 @@ import trio
 from alknet.call.codes import CallError
 from alknet.call.peers import First, PeerEnvironment, PeerRef, RoundRobin
 from alknet.call.peers.environment import MOST_TRIES
+from alknet.call.session import CallOptions
 from alknet.core.limits import Limits
 from alknet.errors import LocalError
 from alknet.testing import cancel_at_every_checkpoint
@@ -276,3 +277,30 @@ def test_an_empty_environment_is_empty() -> None:
     assert len(environment) == 0
     assert list(environment) == []
     assert environment.get("w1") is None
+
+
+async def test_all_tries_together_have_the_time_of_the_call(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_fleet() as fleet:
+        for name in ("w1", "w2", "w3"):
+            worker = await fleet.add(name)
+            worker.theirs.serving.is_draining = True
+            slow_down(worker)
+        began_at = trio.current_time()
+        with pytest.raises(CallError, match="TIMEOUT"):
+            await fleet.environment.call(FIRST, "echo/unary", timeout_s=5.0)
+        # Two tries of 3 s, and no third.
+        assert trio.current_time() - began_at <= 6.0
+
+
+def slow_down(worker: Worker) -> None:
+    """Let each request wait 3 s before it is seen by the peer."""
+    calling = worker.ours.calling
+    call = calling.call
+
+    async def late(operation: str, input: object, options: CallOptions) -> msgspec.Raw:  # noqa: A002
+        await trio.sleep(3)
+        return await call(operation, input, options)
+
+    calling.call = late  # type: ignore[method-assign]  # a network, as far as a call sees it

@@ -428,3 +428,33 @@ async def test_the_deadline_of_the_first_ends_all(autojump_clock: trio.testing.M
         assert trio.current_time() - began_at < 4.0
         await trio.testing.wait_all_tasks_blocked()
         assert all(node.is_idle for node in nodes)
+
+
+async def test_a_call_that_may_go_on_ends_at_the_peer_though_its_caller_has_left() -> None:
+    ended: list[str] = []
+    go_on = trio.Event()
+
+    @operation("tea/steep", access=public())
+    async def steep() -> None:
+        await go_on.wait()
+        ended.append("steeped")
+
+    @operation("head/run", access=public(), calls=["@w1/tea/steep"])
+    async def run(ctx: Context) -> None:
+        await ctx.call("tea/steep", peer=W1, continue_running=True)
+
+    client, head, w1 = MemoryNode("client"), MemoryNode("head", [run]), MemoryNode("w1", [steep])
+    async with trio.open_nursery() as nursery, chain(client, head, w1) as session:
+        await nursery.start(head.dispatcher.survivors.serve)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as calls:
+                calls.start_soon(session.call, "head/run")
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(w1.sessions[0].serving.calls) == 1
+        go_on.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert ended == ["steeped"]
+        assert head.is_idle
+        nursery.cancel_scope.cancel()
