@@ -28,6 +28,14 @@ if TYPE_CHECKING:
         resource,
         scopes,
     )
+    from alknet.call.peers.policies import (
+        First,
+        LatencyWeighted,
+        LeastInFlight,
+        RoundRobin,
+        Sticky,
+    )
+    from alknet.call.peers.reference import PeerRef
     from alknet.call.retrying import RetryPolicy
     from alknet.call.secret import Secret
     from alknet.call.session import CallSession
@@ -71,7 +79,10 @@ __all__ = [
     "DialError",
     "ErrorCode",
     "ErrorSpec",
+    "First",
     "Identity",
+    "LatencyWeighted",
+    "LeastInFlight",
     "Limits",
     "LocalError",
     "Node",
@@ -81,9 +92,12 @@ __all__ = [
     "OperationError",
     "Peer",
     "PeerError",
+    "PeerRef",
     "ProtocolHandler",
     "RetryPolicy",
+    "RoundRobin",
     "Secret",
+    "Sticky",
     "StoreError",
     "Stream",
     "StreamReset",
@@ -115,6 +129,14 @@ _HOMES = {
         "resource",
         "scopes",
     ),
+    "alknet.call.peers.policies": (
+        "First",
+        "LatencyWeighted",
+        "LeastInFlight",
+        "RoundRobin",
+        "Sticky",
+    ),
+    "alknet.call.peers.reference": ("PeerRef",),
     "alknet.call.retrying": ("RetryPolicy",),
     "alknet.call.secret": ("Secret",),
     "alknet.call.session": ("CallSession",),
