@@ -50,26 +50,25 @@ class Answer:
     Attributes:
         output: JSON; None if there is an error.
         error: None if there is an output.
+        size: How many bytes it takes, about.
     """
 
-    __slots__ = ("error", "output")
+    __slots__ = ("error", "output", "size")
 
     def __init__(self, output: bytes | None = None, error: CallError | None = None) -> None:
+        """Make one. Raises what msgspec does if the details of *error* are not JSON."""
         self.output = output
-        # A copy: what was raised holds the frames that it went through.
-        self.error = None if error is None else _copy(error)
+        self.error = None
+        self.size = len(output or b"")
+        if error is not None:
+            # A copy: what was raised holds the frames that it went through.
+            self.error = _copy(error)
+            self.size = len(msgspec.json.encode((error.message, error.details)))
 
     @property
     def is_lasting(self) -> bool:
         """A retry would get the same: it succeeded, or failed for good."""
         return self.error is None or not self.error.retryable
-
-    @property
-    def size(self) -> int:
-        """How many bytes it takes, about."""
-        if self.error is None:
-            return len(self.output or b"")
-        return len(self.error.message) + len(msgspec.json.encode(self.error.details, enc_hook=repr))
 
     def give(self) -> bytes:
         """Return the output, or raise the error."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import trio
 
+from alknet.call.codes import CallError
 from alknet.call.contracts import AdmittedCall
 from alknet.call.crash import error_of
 from alknet.call.idempotency import Answer, CallKey, IdempotencyTable, conflict
@@ -150,12 +151,19 @@ class _SharedRun:
             with self._scope:
                 answer = Answer(await call.admitted.run())
         except Exception as exc:  # noqa: BLE001  # boundary: a crash ends its call, no more
-            error = error_of(exc, call.operation)
-            if not self._scope.cancel_called:  # else it is the end of a cancelled run, no answer
-                answer = Answer(error=error)
+            answer = _failure(error_of(exc, call.operation), call.operation)
+            if self._scope.cancel_called:  # it is how a cancelled run ended, and no answer
+                answer = None
         finally:
             self._runner = None
             self._answer = answer
             if answer is not None:
                 on_end(call, answer)
             self._ended.set()
+
+
+def _failure(error: CallError, operation: str) -> Answer:
+    try:
+        return Answer(error=error)
+    except Exception as exc:  # noqa: BLE001  # boundary: an error with details that are no JSON
+        return Answer(error=error_of(exc, operation))

@@ -117,6 +117,22 @@ async def test_a_crash_is_the_answer_too_and_logged_once(
     assert [record.message for record in caplog.records] == ["call.crashed"]
 
 
+@pytest.mark.parametrize("details", [{"what": object()}, {"what": "\ud800"}])
+async def test_an_error_that_cannot_be_sent_is_a_crash_and_the_connection_lives(
+    details: dict[str, object],
+) -> None:
+    shop = Shop()
+    shop.error = CallError("SOLD_OUT", "no tea", details=details)
+    ids = set()
+    async with session_pair("memory", shop) as (client, _server):
+        for _ in range(2):
+            with pytest.raises(CallError, match="INTERNAL") as caught:
+                await buy(client)
+            ids.add(caught.value.correlation_id)
+        assert await client.call_as(int, "echo/unary", 1) == 1
+    assert len(ids) == len(shop.sold) == 1
+
+
 async def test_an_error_that_may_pass_is_forgotten() -> None:
     shop = Shop()
     shop.error = CallError(ErrorCode.UNAVAILABLE, "closed")
