@@ -24,7 +24,7 @@ from alknet.core.identity import NodeId, Peer
 from alknet.core.limits import Limits
 from alknet.testing.nodes import open_node
 from benchmarks.driver import Link, Tally
-from benchmarks.peers.trio_frames import BulkLink, serve_stream
+from benchmarks.peers.trio_frames import bulk_link, serve_stream
 
 RUNTIME = "trio"
 BULK_ALPN = "bench-bulk/1"
@@ -80,7 +80,7 @@ async def dial(address: dict[str, Any], option: str) -> AsyncGenerator[Link]:
         async with connect(
             ticket, alpn=BULK_ALPN, key=KEY, transports=transports, limits=limits
         ) as connection:
-            yield BulkLink(await connection.open_stream())
+            yield bulk_link(await connection.open_stream())
     else:
         async with open_session(ticket, key=KEY, transports=transports, limits=LIMITS) as session:
             yield SessionLink(session)

@@ -1,107 +1,41 @@
-"""The floor's protocol over asyncio's stream readers and writers."""
+"""The floor's protocol over asyncio's readers and writers, and what its links share."""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from benchmarks.driver import Link
-from benchmarks.frames import (
-    CHUNK,
-    DOWNLOAD,
-    HEADER,
-    UPLOAD,
-    answers,
-    bulk_header,
-    pack,
-    parse_bulk_header,
-    request,
-    take_frames,
-)
-
-MAX_READ = 256 * 1024
+from benchmarks.frames import pack, request
+from benchmarks.peers.floor import BulkLink, Receive, read_answers, serve
 
 
 async def serve_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Serve frames or bulk, whichever comes first, until the stream ends."""
-    with suppress(ConnectionError, asyncio.IncompleteReadError):
-        buffer = bytearray(await reader.read(MAX_READ))
-        if bytes(buffer[:1]) in {DOWNLOAD, UPLOAD}:
-            await _serve_bulk(reader, writer, buffer)
-            return
-        while buffer:
-            found = answers(buffer)
-            if found:
-                writer.write(found)
-                await writer.drain()
-            data = await reader.read(MAX_READ)
-            if not data:
-                return
-            buffer += data
+
+    async def send(data: bytes) -> None:
+        writer.write(data)
+        await writer.drain()
+
+    with suppress(ConnectionError):
+        await serve(reader.read, send, send_bulk=_bulk_sender(writer))
 
 
-async def _serve_bulk(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, buffer: bytearray
-) -> None:
-    while True:
-        if len(buffer) < HEADER:
-            buffer += await reader.readexactly(HEADER - len(buffer))
-        letter, size = parse_bulk_header(bytes(buffer[:HEADER]))
-        del buffer[:HEADER]
-        if letter == DOWNLOAD:
-            await _send_bulk(writer, size)
-        else:
-            await _receive_bulk(reader, size - len(buffer))
-            buffer.clear()
-            writer.write(b".")
+def bulk_link(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> BulkLink:
+    return BulkLink(reader.read, _bulk_sender(writer))
 
 
-async def _send_bulk(writer: asyncio.StreamWriter, size: int) -> None:
-    while size > 0:
-        writer.write(CHUNK[:size])
-        size -= len(CHUNK)
-        # The QUIC drivers have no back-pressure to wait for; qh3's fails when asked to.
-        await asyncio.sleep(0)
+class AsyncioCalls(Link, ABC):
+    """Calls in frames; those that wait for a write leave together."""
 
-
-async def _receive_bulk(reader: asyncio.StreamReader, size: int) -> None:
-    while size > 0:
-        data = await reader.read(MAX_READ)
-        if not data:
-            raise EOFError(f"{size} bytes are missing")
-        size -= len(data)
-
-
-class BulkLink(Link):
-    """Bulk on one stream."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def touch(self) -> None:
-        await self.download(1)
-
-    async def download(self, size: int) -> None:
-        self._writer.write(bulk_header(DOWNLOAD, size))
-        await _receive_bulk(self._reader, size)
-
-    async def upload(self, size: int) -> None:
-        self._writer.write(bulk_header(UPLOAD, size))
-        await _send_bulk(self._writer, size)
-        await _receive_bulk(self._reader, 1)
-
-
-class FrameLink(Link):
-    """Calls in frames on one stream; those of one tick leave together."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writer = writer
+    def __init__(self, receive: Receive) -> None:
         self._pending: dict[str, asyncio.Future[None]] = {}
         self._outbox: list[bytes] = []
         self._serial = 0
         self._loop = asyncio.get_running_loop()
-        self._reading = asyncio.create_task(self._read(reader))
+        self._reading = asyncio.create_task(read_answers(receive, self._settle))
 
     def close(self) -> None:
         self._reading.cancel()
@@ -110,18 +44,42 @@ class FrameLink(Link):
         self._serial += 1
         envelope = request(self._serial)
         self._pending[envelope.id] = done = self._loop.create_future()
-        if not self._outbox:
-            self._loop.call_soon(self._flush)
         self._outbox.append(pack(envelope))
+        self._wake()
         await done
 
-    def _flush(self) -> None:
-        self._writer.write(b"".join(self._outbox))
-        self._outbox.clear()
+    @abstractmethod
+    def _wake(self) -> None:
+        """See to it that the outbox is sent."""
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        buffer = bytearray()
-        while data := await reader.read(MAX_READ):
-            buffer += data
-            for frame in take_frames(buffer):
-                self._pending.pop(frame.id).set_result(None)
+    def _take_outbox(self) -> bytes:
+        data = b"".join(self._outbox)
+        self._outbox.clear()
+        return data
+
+    def _settle(self, call_id: str) -> None:
+        self._pending.pop(call_id).set_result(None)
+
+
+class FrameLink(AsyncioCalls):
+    """On one stream; the calls of one tick leave together."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__(reader.read)
+        self._writer = writer
+
+    def _wake(self) -> None:
+        if len(self._outbox) == 1:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._writer.write(self._take_outbox())
+
+
+def _bulk_sender(writer: asyncio.StreamWriter) -> Callable[[bytes], Awaitable[None]]:
+    async def send(data: bytes) -> None:
+        writer.write(data)
+        # The QUIC drivers have no back-pressure to wait for; qh3's fails when asked to.
+        await asyncio.sleep(0)
+
+    return send

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.driver import Link
-from benchmarks.peers.asyncio_frames import BulkLink, FrameLink, serve_stream
+from benchmarks.peers.asyncio_frames import FrameLink, bulk_link, serve_stream
 
 RUNTIME = "asyncio"
 ALPN = "bench/1"
@@ -54,7 +54,7 @@ async def dial(address: dict[str, Any], option: str) -> AsyncGenerator[Link]:
     ) as protocol:
         reader, writer = await protocol.create_stream()
         if is_bulk:
-            yield BulkLink(reader, writer)
+            yield bulk_link(reader, writer)
         else:
             link = FrameLink(reader, writer)
             yield link

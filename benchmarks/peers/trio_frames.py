@@ -3,95 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
 from benchmarks.driver import Link
-from benchmarks.frames import (
-    CHUNK,
-    DOWNLOAD,
-    HEADER,
-    UPLOAD,
-    answers,
-    bulk_header,
-    pack,
-    parse_bulk_header,
-    request,
-    take_frames,
-)
-
-MAX_READ = 256 * 1024
+from benchmarks.frames import pack, request
+from benchmarks.peers.floor import BulkLink, read_answers, serve
 
 
-async def serve_stream(stream: trio.abc.HalfCloseableStream | trio.abc.Stream) -> None:
+async def serve_stream(stream: trio.abc.Stream) -> None:
     """Serve frames or bulk, whichever comes first, until the stream ends."""
-    try:
-        buffer = bytearray(await stream.receive_some(MAX_READ))
-        if bytes(buffer[:1]) in {DOWNLOAD, UPLOAD}:
-            await _serve_bulk(stream, buffer)
-            return
-        while buffer:
-            found = answers(buffer)
-            if found:
-                await stream.send_all(found)
-            data = await stream.receive_some(MAX_READ)
-            if not data:
-                return
-            buffer += data
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        return
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await serve(stream.receive_some, stream.send_all)
 
 
-async def _serve_bulk(stream: trio.abc.Stream, buffer: bytearray) -> None:
-    while True:
-        while len(buffer) < HEADER:
-            data = await stream.receive_some(MAX_READ)
-            if not data:
-                return
-            buffer += data
-        letter, size = parse_bulk_header(bytes(buffer[:HEADER]))
-        del buffer[:HEADER]
-        if letter == DOWNLOAD:
-            await send_bulk(stream, size)
-        else:
-            await receive_bulk(stream, size - len(buffer))
-            buffer.clear()
-            await stream.send_all(b".")
-
-
-async def send_bulk(stream: trio.abc.SendStream, size: int) -> None:
-    for _ in range(size // len(CHUNK)):
-        await stream.send_all(CHUNK)
-    if size % len(CHUNK):
-        await stream.send_all(CHUNK[: size % len(CHUNK)])
-
-
-async def receive_bulk(stream: trio.abc.ReceiveStream, size: int) -> None:
-    while size > 0:
-        data = await stream.receive_some(MAX_READ)
-        if not data:
-            raise EOFError(f"{size} bytes are missing")
-        size -= len(data)
-
-
-class BulkLink(Link):
-    """Bulk on one stream."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-
-    async def touch(self) -> None:
-        await self.download(1)
-
-    async def download(self, size: int) -> None:
-        await self._stream.send_all(bulk_header(DOWNLOAD, size))
-        await receive_bulk(self._stream, size)
-
-    async def upload(self, size: int) -> None:
-        await self._stream.send_all(bulk_header(UPLOAD, size))
-        await send_bulk(self._stream, size)
-        await receive_bulk(self._stream, 1)
+def bulk_link(stream: trio.abc.Stream) -> BulkLink:
+    return BulkLink(stream.receive_some, stream.send_all)
 
 
 class FrameLink(Link):
@@ -121,11 +49,9 @@ class FrameLink(Link):
             await self._stream.send_all(data)
 
     async def read(self) -> None:
-        buffer = bytearray()
-        async for chunk in self._stream:
-            buffer += chunk
-            for frame in take_frames(buffer):
-                self._pending.pop(frame.id).set()
+        await read_answers(
+            self._stream.receive_some, lambda call_id: self._pending.pop(call_id).set()
+        )
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from benchmarks.driver import Link
-from benchmarks.peers.trio_frames import BulkLink, open_frame_link, serve_stream
+from benchmarks.peers.trio_frames import bulk_link, open_frame_link, serve_stream
 
 RUNTIME = "trio"
 
@@ -42,7 +42,7 @@ async def dial(address: dict[str, Any], option: str) -> AsyncGenerator[Link]:
     await stream.do_handshake()
     try:
         if option == "bulk":
-            yield BulkLink(stream)
+            yield bulk_link(stream)
         else:
             async with open_frame_link(stream) as link:
                 yield link
