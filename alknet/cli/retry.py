@@ -8,6 +8,7 @@ import click
 
 from alknet.cli.described import described
 from alknet.cli.failures import CommandError
+from alknet.cli.output import note
 
 if TYPE_CHECKING:
     import msgspec
@@ -28,6 +29,8 @@ async def call_again(
 ) -> msgspec.Raw:
     """Call *operation*, and up to *retries* times more while it fails in a way that may pass.
 
+    Each further attempt is noted on standard error, with what the one before met.
+
     Raises:
         CallError: As the operation; of the last attempt.
         DialError, CommandError: The last attempt did not reach the node.
@@ -36,13 +39,22 @@ async def call_again(
     from alknet.call.codes import CallError
     from alknet.call.retrying import Retrier, RetryBudget, RetryPolicy
 
+    failed: list[CallError] = []
+
     async def once(
         name: str,
         given: object = None,
         /,
         **options: Unpack[CallOptions],
     ) -> msgspec.Raw:
-        return await _call_once(remote, name, given, options)
+        if failed and name == operation:
+            note(f"{failed[-1]}: attempt {len(failed) + 1} of {retries + 1}")
+        try:
+            return await _call_once(remote, name, given, options)
+        except CallError as exc:
+            if name == operation:
+                failed.append(exc)
+            raise
 
     policy = RetryPolicy(attempts=retries + 1, first_wait_s=FIRST_WAIT_S)
     retrier = Retrier(once, budget=RetryBudget(most=retries))

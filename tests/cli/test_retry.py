@@ -83,9 +83,14 @@ def _refused() -> DialError:
     return DialError("node", [])
 
 
-async def test_a_node_that_is_not_there_yet_is_dialled_again(autojump_clock: Clock) -> None:
+async def test_a_node_that_is_not_there_yet_is_dialled_again(
+    autojump_clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     remote = Known(_refused(), _refused())
     assert await remote.call("shop/buy") == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("UNAVAILABLE: cannot reach node")
+    assert second.endswith("attempt 3 of 3")
 
 
 async def test_what_the_last_dial_met_comes_out(autojump_clock: Clock) -> None:
