@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from alknet.call.enrolment import (
     ALPN,
     CLAIM_BYTES,
     CLAIM_WITHIN_S,
+    CLAIMS_AT_ONCE,
     OPERATION,
     Claim,
     Claimed,
@@ -26,16 +29,21 @@ from alknet.call.enrolment import (
     decode_claimed_untrusted,
 )
 from alknet.call.session import open_session
+from alknet.core import zbase32
 from alknet.core.address import Address
 from alknet.core.contracts import CloseCode, Connection
 from alknet.core.identity import Grant, NodeId, Peer
 from alknet.core.invitation import Invitation
 from alknet.core.limits import Limits
 from alknet.core.scopes import open_background
+from alknet.core.storage import Row, Table
 from alknet.core.ticket import Ticket
 from alknet.errors import LocalError, Malformed
-from alknet.stores.enrolment import EnrolmentTokens
+from alknet.stores.enrolment import LOOK_UPS_BURST, LOOK_UPS_PER_S, EnrolmentTokens
+from alknet.stores.identities import StoredIdentities
 from alknet.stores.memory import MemoryIdentityStore
+from alknet.stores.memory_store import MemoryDatabase, MemoryStore
+from alknet.stores.tables import NODE_TABLES
 from alknet.testing.memory import MemoryConnection, memory_connection_pair
 from alknet.testing.operations import FixedOwnership
 
@@ -48,7 +56,7 @@ TICKET = Ticket(HUB, (Address("hub.example", 4433),))
 class Hub:
     """A handler on a store of its own, and how often it was told of a failure."""
 
-    store: MemoryIdentityStore = field(default_factory=MemoryIdentityStore)
+    store: StoredIdentities = field(default_factory=MemoryIdentityStore)
     now: float = 1_000.0
     failures: list[Connection] = field(default_factory=list)
     failures_allowed: int = 100
@@ -261,3 +269,95 @@ async def test_no_secret_is_in_the_log_or_in_a_repr(caplog: pytest.LogCaptureFix
     assert "enrolment.refused" in said
     assert invitation.secret not in said
     assert invitation.secret not in repr(Claim(invitation.secret))
+
+
+class CountingStore(MemoryStore):
+    """Counts how often the engine is asked for a row."""
+
+    fetched = 0
+
+    async def fetch(self, table: Table[Any], key: str) -> Row[Any] | None:
+        self.fetched += 1
+        return await super().fetch(table, key)
+
+
+@pytest.mark.slow
+async def test_ten_thousand_guesses_cost_little_and_hold_up_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = CountingStore(NODE_TABLES, MemoryDatabase())
+    hub = Hub(store=StoredIdentities(store), failures_allowed=10**9)
+    hub.handler.limits = Limits(failed_authentications_per_connection=10_000_000)
+    invitation = await hub.invite()
+    store.fetched = 0
+    outcomes: Counter[str] = Counter()
+    began_at = trio.current_time()
+    async with hub.connection(OTHER) as connection, open_session(connection) as session:
+        for number in range(10_000):
+            secret = zbase32.encode(number.to_bytes(32, "big"))
+            try:
+                await session.call(OPERATION, {"secret": secret})
+            except CallError as exc:
+                outcomes[exc.code] += 1
+            if number == 5_000:
+                assert (await hub.claim(invitation)).name == "w1"
+    judged = outcomes.pop("FORBIDDEN")
+    assert judged <= LOOK_UPS_BURST + (trio.current_time() - began_at) * LOOK_UPS_PER_S + 1
+    assert outcomes == {"UNAVAILABLE": 10_000 - judged}
+    assert store.fetched <= judged + 2
+    assert len(hub.failures) == judged
+    assert [peer.name for peer in hub.store.peers()] == ["w1"]
+
+
+class StuckInvitations:
+    """Never answers, as a store does that is out of reach."""
+
+    waiting = 0
+
+    async def consume(self, secret: str, key: NodeId, **_options: object) -> Peer:
+        self.waiting += 1
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+
+async def test_claims_that_wait_are_few(autojump_clock: trio.testing.MockClock) -> None:
+    hub = Hub()
+    hub.handler._invitations = stuck = StuckInvitations()
+    codes: Counter[str] = Counter()
+    async with hub.connection() as connection, open_session(connection) as session:
+
+        async def guess() -> None:
+            with pytest.raises(CallError) as caught:
+                await session.call(OPERATION, {"secret": "y" * 52})
+            codes[caught.value.code] += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(guess)
+    assert stuck.waiting == CLAIMS_AT_ONCE
+    assert codes.pop("RESOURCE_EXHAUSTED") == 50 - CLAIMS_AT_ONCE
+    assert set(codes) <= {"TIMEOUT", "UNAVAILABLE"}
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\0\0\0\0",
+        b"\0\0\0\x02[]",
+        b"\xff" * 64,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0\0\0\x10" + b"{" * 16,
+        b'\0\0\0\x1e{"type":"call.requested","id":""',
+    ],
+)
+async def test_garbage_ends_its_stream_and_nothing_else(garbage: bytes) -> None:
+    hub = Hub()
+    invitation = await hub.invite()
+    async with hub.connection(OTHER) as connection:
+        stream = await connection.open_stream()
+        await stream.send_all(garbage)
+        with trio.fail_after(5), contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_eof()
+            assert await stream.receive_some() == b""
+        assert (await hub.claim(invitation)).name == "w1"
+    assert hub.failures == []

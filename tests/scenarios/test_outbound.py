@@ -12,6 +12,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.call.codes import CallError
+from alknet.call.peers import PeerRef
 from alknet.client import claim
 from alknet.core.address import Address
 from alknet.core.config import NodeConfig
@@ -87,10 +88,15 @@ async def test_a_hub_that_is_allowed_nothing_can_call_public_operations_alone() 
         assert caught.value.code == "FORBIDDEN"
 
 
-async def test_the_worker_attaches_its_hub_and_learns_what_it_offers() -> None:
+async def test_each_side_attaches_the_other_and_learns_what_it_offers() -> None:
     async with open_node() as hub, worker_of(hub, "echo") as worker:
-        await eventually(lambda: worker.peers.get("hub") is not None)
-        await eventually(lambda: len(worker.peers.offering("echo/unary")) == 1, 5)
+        for node, name in ((worker, "hub"), (hub, "w1")):
+            await eventually(lambda node=node: len(node.peers.offering("echo/unary")) == 1, 5)
+            assert node.peers.get(name) is not None
+        ref = PeerRef.any()
+        output = await hub.peers.call(ref, "echo/unary", {"message": "to a worker"})
+        assert bytes(output) == b'{"message":"to a worker"}'
+        assert worker.status()["outbound"][0]["attempts"] == 0
 
 
 async def test_a_hub_that_is_disabled_or_left_is_dropped_and_comes_back_when_it_may() -> None:
