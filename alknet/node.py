@@ -37,7 +37,7 @@ from alknet.call.succession import succession_operation
 from alknet.call.telling import SuccessionTeller
 from alknet.call.vault_operations import vault_operations
 from alknet.call.views import OperationViews
-from alknet.commands.operations import command_operations
+from alknet.commands.operations import command_operations, warn_of_unconfined
 from alknet.commands.runner import CommandRunner
 from alknet.core.address import Address
 from alknet.core.clock import wall_clock
@@ -293,6 +293,7 @@ class Node:
     async def _start(
         self, nursery: trio.Nursery, ports: Sequence[Port], qlog: QlogDirectory | None
     ) -> None:
+        warn_of_unconfined(self.config.commands)
         await nursery.start(self.identities.watch_staleness)
         await nursery.start(self.peers.run)
         await nursery.start(self.resources.serve)
@@ -434,6 +435,7 @@ class Node:
         self._check_default_alpn(config)
         if config.commands != self.config.commands:
             self.registry.set_commands(command_operations(config.commands, self._commands))
+            warn_of_unconfined(config.commands)
         self.identities.set_config_peers(config.peers)
         self.identities.warn_of_conflicts()
         self.outbound.set_config(config.outbound)

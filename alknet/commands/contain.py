@@ -1,23 +1,26 @@
 """What the launcher's child does to itself between fork and exec.
 
-Standard library only, for it runs in the launcher. The order matters: limits while it still may
+Few imports, for it runs in the launcher. The order matters: limits while it still may
 set them, then the user, then no_new_privs, on which the filters rest, then exec.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import resource
 import signal
 import struct
-from pathlib import Path
-from typing import Any, TypedDict
 
 from alknet.commands import landlock, seccomp
 
-__all__ = ["SYSTEM_PATHS", "ProgramLimits", "ProgramPolicy", "become"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from alknet.commands.policy import ProgramLimits, ProgramPolicy
+
+__all__ = ["SYSTEM_PATHS", "become"]
 
 SYSTEM_PATHS = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store",
@@ -29,48 +32,6 @@ SYSTEM_PATHS = (
     "/etc/ssl/openssl.cnf", "/etc/terminfo", "/etc/timezone",
 )  # fmt: skip
 """What every program may read and run: the system, and of /etc what libraries look for."""
-
-
-class ProgramLimits(TypedDict):
-    """Limits of the kernel; see `alknet.core.config_command.CommandTable`."""
-
-    cpu_s: int
-    memory_bytes: int
-    processes: int
-    open_files: int
-    file_bytes: int
-
-
-class ProgramPolicy(TypedDict):
-    """How to run a program. All of it comes from the configuration, nothing from a caller.
-
-    Attributes:
-        argv: Absolute path first.
-        environment: All of it.
-        directory: Where it runs; None for a new empty one, which goes when it ends.
-        temporary: In which such directories are made.
-        sandbox: ``landlock``, ``bwrap``, ``user`` or ``none``.
-        bwrap: The absolute path of bubblewrap, for that sandbox.
-        read: Paths to read and run, beside the system's.
-        write: Paths to change too.
-        network: Whether it may use the network.
-        user: Ids of the user and group to become; None to stay.
-        grace_s: Between SIGTERM and SIGKILL.
-        limits: Of the kernel.
-    """
-
-    argv: list[str]
-    environment: dict[str, str]
-    directory: str | None
-    temporary: str
-    sandbox: str
-    bwrap: str
-    read: list[str]
-    write: list[str]
-    network: bool
-    user: tuple[int, int] | None
-    grace_s: float
-    limits: ProgramLimits
 
 
 def become(policy: ProgramPolicy, directory: str) -> None:
@@ -135,8 +96,11 @@ def _reset_signals() -> None:
 
 def _offer_itself_first() -> None:
     """If memory runs out, let the kernel choose the program and not the node."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(_OOM_SCORE)
+    except OSError:
+        pass  # it would have been better, and goes without
 
 
 def _die_with_parent() -> None:
@@ -180,19 +144,21 @@ def _drop_capabilities() -> None:
 def tasks_of_user(uid: int) -> int:
     """Count the processes and threads of a user: the kernel's limit is on all of them."""
     count = 0
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            count += _tasks(process, uid)
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            count += _tasks(name, uid)
     return count
 
 
-def _tasks(process: Path, uid: int) -> int:
+def _tasks(pid: str, uid: int) -> int:
     try:
-        with (process / "status").open("rb") as file:
+        if os.stat(f"/proc/{pid}").st_uid != uid:  # as most are, and cheaper than to read
+            return 0
+        with open(f"/proc/{pid}/status", "rb") as file:
             status = dict(line.split(b":", 1) for line in file if b":" in line)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0
-    return int(status[b"Threads"]) if int(status[b"Uid"].split()[0]) == uid else 0
+    return int(status[b"Threads"])
 
 
 def _uid(policy: ProgramPolicy) -> int:

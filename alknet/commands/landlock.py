@@ -1,6 +1,6 @@
 """Landlock: which files a process and all that it starts may touch (man 7 landlock).
 
-Standard library only, for it runs in the launcher.
+Few imports, for it runs in the launcher.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ import ctypes
 import os
 import stat
 import struct
-from collections.abc import Iterable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
 
 __all__ = ["NEEDED_ABI", "SIGNALS_ABI", "abi", "restrict"]
 

@@ -1,7 +1,8 @@
 """The launcher: starts a program, confines it, and ends it with all that it started.
 
-It is a program of its own, run as a file by ``python -I -S``, so standard library only. The node
-holds one end of a socket, the launcher the other:
+It is a program of its own, run as a file by ``python -I -S``. It is started for each call, so it
+imports little: its start is most of what a call costs. The node holds one end of a socket, the
+launcher the other:
 
 * the node sends the `ProgramPolicy` as one line of JSON;
 * the launcher answers with one line when all is over: ``{"exit": n, "stderr": …}`` with a negative
@@ -15,25 +16,26 @@ daemons too, and does not end before they have. Standard input and output are th
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
 import select
 import signal
-import socket
 import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
 if __name__ == "__main__":  # run as a file, outside of any site-packages
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    # The package without its __init__, which is for those who import all of it.
+    sys.modules["alknet"] = package = type(sys)("alknet")
+    package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
 
 from alknet.commands.contain import become
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from alknet.commands.contain import ProgramPolicy
+    from typing import Any
+
+    from alknet.commands.policy import ProgramPolicy
 
 __all__ = ["MAX_POLICY_BYTES", "MAX_STDERR_BYTES", "main"]
 
@@ -51,32 +53,33 @@ _BREATH_S = 0.001
 _KILL_WITHIN_S = 5.0
 
 
-def main(control_fd: int) -> int:
-    """Run one program as the node says on *control_fd*; see the module."""
-    with socket.socket(fileno=control_fd) as control:
-        os.set_inheritable(control_fd, False)
-        policy = _receive(control)
-        if policy is None:
-            return 1
-        answer = _run(policy, control)
-        try:
-            control.sendall(json.dumps(answer).encode() + b"\n")
-        except OSError:
-            return 1  # the node is gone
+def main(control: int) -> int:
+    """Run one program as the node says on the socket *control*; see the module."""
+    os.set_inheritable(control, False)
+    policy = _receive(control)
+    if policy is None:
+        return 1
+    answer = json.dumps(_run(policy, control)).encode() + b"\n"
+    try:
+        while answer:
+            answer = answer[os.write(control, answer) :]
+    except OSError:
+        return 1  # the node is gone
     return 0
 
 
-def _receive(control: socket.socket) -> ProgramPolicy | None:
+def _receive(control: int) -> ProgramPolicy | None:
     data = b""
     while not data.endswith(b"\n"):
-        more = control.recv(65536)
+        more = os.read(control, 65536)
         if not more or len(data) > MAX_POLICY_BYTES:
             return None
         data += more
-    return cast("ProgramPolicy", json.loads(data))
+    policy: ProgramPolicy = json.loads(data)
+    return policy
 
 
-def _run(policy: ProgramPolicy, control: socket.socket) -> dict[str, Any]:
+def _run(policy: ProgramPolicy, control: int) -> dict[str, Any]:
     _adopt_orphans()
     directory = policy["directory"]
     made = None
@@ -100,7 +103,7 @@ def _run(policy: ProgramPolicy, control: socket.socket) -> dict[str, Any]:
 class _Watch:
     """Waits for the program's end, or that of the node's patience."""
 
-    def __init__(self, pid: int, stderr: int, control: socket.socket, grace_s: float) -> None:
+    def __init__(self, pid: int, stderr: int, control: int, grace_s: float) -> None:
         self._pid = pid
         self._stderr = stderr
         self._control = control
@@ -119,7 +122,7 @@ class _Watch:
             ready = {fd for fd, _ in poll.poll(1000)}
             if self._stderr in ready and not self._listen():
                 poll.unregister(self._stderr)
-            if self._control.fileno() in ready:  # the node says nothing more: it is its end
+            if self._control in ready:  # the node says nothing more: it is its end
                 self._stop()
                 break
             self._reap()
@@ -208,7 +211,7 @@ def _adopt_orphans() -> None:
 
 def _make_directory(policy: ProgramPolicy) -> str:
     path = f"{policy['temporary']}/alknet-{os.urandom(8).hex()}"
-    Path(path).mkdir(0o700)
+    os.mkdir(path, 0o700)
     if policy["user"] is not None:
         os.chown(path, *policy["user"])
     return path
@@ -217,7 +220,7 @@ def _make_directory(policy: ProgramPolicy) -> str:
 def _remove(path: str) -> None:
     """Remove a directory that nobody uses any more, whatever was left in it."""
     try:
-        Path(path).rmdir()  # most programs leave nothing
+        os.rmdir(path)  # most programs leave nothing
     except OSError:
         # As programs, for they descend to any depth; links are not followed.
         os.spawnv(os.P_WAIT, "/bin/chmod", ["chmod", "-R", "u+rwx", "--", path])  # noqa: S606
@@ -233,21 +236,25 @@ def _let_go_of_stdio() -> None:
 
 
 def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    try:
         os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # it has ended, or is no longer of a user whom this one may signal
 
 
 def _signal_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    try:
         os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # it has ended, or is no longer of a user whom this one may signal
 
 
 def _descendants() -> list[int]:
     """Return the processes below this one."""
     children: dict[int, list[int]] = {}
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and (parent := _parent(process)) is not None:
-            children.setdefault(parent, []).append(int(process.name))
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and (parent := _parent(name)) is not None:
+            children.setdefault(parent, []).append(int(name))
     found: list[int] = []
     todo = [os.getpid()]
     while todo:
@@ -257,9 +264,10 @@ def _descendants() -> list[int]:
     return found
 
 
-def _parent(process: Path) -> int | None:
+def _parent(pid: str) -> int | None:
     try:
-        stat = (process / "stat").read_bytes()
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # "pid (name) state parent …", where the name may hold anything.

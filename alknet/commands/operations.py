@@ -20,7 +20,7 @@ from alknet.commands.sandbox import Confinement, choose
 from alknet.core.config_command import CommandConfig
 from alknet.errors import LocalError
 
-__all__ = ["command_operations"]
+__all__ = ["command_operations", "warn_of_unconfined"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,13 @@ def command_operations(
     return [_operation(command, runner) for command in commands]
 
 
+def warn_of_unconfined(commands: Iterable[CommandConfig]) -> None:
+    """Log which of *commands* nothing confines, as the configuration wants it."""
+    for command in commands:
+        if command.table.sandbox == "none":
+            log.warning("command.unconfined", extra={"command": command.name})
+
+
 def _operation(command: CommandConfig, runner: CommandRunner) -> Operation[..., Any]:
     try:
         check_operation_name(command.name)
@@ -49,8 +56,6 @@ def _operation(command: CommandConfig, runner: CommandRunner) -> Operation[..., 
         )
     except LocalError as exc:
         raise LocalError(f"{command.where}: command {command.name!r}: {exc}") from exc
-    if confinement.sandbox == "none":
-        log.warning("command.unconfined", extra={"command": command.name})
     return operation
 
 
@@ -78,6 +83,7 @@ def _spec(command: CommandConfig) -> OperationSpec:
             if error.code not in ErrorCode.__members__
         ),
         max_duration_s=table.timeout_s,
+        idempotent=table.idempotent,
         large_output=table.op_type == "subscription",
         title=table.title,
         description=table.description or table.title,

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from alknet.commands import launch
-from alknet.commands.contain import ProgramPolicy
+from alknet.commands.policy import ProgramPolicy
 from alknet.errors import AlknetError
 
 __all__ = ["CommandFailed", "Ended", "NotStarted", "Program", "open_program"]

@@ -15,7 +15,7 @@ from alknet.call.codes import CallError, ErrorCode
 from alknet.call.context import Context
 from alknet.call.proto.scan import is_too_deep
 from alknet.call.spec import OperationError
-from alknet.commands.contain import ProgramLimits, ProgramPolicy
+from alknet.commands.policy import ProgramLimits, ProgramPolicy
 from alknet.commands.process import CommandFailed, Ended, NotStarted, Program, open_program
 from alknet.commands.sandbox import Confinement
 from alknet.core.config_command import CommandConfig

@@ -4,18 +4,19 @@ Landlock knows files. A program of the node's own user could still connect to th
 socket, where it would be the owner, change the mode of files by name, or ask the kernel for
 things that a script never needs. Those calls fail with EPERM.
 
-Standard library only, for it runs in the launcher.
+Few imports, for it runs in the launcher.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import platform
-import socket
 import struct
-from collections.abc import Sequence
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 __all__ = ["is_supported", "restrict"]
 
@@ -23,7 +24,7 @@ __all__ = ["is_supported", "restrict"]
 def is_supported() -> bool:
     """Whether there is a table of system calls for this machine, and the kernel has seccomp."""
     has_seccomp = _LIBC.prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0
-    return has_seccomp and platform.machine() in _MACHINES
+    return has_seccomp and os.uname().machine in _MACHINES
 
 
 def restrict(*, may_connect: bool) -> None:
@@ -36,8 +37,8 @@ def restrict(*, may_connect: bool) -> None:
     Raises:
         OSError: The kernel refused, or the machine is not known.
     """
-    if platform.machine() not in _MACHINES:
-        raise OSError(f"no seccomp filter for {platform.machine()}")
+    if os.uname().machine not in _MACHINES:
+        raise OSError(f"no seccomp filter for {os.uname().machine}")
     program = b"".join(_program(may_connect=may_connect))
     buffer = ctypes.create_string_buffer(program, len(program))
     filter_ = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
@@ -48,7 +49,7 @@ def restrict(*, may_connect: bool) -> None:
 
 def _program(*, may_connect: bool) -> Sequence[bytes]:
     """Return the filter in classic BPF: each check ends the call or falls through to the next."""
-    architecture, column = _MACHINES[platform.machine()]
+    architecture, column = _MACHINES[os.uname().machine]
     lines = [_load(_AT_ARCH), *_unless(architecture, _KILL), _load(_AT_NUMBER)]
     if column == 0:  # the x32 numbers would slip past those below
         lines += [_jump(_JGE, _X32_BIT, 0, 1), _return(_ENOSYS)]
@@ -63,7 +64,7 @@ def _program(*, may_connect: bool) -> Sequence[bytes]:
     # No new namespaces: they are most of what kernels were broken with.
     clone = [_load(_AT_FIRST_ARGUMENT), _jump(_JSET, _NEW_NAMESPACES, 0, 1), _return(_EPERM)]
     lines += _only_for(_CLONE[column], [*clone, _return(_ALLOW)])
-    families = [socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK] if may_connect else []
+    families = (_AF_INET, _AF_INET6, _AF_NETLINK) if may_connect else ()
     allowed = [line for family in families for line in _when(family, _ALLOW)]
     lines += _only_for(_SOCKET[column], [_load(_AT_FIRST_ARGUMENT), *allowed, _return(_EACCES)])
     return [*lines, _return(_ALLOW)]
@@ -108,6 +109,7 @@ _NEW_NAMESPACES |= 0x10000000 | 0x20000000 | 0x40000000
 # Audit architecture, and the column below. From <asm/unistd.h> of Linux 6.12.
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _SOCKET = (41, 198)
+_AF_INET, _AF_INET6, _AF_NETLINK = 2, 10, 16
 _CLONE = (56, 220)
 _MISSING = {"clone3": (435, 435), "io_uring_setup": (425, 425)}
 # What changes a process, and the argument that names it: 0 is the caller.

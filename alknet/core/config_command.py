@@ -42,6 +42,8 @@ class CommandTable(msgspec.Struct, frozen=True, kw_only=True):
             that is looked for in `PATH` when the file is read.
         op_type: A query changes nothing, a mutation may, a subscription answers with an item for
             each line.
+        idempotent: For a mutation: the same input twice does the same as once, so that callers may
+            repeat it as they like. Queries are so anyway.
         title: One line for people.
         description: The whole story.
         public: Everybody may call it, strangers too.
@@ -77,6 +79,7 @@ class CommandTable(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     run: tuple[str, ...]
     op_type: Literal["query", "mutation", "subscription"] = "query"
+    idempotent: bool = False
     title: str = ""
     description: str = ""
     public: bool = False

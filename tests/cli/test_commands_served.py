@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_an_edit_changes_the_operations_of_a_running_node(served: Cli) -> None:
         path.write_text("[[command]]\n")  # a mistake changes nothing
         served.fails(1, "config", "check")
         assert names() == ["text/count", "text/numbers"]
+
+
+def test_a_node_says_at_its_start_what_nothing_confines(served: Cli) -> None:
+    path = served.home / "node.toml"
+    path.write_text(path.read_text() + 'sandbox = "none"\n')
+    assert served.ok("config", "check").err == ""
+    with running_node(served.home) as running:
+        running.process.signal(signal.SIGTERM)
+        said = running.process.end().err
+    assert "command.unconfined" in said
+    assert "text/lines" in said
 
 
 def test_the_check_names_what_only_a_node_sees(made: Cli) -> None:

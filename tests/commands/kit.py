@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alknet.call.operations import Operation
-from alknet.commands.contain import ProgramLimits, ProgramPolicy
 from alknet.commands.operations import command_operations
+from alknet.commands.policy import ProgramLimits, ProgramPolicy
 from alknet.commands.runner import CommandRunner
 from alknet.core.config_command import CommandConfig, read_commands
 from alknet.core.config_read import Reader

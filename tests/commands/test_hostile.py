@@ -14,6 +14,7 @@ import trio
 from alknet.call.codes import CallError
 from alknet.commands import landlock, sandbox, seccomp
 from alknet.commands.process import Ended, open_program
+from alknet.errors import LocalError
 from alknet.testing.operations import call_operation, collect_items
 from tests.commands.kit import LIMITS, PYTHON, Place, is_alive, policy
 
@@ -160,7 +161,7 @@ print(made)
 """
     with trio.fail_after(30):
         made = await call_operation(place.python(body, processes=16))
-    assert made < 16
+    assert 0 < made < 40  # others of the user may end meanwhile
 
 
 async def test_endless_output_is_cut_off(place: Place) -> None:
@@ -241,6 +242,10 @@ attempt("init", lambda: open("/proc/1/environ").read())
 found["processes"] = str(len([name for name in os.listdir("/proc") if name.isdecimal()]))
 print(json.dumps(found))
 """
+    if "bwrap" not in sandbox.look()[0]:  # a system that forbids it namespaces
+        with pytest.raises(LocalError, match="'bwrap' cannot be had here"):
+            place.operation("true", sandbox="bwrap")
+        return
     inside = place.python(REPORT + body, sandbox="bwrap")
     found = await call_operation(inside)
     assert found["home"] == "FileNotFoundError"
