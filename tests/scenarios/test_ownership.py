@@ -15,7 +15,7 @@ import pytest
 
 from alknet.call.codes import CallError
 from alknet.call.context import Context
-from alknet.call.operations import Operation, operation, scopes
+from alknet.call.operations import CompositionAuthority, Operation, operation, public, scopes
 from alknet.call.peers.reference import PeerRef
 from alknet.call.session import CallSession
 from alknet.client import open_session
@@ -153,6 +153,41 @@ async def test_a_call_cancelled_anywhere_leaves_a_shell_with_an_owner_or_none() 
         assert await cancel_at_every_checkpoint(lambda: session.call("shell/open"), settled) > 0
 
 
+@operation("desk/open", access=public(), calls=["shell/open"])
+async def open_without_authority(ctx: Context) -> Shell:
+    return msgspec.json.decode(await ctx.call("shell/open"), type=Shell)
+
+
+@operation(
+    "desk/lend",
+    access=scopes("desk"),
+    calls=["shell/open", "shell/tell"],
+    authority=CompositionAuthority("desk", scopes=("shell",)),
+)
+async def lend(ctx: Context) -> Shell:
+    answer = await ctx.call("shell/open")
+    await ctx.call("shell/tell", answer)
+    return msgspec.json.decode(answer, type=Shell)
+
+
+async def test_what_an_operation_spawns_by_another_is_owned_by_its_label() -> None:
+    shells = Shells()
+    ann = make_friend("ann", "desk", "shell")
+    served = [*shells.operations(), open_without_authority, lend]
+    async with (
+        open_node(operations=served, peers=[ann.peer]) as node,
+        session_of(node, ann) as session,
+    ):
+        shell = await session.call_as(Shell, "desk/lend")
+        assert node.ownership.owned_by("shell", shell.id) == "op:desk"
+        assert shells.lines == {shell.id: ["op:desk"]}
+        # It was for her, and is not hers.
+        assert await code_of(session, "shell/tell", shell) == "FORBIDDEN"
+        # Without authority a child runs as nobody, whoever the caller is.
+        assert await code_of(session, "desk/open") == "INTERNAL"
+        assert len(shells.lines) == 1
+
+
 # The life of a node with a home.
 
 
@@ -171,6 +206,24 @@ async def test_a_node_that_stops_ends_what_it_holds_first(tmp_path: Path) -> Non
             for _ in range(3):
                 await session.call("shell/open")
         assert len(node.ownership.recorded()) == 3
+    assert shells.lines == {}
+    assert await rows_of(home) == []
+
+
+async def test_a_node_that_crashes_lets_go_of_what_it_holds(tmp_path: Path) -> None:
+    shells = Shells()
+    ann = make_friend("ann", "shell")
+    home = await make_home(tmp_path, ann.peer)
+
+    async def run() -> None:
+        async with Node.from_home(home, listen=LOOPBACK, operations=shells.operations()) as node:
+            async with session_of(node, ann) as session:
+                await session.call("shell/open")
+            assert len(node.ownership.recorded()) == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await run()
     assert shells.lines == {}
     assert await rows_of(home) == []
 
