@@ -16,6 +16,7 @@ from tests.docs.pages import (
     federation,
     keys,
     ownership,
+    visibility,
 )
 
 __all__ = ["PAGES", "main"]
@@ -30,6 +31,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "federation.md": federation.page,
     "keys.md": keys.page,
     "ownership.md": ownership.page,
+    "visibility.md": visibility.page,
 }
 """What makes each page of docs/reference."""
 

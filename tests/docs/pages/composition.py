@@ -98,7 +98,7 @@ authority calls what is public.
 `async with ctx.overlay(*operations)` adds operations for the time of a block: an agent's tools. The
 handler can call them without declaring it, they one another where they declare it, and nobody else
 sees them. `ctx.session_overlay().add(...)` adds them to the connection that the call came by: all
-who call there find those that are not internal, until it ends.
+who call there find those that are not internal, until it ends ([visibility.md](visibility.md)).
 
 1. The node's operations come first: a name that is taken cannot be added.
 2. An added operation has at most the scopes, grants, reach and secrets of the one that adds it, and
