@@ -8,18 +8,20 @@ internal, is missing. Whether it owns the resources that an operation needs is n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import trio
 from msgspec import UNSET, UnsetType
 
+from alknet.call.changes import Changes, wait_any
 from alknet.call.context import Context
 from alknet.call.operations import Operation, operation, public
-from alknet.call.overlay import session_entries, session_entry
+from alknet.call.overlay import layer_of, session_entries, session_entry
 from alknet.call.registry import Entry, Registry
 from alknet.call.schema import JsonSchema
+from alknet.call.session import CallSession
 from alknet.call.views import OperationViews
 from alknet.call.visibility import may_call, no_such_operation, operation_name
 from alknet.core.access import AccessRules
@@ -178,7 +180,7 @@ def discovery_operations(
         """Say which version of the operations the caller sees: now, and after each change."""
         told = None
         while True:
-            seen = registry.changes.version
+            seen = [(changes, changes.version) for changes in _watched(registry, ctx)]
             identity = views.current(ctx.identity)
             if identity is None:
                 return
@@ -187,7 +189,7 @@ def discovery_operations(
                 told = version
                 yield OperationsVersion(version)
                 await trio.sleep(WATCH_INTERVAL_S)
-            await registry.changes.wait_changed(seen)
+            await wait_any(*seen)
 
     return list_operations, describe_operation, watch_operations
 
@@ -198,6 +200,14 @@ def _entries(registry: Registry, ctx: Context) -> Iterable[Entry]:
     if not of_session:
         return registry
     return sorted([*registry, *of_session], key=lambda entry: entry.operation.spec.name)
+
+
+def _watched(registry: Registry, ctx: Context) -> Iterator[Changes]:
+    """Return what rings when another operation is to be seen on the caller's session."""
+    yield registry.changes
+    session = ctx.info.session
+    if isinstance(session, CallSession):
+        yield layer_of(session).changes
 
 
 def _version(views: OperationViews, ctx: Context, identity: Identity) -> str:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from alknet.call.changes import Changes
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.operations import Operation
 from alknet.call.registry import BUILTIN_NAMESPACES, Entry, Provenance, Registry
@@ -70,10 +71,12 @@ class Layer:
 
     Attributes:
         is_closed: Nothing can be added or found any more.
+        changes: Rung when one is added or taken out.
     """
 
     def __init__(self) -> None:
         self.is_closed = False
+        self.changes = Changes()
         self._entries: dict[str, LayeredEntry] = {}
 
     def __len__(self) -> int:
@@ -92,12 +95,14 @@ class Layer:
     def put(self, entry: LayeredEntry) -> None:
         """Add an operation that `Overlay.add` has checked."""
         self._entries[entry.operation.spec.name] = entry
+        self.changes.ring()
 
     def remove(self, name: str) -> None:
         """Take an operation out, and cancel its calls. Not there: no effect."""
         entry = self._entries.pop(name, None)
         if entry is not None:
             entry.running.end()
+            self.changes.ring()
 
     def close(self) -> None:
         """Take all out, for good, and cancel their calls, which end in their own time."""
@@ -155,12 +160,10 @@ class Overlay:
             compose = partial(self._compose, operation)
             entry = LayeredEntry(operation, Provenance.SESSION, compose, Running())
             self._layer.put(entry)
-        self._registry.changes.ring()
 
     def remove(self, name: str) -> None:
         """Take an operation out again, and cancel its calls. Not there: no effect."""
         self._layer.remove(name)
-        self._registry.changes.ring()
 
     def _check(self, operation: Operation[..., Any], names: list[str]) -> None:
         spec = operation.spec
