@@ -16,6 +16,7 @@ from tests.docs.pages import (
     federation,
     keys,
     ownership,
+    peers,
     visibility,
 )
 
@@ -31,6 +32,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "federation.md": federation.page,
     "keys.md": keys.page,
     "ownership.md": ownership.page,
+    "peers.md": peers.page,
     "visibility.md": visibility.page,
 }
 """What makes each page of docs/reference."""
