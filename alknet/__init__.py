@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         resource,
         scopes,
     )
+    from alknet.call.operators import filter_items, map_items, merge_items
+    from alknet.call.overlay import Overlay
     from alknet.call.peers.policies import (
         First,
         LatencyWeighted,
@@ -90,6 +92,7 @@ __all__ = [
     "NodeId",
     "NotFound",
     "OperationError",
+    "Overlay",
     "Peer",
     "PeerError",
     "PeerRef",
@@ -105,6 +108,9 @@ __all__ = [
     "Unavailable",
     "any_scope",
     "connect",
+    "filter_items",
+    "map_items",
+    "merge_items",
     "open_control_session",
     "open_session",
     "operation",
@@ -129,6 +135,12 @@ _HOMES = {
         "resource",
         "scopes",
     ),
+    "alknet.call.operators": (
+        "filter_items",
+        "map_items",
+        "merge_items",
+    ),
+    "alknet.call.overlay": ("Overlay",),
     "alknet.call.peers.policies": (
         "First",
         "LatencyWeighted",

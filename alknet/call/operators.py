@@ -71,7 +71,7 @@ async def merge_items(*sources: Items[T]) -> AsyncGenerator[AsyncIterator[T]]:
     async with receive, open_background() as nursery:
         async with send:
             for source, scope in zip(sources, scopes, strict=True):
-                await nursery.start(_forward, source, send.clone(), scope)
+                await nursery.start(_forward, source, send.clone(), scope, name="merged items")
         yield _Merged(receive, scopes)
 
 
