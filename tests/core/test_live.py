@@ -69,6 +69,14 @@ async def test_disabling_a_key_closes_also_a_stranger_that_holds_it() -> None:
         assert (await dialer.wait_closed()).code == CloseCode.REVOKED
 
 
+async def test_a_key_that_becomes_another_peers_closes_its_connection() -> None:
+    identities = TableIdentities({ALICE: PEER})
+    async with followed(identities) as (_, _, dialer):
+        identities.set(ALICE, Identity("peer:bob", scopes=("echo",)))
+        reason = await dialer.wait_closed()
+    assert (reason.code, reason.reason) == (CloseCode.REVOKED, "this key is another peer's now")
+
+
 async def test_changed_scopes_reach_a_live_connection() -> None:
     identities = TableIdentities({ALICE: PEER})
     async with followed(identities) as (_, entry, dialer):

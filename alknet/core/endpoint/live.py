@@ -171,6 +171,9 @@ class LiveConnections:
         else:
             if identity.is_anonymous and not before.is_anonymous:
                 _revoke(entry, "this key is no longer a peer's")
+            elif identity.id != before.id and not before.is_anonymous:
+                # What was called and attached by its name would go to another.
+                _revoke(entry, "this key is another peer's now")
             elif identity != before:
                 entry.become(identity)
                 log.info(
