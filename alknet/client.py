@@ -182,10 +182,13 @@ async def join_hub(
 
     Raises:
         Conflict: The name or the key of the hub is another peer's here; nothing was claimed.
+        LocalError: The invitation is our own.
         DialError: As `claim`, and so are CallError and Malformed.
         StoreError: The hub knows us, but our store could not be written; so Unavailable.
     """
     ticket = invitation.ticket
+    if ticket.node_id == NodeId.from_public_key(key.public_key()):
+        raise LocalError("this invitation is of the very node that would join")
     hub = msgspec.structs.replace(
         hub,
         fingerprints=(ticket.node_id.fingerprint,),

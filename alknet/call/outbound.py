@@ -151,6 +151,7 @@ class _Kept:
         self._next_at: float | None = None
         self._connected_at: float | None = None
         self._key: NodeId | None = None
+        self._failures = 0
         self._attempt = trio.CancelScope()
         self._hurried = trio.Event()
 
@@ -207,8 +208,8 @@ class _Kept:
         """Dial, and serve until the connection ends."""
         self._state = "connecting"
         target = self._target
-        # A peer that has several keys proves one of them: each is asked for in turn.
-        self._key = target.keys[self._backoff.attempts % len(target.keys)]
+        # A peer that has several keys proves one of them: the one that answered, until it fails.
+        self._key = target.keys[self._failures % len(target.keys)]
         try:
             with trio.CancelScope() as self._attempt:
                 async with self._dial(target, self._key) as session:
@@ -236,6 +237,7 @@ class _Kept:
         log.info("outbound.lost", extra={"peer": self._target.name, "reason": str(reason)})
 
     def _failed(self, error: str, after_s: float) -> None:
+        self._failures += 1
         self._last_error = error
         about = {"peer": self._target.name, "error": error, "after_s": round(after_s, 3)}
         log.warning("outbound.failed", extra={**about, "attempts": self._backoff.attempts + 1})

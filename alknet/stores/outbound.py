@@ -20,6 +20,8 @@ from alknet.stores.tables import OUTBOUND, PEERS, OutboundRow, PeerRow
 __all__ = ["StoredOutbound"]
 
 KEY = "ed25519:"
+# Writes within this time are looked at together; nobody notices it before a dial.
+COALESCE_S = 0.05
 
 
 class StoredOutbound:
@@ -56,6 +58,10 @@ class StoredOutbound:
         """Wait until `version` differs from *version* and return it. Cancelled, nothing happens."""
         await trio.lowlevel.checkpoint()
         while self.version == version:
+            # Most writes of a store are of other tables: a busy one is not looked at for each.
+            await trio.sleep(COALESCE_S)
+            if self.version != version:
+                break
             await _first_of(
                 partial(self._identities.wait_changed, self._identities.version),
                 partial(self._store.wait_changed, self._store.version),
@@ -166,13 +172,16 @@ class StoredOutbound:
             problem = f"there is no peer named {name!r}"
             return OutboundTarget(name=name, problem=problem, in_config=fixed is not None)
         keys = [NodeId.parse(text) for text in peer.fingerprints if text.startswith(KEY)]
+        is_self = self._node in map(str, keys)
         first = () if fixed is None else fixed.addresses
         addresses = dict.fromkeys((*first, *map(Address.parse, peer.addresses)))
         return OutboundTarget(
             name=name,
             keys=tuple(keys),
             addresses=tuple(addresses),
-            problem=_problem(peer, bool(keys), bool(addresses)),
+            problem="this is the node itself"
+            if is_self
+            else _problem(peer, bool(keys), bool(addresses)),
             in_config=fixed is not None,
         )
 

@@ -121,6 +121,11 @@ def test_an_invitation_as_an_argument_is_refused_and_not_repeated(made: Cli) -> 
     assert secret not in result.err
 
 
+def test_a_node_does_not_join_itself(hub_cli: Cli, invitation: str) -> None:
+    result = hub_cli.fails(1, "worker", "join", "--json", stdin=invitation)
+    assert "of the very node" in result.error["message"]
+
+
 def test_a_file_that_others_may_read_is_pointed_out(
     made: Cli, invitation: str, tmp_path: Path
 ) -> None:
@@ -131,8 +136,7 @@ def test_a_file_that_others_may_read_is_pointed_out(
 
 
 def test_nobody_there_is_unreachable_and_uses_nothing(made: Cli) -> None:
-    ticket = made.ok("id", "--json").json["id"]
-    text = f"alknet-invite://{ticket}@127.0.0.1:1/{'y' * 52}"
+    text = f"alknet-invite://{'ab' * 32}@127.0.0.1:1/{'y' * 52}"
     made.fails(4, "worker", "join", "--name", "gone", stdin=text)
     assert made.ok("worker", "list", "--json").json == {"running": False, "hubs": []}
 

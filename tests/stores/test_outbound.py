@@ -130,6 +130,8 @@ async def test_a_target_says_why_it_cannot_be_dialled(opener: Opener) -> None:
             "web": "the peer has no Ed25519 key, so it cannot be dialled",
             "off": "the peer is disabled",
         }
+        await outbound.join(hub(name="self", key=ME))
+        assert {t.name: t.problem for t in outbound.targets()}["self"] == "this is the node itself"
         with pytest.raises(Conflict, match=r"stands in \[\[outbound\]\]"):
             await outbound.leave("gone")
 
