@@ -6,7 +6,7 @@ import os
 import pwd
 import shutil
 import subprocess
-from functools import cache
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from alknet.commands import landlock, seccomp
@@ -43,8 +43,7 @@ def choose(wanted: str, user: str) -> Confinement:
     ids = _ids(user) if os.geteuid() == 0 else None
     if wanted == "none":
         return Confinement("none", ids, "")
-    found = available(ids)
-    for sandbox, program in found.items():
+    for sandbox, program in available(ids):
         if wanted in {"auto", sandbox}:
             return Confinement(sandbox, ids, program)
     if wanted == "auto":
@@ -52,21 +51,19 @@ def choose(wanted: str, user: str) -> Confinement:
             "nothing on this machine confines a program: Landlock needs Linux 6.2 on x86_64 or "
             'aarch64; install bubblewrap, or write sandbox = "none" to run it all the same'
         )
-    has = ", ".join(found) or "none"
+    has = ", ".join(sandbox for sandbox, _ in available(ids)) or "none"
     raise LocalError(f"the sandbox {wanted!r} cannot be had here; what can: {has}")
 
 
-def available(ids: tuple[int, int] | None) -> dict[Sandbox, str]:
-    """Return the sandboxes that work here, best first, each with the program that it needs."""
-    found: dict[Sandbox, str] = {}
+def available(ids: tuple[int, int] | None) -> Iterator[tuple[Sandbox, str]]:
+    """Yield the sandboxes that work here, best first, each with the program that it needs."""
     if landlock.abi() >= landlock.NEEDED_ABI and seccomp.is_supported():
-        found["landlock"] = ""
+        yield "landlock", ""
     bwrap = shutil.which("bwrap", path=_SYSTEM_PATH)
     if bwrap is not None and _works(bwrap, ids):
-        found["bwrap"] = bwrap
+        yield "bwrap", bwrap
     if ids is not None and ids[0] != 0:
-        found["user"] = ""
-    return found
+        yield "user", ""
 
 
 def look() -> tuple[dict[Sandbox, str], list[str]]:
@@ -77,16 +74,17 @@ def look() -> tuple[dict[Sandbox, str], list[str]]:
             ids = _ids("nobody")
         except LocalError:
             ids = None
-    found = available(ids)
+    found = dict(available(ids))
     gaps = []
     if "landlock" in found and ids is None and landlock.abi() < landlock.SIGNALS_ABI:
         gaps.append("before Linux 6.12, a command may send signals to the node")
     return found, gaps
 
 
-@cache
 def _works(bwrap: str, ids: tuple[int, int] | None) -> bool:
     """Whether bubblewrap may make namespaces: some systems forbid it to users."""
+    if (bwrap, ids) in _WORKED:
+        return True
     uid, gid = (None, None) if ids is None else ids
     probe = [bwrap, "--unshare-all", "--ro-bind", "/", "/", "--", "/bin/true"]
     try:
@@ -104,6 +102,8 @@ def _works(bwrap: str, ids: tuple[int, int] | None) -> bool:
         )
     except (OSError, subprocess.SubprocessError):
         return False
+    if done.returncode == 0:
+        _WORKED.add((bwrap, ids))
     return done.returncode == 0
 
 
@@ -117,3 +117,5 @@ def _ids(user: str) -> tuple[int, int]:
 
 # Not the node's: its programs are not looked for where its user can put some.
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+# What was tried out with success; a failure may have been mended since.
+_WORKED: set[tuple[str, tuple[int, int] | None]] = set()

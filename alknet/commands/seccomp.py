@@ -53,14 +53,18 @@ def _program(*, may_connect: bool) -> Sequence[bytes]:
     lines = [_load(_AT_ARCH), *_unless(architecture, _KILL), _load(_AT_NUMBER)]
     if column == 0:  # the x32 numbers would slip past those below
         lines += [_jump(_JGE, _X32_BIT, 0, 1), _return(_ENOSYS)]
-    for numbers in _REFUSED.values():
-        if numbers[column] is not None:
-            lines += _when(numbers[column] or 0, _EPERM)
-    for numbers in _MISSING.values():  # glibc falls back to the older call
-        lines += _when(numbers[column], _ENOSYS)
-    for number, argument in ((row[column], row[2]) for row in _OF_ITSELF.values()):
-        check = [_load(_AT_FIRST_ARGUMENT + 8 * argument), *_unless(0, _EPERM), _return(_ALLOW)]
-        lines += _only_for(number, check)
+    for refused in _REFUSED.values():
+        number = refused[column]
+        if number is not None:
+            lines += _when(number, _EPERM)
+    for missing in _MISSING.values():  # glibc falls back to the older call
+        lines += _when(missing[column], _ENOSYS)
+    for numbers, wanted in _OF_ITSELF.values():
+        checks = [line for place, value in wanted.items() for line in _argument_is(place, value)]
+        lines += _only_for(numbers[column], [*checks, _return(_ALLOW)])
+    # A pair of datagram sockets could still send to any other.
+    pair = [_load(_AT_FIRST_ARGUMENT + 8), _and(_SOCKET_KIND), *_when(_SOCK_DGRAM, _EACCES)]
+    lines += _only_for(_SOCKETPAIR[column], [*pair, _return(_ALLOW)])
     # No new namespaces: they are most of what kernels were broken with.
     clone = [_load(_AT_FIRST_ARGUMENT), _jump(_JSET, _NEW_NAMESPACES, 0, 1), _return(_EPERM)]
     lines += _only_for(_CLONE[column], [*clone, _return(_ALLOW)])
@@ -80,6 +84,14 @@ def _unless(value: int, action: int) -> list[bytes]:
 
 def _only_for(number: int, lines: list[bytes]) -> list[bytes]:
     return [_jump(_JEQ, number, 0, len(lines)), *lines]
+
+
+def _argument_is(place: int, value: int) -> list[bytes]:
+    return [_load(_AT_FIRST_ARGUMENT + 8 * place), *_unless(value, _EPERM)]
+
+
+def _and(bits: int) -> bytes:
+    return struct.pack("=HBBI", 0x54, 0, 0, bits)
 
 
 def _load(offset: int) -> bytes:
@@ -112,17 +124,20 @@ _SOCKET = (41, 198)
 _AF_INET, _AF_INET6, _AF_NETLINK = 2, 10, 16
 _CLONE = (56, 220)
 _MISSING = {"clone3": (435, 435), "io_uring_setup": (425, 425)}
-# What changes a process, and the argument that names it: 0 is the caller.
-_OF_ITSELF = {
-    "prlimit64": (302, 261, 0),
-    "sched_setparam": (142, 118, 0),
-    "sched_setscheduler": (144, 119, 0),
-    "sched_setaffinity": (203, 122, 0),
-    "sched_setattr": (314, 274, 0),
-    "setpriority": (141, 140, 1),
-    "ioprio_set": (251, 30, 1),
-    "migrate_pages": (256, 238, 0),
-    "move_pages": (279, 239, 0),
+_SOCKETPAIR = (53, 199)
+_SOCKET_KIND, _SOCK_DGRAM = 0xF, 2
+# What changes processes, and what its arguments must be to change the caller: who is 0, and by
+# what (a process, and not its user) is PRIO_PROCESS and IOPRIO_WHO_PROCESS.
+_OF_ITSELF: dict[str, tuple[tuple[int, int], dict[int, int]]] = {
+    "prlimit64": ((302, 261), {0: 0}),
+    "sched_setparam": ((142, 118), {0: 0}),
+    "sched_setscheduler": ((144, 119), {0: 0}),
+    "sched_setaffinity": ((203, 122), {0: 0}),
+    "sched_setattr": ((314, 274), {0: 0}),
+    "setpriority": ((141, 140), {0: 0, 1: 0}),
+    "ioprio_set": ((251, 30), {0: 1, 1: 0}),
+    "migrate_pages": ((256, 238), {0: 0}),
+    "move_pages": ((279, 239), {0: 0}),
 }
 _REFUSED: dict[str, tuple[int, int | None]] = {
     # Landlock does not see them, and files may belong to the node's user.
@@ -154,8 +169,15 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
     "request_key": (249, 218),
     "shmget": (29, 194),
     "shmat": (30, 196),
+    "shmctl": (31, 195),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
     "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
     "mq_open": (240, 180),
     # Doors into the kernel.
     "unshare": (272, 97),

@@ -90,12 +90,11 @@ def connect():
         sock.connect({str(path)!r})
 attempt("connect", connect)
 attempt("pair", lambda: [one.close() for one in socket.socketpair()])
+attempt("datagrams", lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
 """
-        assert await attempts(place, body) == {"connect": "PermissionError", "pair": "done"}
-        assert await attempts(place, body, network=True) == {
-            "connect": "PermissionError",
-            "pair": "done",
-        }
+        expected = {"connect": "PermissionError", "pair": "done", "datagrams": "PermissionError"}
+        assert await attempts(place, body) == expected
+        assert await attempts(place, body, network=True) == expected
 
 
 async def test_the_network_is_out_of_reach_unless_it_is_allowed(place: Place) -> None:
@@ -127,11 +126,14 @@ attempt("ptrace", ptrace)
 attempt("limits", lambda: resource.prlimit(node, resource.RLIMIT_NOFILE, (9, 9)))
 attempt("affinity", lambda: os.sched_setaffinity(node, {{0}}))
 attempt("priority", lambda: os.setpriority(os.PRIO_PROCESS, node, 19))
+attempt("priority of all", lambda: os.setpriority(os.PRIO_USER, 0, 19))
 attempt("environment", lambda: open(f"/proc/{{node}}/environ").read())
 attempt("memory", lambda: open(f"/proc/{{node}}/mem").read())
 attempt("namespaces", unshare)
+attempt("own priority", lambda: os.setpriority(os.PRIO_PROCESS, 0, 5))
 """
     found = await attempts(place, body, read=[*policy([PYTHON])["read"], "/proc"])
+    assert found.pop("own priority") == "done"
     if landlock.abi() < landlock.SIGNALS_ABI:  # doctor says so
         found.pop("signal")
     assert {name for name, got in found.items() if got != "PermissionError"} == set()
