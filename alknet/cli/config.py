@@ -107,6 +107,8 @@ def as_values(config: NodeConfig) -> dict[str, Any]:
             "store_file": None if config.store_file is None else str(config.store_file),
         },
         "log": msgspec.to_builtins(config.log),
+        "vault": msgspec.to_builtins(config.vault),
+        "federation": msgspec.to_builtins(config.federation),
         "limits": msgspec.to_builtins(config.limits),
         "peers": [
             {
@@ -123,6 +125,16 @@ def as_values(config: NodeConfig) -> dict[str, Any]:
         "outbound": [
             {"name": one.name, "addresses": list(map(str, one.addresses))}
             for one in config.outbound
+        ],
+        "re_export": [
+            {
+                "peers": [glob.text for glob in rule.peers],
+                "operations": [glob.text for glob in rule.operations],
+                "scopes_all": list(rule.access.scopes_all),
+                "scopes_any": list(rule.access.scopes_any),
+                "public": rule.access.public,
+            }
+            for rule in config.re_exports
         ],
         "web_certificates": [
             {

@@ -29,13 +29,17 @@ def test_show_is_the_file_that_gives_the_same_configuration(made: Cli) -> None:
     config.write_text(
         '[node]\nadvertise = ["h:1"]\n[limits]\nidle_timeout_s = 60\n'
         f'[[peers]]\nname = "bob"\nfingerprints = ["ed25519:{"1f" * 32}"]\n'
-        'resources = ["a:b"]\n'
+        'resources = ["a:b"]\n[vault]\nlock_after_s = 5\n[federation]\nlist_peers = true\n'
+        '[[re_export]]\npeers = ["w*"]\noperations = ["m/*"]\nscopes_all = ["m"]\n'
+        '[[re_export]]\npeers = ["any"]\noperations = ["n/**"]\npublic = true\n'
     )
     before = load_config(config)
     shown = made.ok("config", "show").out
     assert tomllib.loads(shown)["limits"]["idle_timeout_s"] == 60
     config.write_text(shown)
     assert load_config(config) == before
+    assert before.federation.list_peers
+    assert len(before.re_exports) == 2
     as_json = made.ok("config", "show", "--json").json
     assert as_json["node"]["advertise"] == ["h:1"]
     assert as_json["peers"][0]["name"] == "bob"
