@@ -467,6 +467,27 @@ async def test_a_keyed_call_cancelled_anywhere_leaves_nothing(is_first: bool) ->
         assert await cancel_at_every_checkpoint(call, after) >= 1
 
 
+@both
+async def test_a_keyed_upload_cancelled_anywhere_leaves_nothing(carrier: str) -> None:
+    shop = Shop()
+    number = 0
+    async with two_sessions(shop, carrier=carrier) as (client, again, server):
+
+        async def call() -> None:
+            nonlocal number
+            number += 1
+            async with client.upload("shop/fill", idempotency_key=str(number)) as upload:
+                for item in range(3):
+                    await upload.send(item)
+                await upload.finish()
+
+        async def after() -> None:
+            assert await is_idle(client, again, server)
+            assert (shop.running, len(shop.repeated)) == (0, 0)
+
+        assert await cancel_at_every_checkpoint(call, after) >= 3
+
+
 async def _set_when_blocked(shop: Shop) -> None:
     await trio.testing.wait_all_tasks_blocked()
     shop.go.set()

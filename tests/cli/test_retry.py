@@ -20,6 +20,7 @@ from alknet.core.contracts import CloseCode
 from alknet.core.endpoint.dial import DialError
 from alknet.core.limits import Limits
 from alknet.core.scopes import open_background
+from alknet.testing.contract import cancel_at_every_checkpoint
 from tests.call.sessions import Operations, connections
 from tests.cli.kit import Cli
 
@@ -144,6 +145,20 @@ async def test_an_error_that_stays_is_not_tried_again(autojump_clock: Clock) -> 
 async def test_a_subscription_cannot_be_tried_again(autojump_clock: Clock) -> None:
     with pytest.raises(click.UsageError, match="echo/endless is of the kind subscription"):
         await Known().call("echo/endless")
+
+
+async def test_cancelled_anywhere_nothing_runs_on(autojump_clock: Clock) -> None:
+    remotes: list[Known] = []
+
+    async def call() -> None:
+        remotes.append(Known(_refused()))
+        await remotes[-1].call("shop/buy")
+
+    async def after() -> None:
+        operations = remotes[-1].operations
+        assert (operations.running, len(operations.repeated)) == (0, 0)
+
+    assert await cancel_at_every_checkpoint(call, after) >= 5
 
 
 @pytest.mark.parametrize("key", ["", "x" * 129, "a\nb"])
