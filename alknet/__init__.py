@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from alknet.call.operators import filter_items, map_items, merge_items
     from alknet.call.overlay import Overlay
+    from alknet.call.peers.imports import ImportedOperation, Imports, from_call
     from alknet.call.peers.policies import (
         First,
         LatencyWeighted,
@@ -83,6 +84,8 @@ __all__ = [
     "ErrorSpec",
     "First",
     "Identity",
+    "ImportedOperation",
+    "Imports",
     "LatencyWeighted",
     "LeastInFlight",
     "Limits",
@@ -109,6 +112,7 @@ __all__ = [
     "any_scope",
     "connect",
     "filter_items",
+    "from_call",
     "map_items",
     "merge_items",
     "open_control_session",
@@ -141,6 +145,11 @@ _HOMES = {
         "merge_items",
     ),
     "alknet.call.overlay": ("Overlay",),
+    "alknet.call.peers.imports": (
+        "ImportedOperation",
+        "Imports",
+        "from_call",
+    ),
     "alknet.call.peers.policies": (
         "First",
         "LatencyWeighted",
