@@ -87,8 +87,8 @@ class RetryBudget:
         left: Extra requests that may be made now; may have a fraction.
     """
 
-    # As in Finagle and Envoy: a fifth more load is bearable, a multiple is not; and a program that
-    # makes few calls may retry all of them for a while.
+    # A tenth more load is bearable where a multiple is not (Finagle and Envoy allow a fifth); and a
+    # program that makes few calls may retry all of them for a while.
     EARNED_PER_CALL = 0.1
     MOST = 10.0
 

@@ -132,7 +132,7 @@ async def _call(
     reads: str,
 ) -> None:
     """Call *operation*; standard input is used up for *reads* already, if that is not empty."""
-    op_type, options["large_output"] = await described(session, remote, operation)
+    op_type, options["large_output"], _ = await described(session, remote, operation)
     if op_type in {"upload", "bidi"} and reads:
         raise click.UsageError(
             f"{operation} reads its items from standard input, which cannot give {reads} too"

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from alknet.call.session import CallSession
     from alknet.cli.remote import Remote
 
-__all__ = ["described"]
+__all__ = ["Described", "described"]
 
 
-async def described(session: CallSession, remote: Remote, operation: str) -> tuple[str, bool]:
-    """Ask the node of which kind an operation is, and whether its output may be large.
+class Described(NamedTuple):
+    """What to know of an operation before it is called.
 
-    What it does not show is called as a query.
+    Attributes:
+        op_type: ``query``, ``mutation``, ``subscription``, ``upload`` or ``bidi``.
+        large_output: Its output may be large.
+        idempotent: To run it twice is the same as once.
+    """
+
+    op_type: str
+    large_output: bool
+    idempotent: bool
+
+
+async def described(session: CallSession, remote: Remote, operation: str) -> Described:
+    """Ask the node about an operation; what it does not show is called as a query.
 
     Raises:
         CallError: The node could not be asked.
@@ -30,6 +42,10 @@ async def described(session: CallSession, remote: Remote, operation: str) -> tup
     except CallError as exc:
         if exc.code != ErrorCode.NOT_FOUND:
             raise
-        return "query", False
-    described = msgspec.json.decode(found, type=dict[str, Any])
-    return str(described.get("op_type")), bool(described.get("large_output"))
+        return Described("query", large_output=False, idempotent=False)
+    found_out = msgspec.json.decode(found, type=dict[str, Any])
+    return Described(
+        str(found_out.get("op_type")),
+        bool(found_out.get("large_output")),
+        bool(found_out.get("idempotent")),
+    )

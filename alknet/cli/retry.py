@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from alknet.cli.described import described
+from alknet.cli.described import Described, described
 from alknet.cli.failures import CommandError
 from alknet.cli.output import note
 
@@ -40,6 +40,7 @@ async def call_again(
     from alknet.call.retrying import Retrier, RetryBudget, RetryPolicy
 
     failed: list[CallError] = []
+    found: list[Described] = []
 
     async def once(
         name: str,
@@ -47,17 +48,24 @@ async def call_again(
         /,
         **options: Unpack[CallOptions],
     ) -> msgspec.Raw:
-        if failed and name == operation:
+        if failed:
             note(f"{failed[-1]}: attempt {len(failed) + 1} of {retries + 1}")
         try:
-            return await _call_once(remote, name, given, options)
+            return await _call_once(remote, name, given, options, found)
         except CallError as exc:
-            if name == operation:
-                failed.append(exc)
+            failed.append(exc)
             raise
 
+    async def is_idempotent(_name: str) -> bool:
+        return bool(found) and found[-1].idempotent
+
     policy = RetryPolicy(attempts=retries + 1, first_wait_s=FIRST_WAIT_S)
-    retrier = Retrier(once, budget=RetryBudget(most=retries))
+    retrier = Retrier(
+        once,
+        budget=RetryBudget(most=retries),
+        remembers_keys=not _is_for_any(remote.target),
+        is_idempotent=is_idempotent,
+    )
     try:
         return await retrier.call(operation, data, retry=policy, **options)
     except CallError as exc:
@@ -67,13 +75,18 @@ async def call_again(
 
 
 async def _call_once(
-    remote: Remote, operation: str, data: object, options: CallOptions
+    remote: Remote,
+    operation: str,
+    data: object,
+    options: CallOptions,
+    found: list[Described],
 ) -> msgspec.Raw:
     from alknet.errors import Unavailable
 
     try:
         async with remote.session() as session:
-            op_type, options["large_output"] = await _described(session, remote, operation)
+            found.append(await _described(session, remote, operation))
+            op_type, options["large_output"], _ = found[-1]
             if op_type not in {"query", "mutation"}:
                 raise click.UsageError(
                     f"{operation} is of the kind {op_type}: --retry is for queries and mutations"
@@ -87,7 +100,7 @@ async def _call_once(
         raise _unreached(exc) from exc
 
 
-async def _described(session: CallSession, remote: Remote, operation: str) -> tuple[str, bool]:
+async def _described(session: CallSession, remote: Remote, operation: str) -> Described:
     from alknet.call.codes import CallError
 
     try:
@@ -98,6 +111,11 @@ async def _described(session: CallSession, remote: Remote, operation: str) -> tu
 
 
 def _unreached(why: Exception) -> CallError:
+def _is_for_any(target: str | None) -> bool:
+    """Whether another node may get the second attempt, who has not seen the key."""
+    return target is not None and target.startswith("@") and "any" in target[1:].split("/")
+
+
     from alknet.call.codes import CallError, ErrorCode
 
     error = CallError(ErrorCode.UNAVAILABLE, str(why))

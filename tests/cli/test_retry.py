@@ -68,7 +68,7 @@ class _Kinds(Operations):
     async def _schema(self, given: msgspec.Raw) -> object:
         name = msgspec.json.decode(given)["name"]
         kind = "subscription" if name in self.subscriptions else self.kinds.get(name, "query")
-        return {"op_type": kind, "large_output": False}
+        return {"op_type": kind, "large_output": False, "idempotent": kind == "query"}
 
     async def _buy(self, _given: msgspec.Raw) -> object:
         self.bought += 1
@@ -122,6 +122,24 @@ async def test_a_call_whose_connection_is_lost_is_made_again_under_its_key(
     assert await remote.call("shop/buy") == 2
     keys = {r.idempotency_key for r in kinds.requests if r.operation == "shop/buy"}
     assert (len(remote.connections), len(keys), None in keys) == (2, 1, False)
+
+
+@pytest.mark.parametrize(("kind", "bought"), [("query", 2), ("mutation", 1)])
+async def test_at_any_peer_only_what_is_idempotent_is_called_again(
+    kind: str, bought: int, autojump_clock: Clock
+) -> None:
+    remote = Known(target="@hub/any")
+    kinds = remote.operations
+    assert isinstance(kinds, _Kinds)
+    kinds.kinds["shop/buy"] = kind
+    kinds.then.append(lambda: remote.connections[0].end(CloseCode.INTERNAL))
+    if kind == "query":
+        assert await remote.call("shop/buy") == 2
+    else:
+        with pytest.raises(CallError, match="UNAVAILABLE"):
+            await remote.call("shop/buy")
+    assert kinds.bought == bought
+    assert {request.idempotency_key for request in kinds.requests} == {None}
 
 
 async def test_a_key_that_is_given_is_used(autojump_clock: Clock) -> None:
