@@ -110,12 +110,12 @@ async def _described(session: CallSession, remote: Remote, operation: str) -> De
         raise
 
 
-def _unreached(why: Exception) -> CallError:
 def _is_for_any(target: str | None) -> bool:
     """Whether another node may get the second attempt, who has not seen the key."""
     return target is not None and target.startswith("@") and "any" in target[1:].split("/")
 
 
+def _unreached(why: Exception) -> CallError:
     from alknet.call.codes import CallError, ErrorCode
 
     error = CallError(ErrorCode.UNAVAILABLE, str(why))
