@@ -183,12 +183,18 @@ class Serving:
     def _keyed(self, request: Requested, admitted: AdmittedCall, text: str) -> KeyedCall:
         identity = admitted.identity
         stranger = None
-        if identity.is_anonymous:
+        if self._is_of_session(request):
+            stranger = self._stranger
+        elif identity.is_anonymous:
             stranger = self._session.connection.peer_key or self._stranger
         originator = None if request.forwarded_for is None else request.forwarded_for.id
         key = CallKey(identity.id, stranger, originator, text)
         operation, fingerprint = request.operation, fingerprint_of(request)
         return KeyedCall(key, fingerprint, operation, admitted, self._session.spawn)
+
+    def _is_of_session(self, request: Requested) -> bool:
+        layer = self._session.layer
+        return layer is not None and not request.peer and request.operation in layer
 
     def _check_room(self, request: Requested) -> None:
         if self._session.is_others_id(request.id):

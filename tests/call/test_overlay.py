@@ -450,6 +450,31 @@ async def test_a_session_has_its_operations_and_no_other_has() -> None:
         assert await _fails(beside, "services/schema", {"name": "tools/whoami"}) == "NOT_FOUND"
 
 
+async def test_idempotency_keys_do_not_reach_into_another_session() -> None:
+    picked: list[int] = []
+
+    def pick(number: int) -> Operation[..., Any]:
+        @operation("tools/pick", access=public(), mutation=True)
+        async def tool() -> int:
+            picked.append(number)
+            return number
+
+        return tool
+
+    @operation("t/add", access=public(), mutation=True)
+    async def add(ctx: Context, number: int) -> None:
+        ctx.session_overlay().add(pick(number))
+
+    async with open_hop(add) as hop, hop.connect() as one, hop.connect() as two:
+        for number, session in enumerate((one, two, one, two)):
+            if number < 2:
+                await session.call("t/add", number)
+            for name in ("tools/pick", "/tools/pick"):
+                answer = await session.call_as(int, name, idempotency_key="k")
+                assert answer == number % 2
+    assert picked == [0, 1]
+
+
 async def test_access_rules_hold_for_a_sessions_operations() -> None:
     async with open_hop(read, _define(whoami)) as hop, hop.connect(peer("bob")) as session:
         await session.call("t/define", msgspec.Raw(b"null"))
