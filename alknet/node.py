@@ -383,6 +383,7 @@ class Node:
             "not_told_of_new_key": self._teller.untold_names(),
             "outbound": msgspec.to_builtins(self._outbound.status()),
             "resources": self.resources.counts(),
+            "surviving_calls": len(self._dispatcher.survivors),
             "store": self._store_status(),
             "datagrams_without_connection": [dict(quic.counters) for quic in self._quic],
         }

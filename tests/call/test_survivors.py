@@ -251,6 +251,7 @@ async def test_a_node_that_stops_waits_for_them() -> None:
             nursery.start_soon(session.call, "t/parent")
             await begun.wait()
             nursery.cancel_scope.cancel()
+        assert node.status()["surviving_calls"] == 1
         assert finished == 0
     assert finished == 1
 
