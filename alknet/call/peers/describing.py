@@ -41,4 +41,7 @@ def _error(error: ImportedError) -> DescribedError:
 
 def _schema(raw: Raw) -> JsonSchema:
     # Its size and depth were bounded when it was imported.
-    return msgspec.json.decode(raw, type=JsonSchema)
+    schema: JsonSchema | bool = msgspec.json.decode(raw)
+    if isinstance(schema, bool):  # which stand for what every value meets, and none
+        return {} if schema else {"not": {}}
+    return schema

@@ -328,9 +328,14 @@ def _first(errors: BaseExceptionGroup[CallError]) -> CallError:
 
 
 def reference(name: str, operation: str) -> PeerRef:
+    """Return whom *name*, the first of a route to *operation*, means.
+
+    Raises:
+        CallError: NOT_FOUND, as for an operation that is not there: no peer can have such a name.
+    """
     try:
         return PeerRef.named(name)
-    except LocalError:  # no peer can have such a name
+    except LocalError:
         raise no_such_operation(operation) from None
 
 

@@ -11,11 +11,13 @@ import trio
 
 from alknet.call.codes import CallError
 from alknet.call.operations import operation, public
+from alknet.call.peers.describing import describe_imported
 from alknet.call.session import CallSession
 from alknet.call.spec import ErrorSpec
 from alknet.core.identity import OWNER
 from alknet.testing.operations import peer
 from tests.call.peers.federated import MemoryNode, open_world, rule
+from tests.call.peers.fleet import offers
 
 USER = peer("user", "math")
 
@@ -80,3 +82,15 @@ async def test_for_all_others_it_is_not_there() -> None:
         ]
         for session, name, route in missing:
             assert await described(session, name, *route) == "NOT_FOUND", (name, route)
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [(b"true", {}), (b"false", {"not": {}}), (b'{"type":"null"}', {"type": "null"})],
+)
+def test_schemas_that_are_no_objects_are_described_by_ones_that_mean_the_same(
+    schema: bytes, expected: dict[str, object]
+) -> None:
+    [(_, offered)] = offers(["m/a"]).items()
+    offered = msgspec.structs.replace(offered, input_schema=msgspec.Raw(schema))
+    assert describe_imported(offered).input_schema == expected
