@@ -1,14 +1,17 @@
-"""How many bytes a node may hold for its connections: unread ones and unacknowledged ones.
+"""How many bytes a node may hold for its connections: unread ones and ones on their way out.
 
 Each connection has bounds of its own, but ten thousand of them at once have none. A budget is
 soft: it never refuses bytes that a peer was allowed to send. From three quarters on, windows stop
 growing and shrink as data is read; at the limit each connection is left with the floor of its
-windows, which is what it needs to make progress.
+windows, which is what it needs to make progress. Over TCP, whose windows are the kernel's, what
+shrinks is how much is taken from it ahead of the reader, and encrypted ahead of the socket.
 """
 
 from __future__ import annotations
 
-__all__ = ["Account", "MemoryBudget"]
+import sys
+
+__all__ = ["UNMETERED", "Account", "MemoryBudget"]
 
 # From this share on windows shrink: a quarter is left for what peers were already allowed to send.
 TIGHT_NUMERATOR, TIGHT_DENOMINATOR = 3, 4
@@ -39,6 +42,10 @@ class MemoryBudget:
         return self.used >= self.total
 
 
+UNMETERED = MemoryBudget(sys.maxsize)
+"""For connections that are in nobody's budget: those of clients, and of the node's owner."""
+
+
 class Account:
     """What one connection holds of a `MemoryBudget`."""
 
@@ -59,13 +66,24 @@ class Account:
         """The streams with bytes that wait to be acknowledged."""
         return tuple(self._sending)
 
+    @property
+    def is_tight(self) -> bool:
+        """Hold no more than what is needed to make progress."""
+        return self._budget.is_tight
+
+    def move_to(self, budget: MemoryBudget) -> None:
+        """Charge all of it to *budget* from now on."""
+        self._budget.used -= self.held
+        self._budget = budget
+        budget.used += self.held
+
     def add_unread(self, count: int) -> None:
         """*count* more bytes wait for a reader; fewer, if it is negative."""
         self._unread += count
         self._budget.used += count
 
     def set_sending(self, stream_id: int, count: int) -> None:
-        """*count* bytes of a stream wait to be acknowledged by the peer."""
+        """*count* bytes of a stream wait to be acknowledged, or over TCP to be taken."""
         self._budget.used += count - self._sending.get(stream_id, 0)
         if count:
             self._sending[stream_id] = count

@@ -23,6 +23,7 @@ from functools import partial
 
 import trio
 
+from alknet.core.budget import MemoryBudget
 from alknet.core.contracts import (
     CloseCode,
     Connection,
@@ -36,6 +37,7 @@ from alknet.core.identity import Identity
 from alknet.core.limits import Limits
 from alknet.core.log import bind
 from alknet.core.router import Router
+from alknet.core.tcp.connection import StreamConnection
 from alknet.core.tcp.turns import HandshakeTurns, Turn
 from alknet.errors import AlknetError, Denied, Unavailable
 
@@ -56,6 +58,7 @@ class Endpoint:
     Attributes:
         router: Who serves what.
         draining: Set when a drain begins; listeners close then.
+        budget: The bytes that connections hold which others have made to this node.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Endpoint:
         self.router = router
         self.draining = trio.Event()
         self._admission = Admission(limits or Limits())
+        self.budget = MemoryBudget(self.limits.buffered_bytes_total)
         self._live = LiveConnections(identities)
         self._accept_tls = accept_tls
         self._turns = HandshakeTurns()
@@ -87,6 +91,7 @@ class Endpoint:
     @limits.setter
     def limits(self, limits: Limits) -> None:
         self._admission.limits = limits
+        self.budget.total = limits.buffered_bytes_total
 
     @property
     def handshakes(self) -> int:
@@ -211,6 +216,8 @@ class Endpoint:
             log.exception("handshake.crashed", extra={"address": remote_address})
         else:
             connection.remote_address = remote_address
+            if isinstance(connection, StreamConnection):
+                connection.charge_to(self.budget)
             await self._serve(connection, source)
         finally:
             await trio.aclose_forcefully(stream)

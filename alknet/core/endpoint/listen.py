@@ -13,7 +13,6 @@ import msgspec
 import trio
 
 from alknet.core.address import Address
-from alknet.core.budget import MemoryBudget
 from alknet.core.datagram import UdpSocket
 from alknet.core.endpoint.endpoint import Endpoint
 from alknet.core.quic.endpoint import QuicAcceptor, QuicEndpoint
@@ -103,10 +102,8 @@ async def listen(
     The sockets belong to it; they are closed when it returns. Starts with the QUIC endpoints.
     """
     async with trio.open_nursery() as nursery:
-        budget = MemoryBudget(endpoint.limits.buffered_bytes_total)
         quic = [
-            _quic_endpoint(endpoint, port, credentials, reset_key, qlog, budget, nursery)
-            for port in ports
+            _quic_endpoint(endpoint, port, credentials, reset_key, qlog, nursery) for port in ports
         ]
         for quic_endpoint in quic:
             await nursery.start(quic_endpoint.run)
@@ -125,7 +122,6 @@ def _quic_endpoint(
     credentials: NodeCredentials,
     reset_key: ResetKey,
     qlog: QlogDirectory | None,
-    budget: MemoryBudget,
     nursery: trio.Nursery,
 ) -> QuicEndpoint:
     acceptor = QuicAcceptor(
@@ -142,7 +138,7 @@ def _quic_endpoint(
         acceptor=acceptor,
         reset_key=reset_key.at(port.udp.local_address),
         qlog=qlog,
-        budget=budget,
+        budget=endpoint.budget,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Never
 
 import trio
 
+from alknet.core.budget import MemoryBudget
 from alknet.core.contracts import (
     CARRIER_TCP,
     MAX_REASON_BYTES,
@@ -84,6 +85,11 @@ class StreamConnection(Connection):
         if self.carrier is not CARRIER_TCP or not isinstance(carrying, trio.SocketStream):
             return TransportStatus(streams=1)
         return tcp_status(carrying.socket.getsockopt)
+
+    def charge_to(self, budget: MemoryBudget) -> None:
+        """Charge what is buffered to *budget* until the connection has ended."""
+        if not self._is_released:
+            self._stream.account.move_to(budget)
 
     async def accept_stream(self) -> Stream:
         """Return the stream, once, on the accepting side; otherwise wait until the end."""

@@ -10,16 +10,20 @@ from collections.abc import Callable, Iterator
 
 import trio
 
+from alknet.core.budget import UNMETERED, Account
 from alknet.core.conflict import ConflictDetector
 from alknet.core.contracts import CloseReason, ConnectionEnded, Stream
 from alknet.core.quic.wakeups import Alarm
 from alknet.core.tcp.failures import TlsBroken
-from alknet.core.tcp.tls import TlsStream
+from alknet.core.tcp.tls import FLOOR_BYTES, TlsStream
 
 __all__ = ["ConnectionLife", "OnlyStream"]
 
-# The most that is read ahead of the application.
-READ_AHEAD_BYTES = 65_536
+# What a receiver gets at once, if it does not say.
+RECEIVE_BYTES = 65_536
+# What is read while nobody receives, which is to notice the end: a record, for each connection
+# may have it lying about.
+READ_AHEAD_BYTES = FLOOR_BYTES
 # A receiver that comes again within this time has not left: between two pieces the watcher is not
 # woken, which would cost more than to read one.
 UNATTENDED_S = 0.05
@@ -95,15 +99,21 @@ class ConnectionLife:
 
 
 class OnlyStream(Stream):
-    """A `Stream` on *transport* that ends the connection when it is closed, reset or broken."""
+    """A `Stream` on *transport* that ends the connection when it is closed, reset or broken.
+
+    Attributes:
+        account: Charged for what was read ahead, and for what the TLS below holds.
+    """
 
     def __init__(self, transport: trio.abc.HalfCloseableStream, life: ConnectionLife) -> None:
         self._transport = transport
         self._life = life
+        self.account = transport.account if isinstance(transport, TlsStream) else Account(UNMETERED)
         self._send_conflict = ConflictDetector("another task is sending on this stream")
         self._receive_conflict = ConflictDetector("another task is receiving on this stream")
         self._reading = trio.Lock()
         self._ahead = memoryview(b"")
+        self._charged_ahead = 0
         self._consumed = trio.Event()
         # Whose end a receiver notices needs no watcher: for ever while it waits, a moment longer.
         self._attended_until = -math.inf
@@ -184,7 +194,7 @@ class OnlyStream(Stream):
         """Wait for bytes; ``b""`` at the end, as often as asked. Cancelled, takes none."""
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be >= 1")
-        size = max_bytes or READ_AHEAD_BYTES
+        size = max_bytes or RECEIVE_BYTES
         with self._receive_conflict:
             if self._ahead or self._has_eof:
                 await trio.lowlevel.checkpoint()
@@ -211,6 +221,7 @@ class OnlyStream(Stream):
         """Drop what was and will be received. The peer is not told: this carrier cannot."""
         self._drops_input = True
         self._ahead = memoryview(b"")
+        self._charge_ahead()
         self._consumed.set()
 
     async def aclose(self) -> None:
@@ -241,6 +252,7 @@ class OnlyStream(Stream):
             else:
                 with trio.CancelScope() as self._watching:
                     await self._read(READ_AHEAD_BYTES)
+                    self._charge_ahead()
                 self._watching = None
 
     async def say_goodbye(self, farewell: Callable[[CloseReason], bytes] | None) -> None:
@@ -274,6 +286,7 @@ class OnlyStream(Stream):
             await self._transport.abort()
         else:
             await trio.aclose_forcefully(self._transport)
+        self.account.move_to(UNMETERED)  # whoever still reads what has come, reads the last of it
 
     # Helpers
 
@@ -321,6 +334,8 @@ class OnlyStream(Stream):
     async def _read_alone(self, size: int) -> None:
         if self._ahead or self._has_eof or self._life.reason is not None:
             return
+        if self.account.is_tight:
+            size = min(size, FLOOR_BYTES)
         try:
             data = await self._transport.receive_some(size)
         except trio.BrokenResourceError as exc:
@@ -334,9 +349,16 @@ class OnlyStream(Stream):
     def _take(self, size: int) -> bytes:
         data = bytes(self._ahead[:size])
         self._ahead = self._ahead[size:]
+        self._charge_ahead()
         if not self._ahead:
             self._consumed.set()
         return data
+
+    def _charge_ahead(self) -> None:
+        """Charge what stays: what a receiver takes at once never was here."""
+        if len(self._ahead) != self._charged_ahead:
+            self.account.add_unread(len(self._ahead) - self._charged_ahead)
+            self._charged_ahead = len(self._ahead)
 
     def _check_can_send(self) -> None:
         if self._is_closed or self._is_reset or self._has_sent_eof:
@@ -388,5 +410,5 @@ async def _wait_hung_up(stream: trio.SocketStream) -> None:
 def _read_what_is_there(stream: trio.SocketStream) -> None:
     with contextlib.suppress(OSError):
         for _ in range(LAST_READS):
-            if not os.read(stream.socket.fileno(), READ_AHEAD_BYTES):
+            if not os.read(stream.socket.fileno(), RECEIVE_BYTES):
                 return

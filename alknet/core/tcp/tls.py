@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 from OpenSSL import SSL
 
+from alknet.core.budget import UNMETERED, Account
 from alknet.core.conflict import ConflictDetector
 from alknet.core.tcp.contexts import (
     Handshake,
@@ -42,6 +43,9 @@ RECORD_BYTES = 16_384
 RECORDS_PER_WRITE = 7
 # What one read of the transport takes, and so the most that is read ahead of the application.
 READ_BYTES = 65_536
+# The same for who wants no more, and when the node's memory is short: a record, which is what it
+# takes to make progress.
+FLOOR_BYTES = RECORD_BYTES
 # How long a close waits for the other side to close too. Closing a socket whose unread bytes are
 # still arriving makes the kernel send RST, which can destroy what we sent last.
 LINGER_S = 0.5
@@ -55,6 +59,9 @@ class TlsStream(trio.abc.HalfCloseableStream):
     """TLS 1.3 on *transport*, which belongs to it from now on.
 
     Make one with `server` or `client`, then await `do_handshake`.
+
+    Attributes:
+        account: Charged for ciphertext that the application or the transport has not taken.
     """
 
     def __init__(
@@ -63,7 +70,9 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._transport = transport
         self._connection = connection
         self._handshake = handshake
+        self.account = Account(UNMETERED)
         self._outgoing = memoryview(b"")
+        self._undecrypted = self._charged_undecrypted = self._charged_unsent = 0
         self._transport_lock = trio.Lock()
         self._send_conflict = ConflictDetector("another task is sending on this TLS stream")
         self._receive_conflict = ConflictDetector("another task is receiving on this TLS stream")
@@ -252,7 +261,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 # OpenSSL may want to answer (KeyUpdate); a sender that is at work takes it along.
                 if not self._transport_lock.locked() and self._pull():
                     await self._flush()
-                await self._read_transport()
+                await self._read_transport(max_bytes or READ_BYTES)
                 has_waited = True
 
     async def wait_transport_ended(self) -> None:
@@ -341,7 +350,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     def _encrypt(self, data: memoryview) -> int:
         taken = 0
-        for _ in range(RECORDS_PER_WRITE):
+        for _ in range(1 if self.account.is_tight else RECORDS_PER_WRITE):
             try:
                 taken += self._connection.send(data[taken : taken + RECORD_BYTES])
             except SSL.Error as exc:
@@ -367,15 +376,20 @@ class TlsStream(trio.abc.HalfCloseableStream):
             try:
                 chunk = self._connection.recv(min(room, RECORD_BYTES))
             except SSL.WantReadError:
+                self._undecrypted = 0  # but for a record that has not all come
                 break
             except SSL.ZeroReturnError:
                 self._peer_has_finished = True
+                self._undecrypted = 0  # nothing may follow
                 break
             except SSL.Error as exc:
                 self._receive_failure = broken(self._handshake, exc)
                 break
             chunks.append(chunk)
             room -= len(chunk)
+            if not room:
+                self._undecrypted = max(0, self._undecrypted - max_bytes)
+        self._charge_undecrypted()
         if chunks:
             return b"".join(chunks)
         if self._receive_failure is not None:
@@ -398,24 +412,32 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._outgoing = memoryview(bytes(self._outgoing) + data if self._outgoing else data)
         return True
 
+    # Mostly all is taken at once, and nothing is charged in between.
+
+    def _charge_unsent(self) -> None:
+        if len(self._outgoing) != self._charged_unsent:
+            self._charged_unsent = len(self._outgoing)
+            self.account.set_sending(0, self._charged_unsent)
+
+    def _charge_undecrypted(self) -> None:
+        if self._undecrypted != self._charged_undecrypted:
+            self.account.add_unread(self._undecrypted - self._charged_undecrypted)
+            self._charged_undecrypted = self._undecrypted
+
     def _write_now(self, transport: trio.SocketStream) -> None:
         try:
             taken = os.write(transport.socket.fileno(), self._outgoing)
         except BlockingIOError:
-            return
+            taken = 0
         except OSError as exc:  # the next send, or `flush`, says so
             self._send_failure = f"the link broke: {exc.strerror or exc}"
             return
         self._outgoing = self._outgoing[taken:]
+        self._charge_unsent()
 
     async def _write_transport(self) -> None:
         if isinstance(self._transport, trio.SocketStream):
-            try:
-                taken = await self._transport.socket.send(self._outgoing)
-            except OSError as exc:
-                self._send_failure = f"the link broke: {exc.strerror or exc}"
-                raise TlsBroken(self._send_failure) from exc
-            self._outgoing = self._outgoing[taken:]
+            await self._write_socket(self._transport)
             return
         data, self._outgoing = self._outgoing, memoryview(b"")
         before, self._send_failure = self._send_failure, "a send was cancelled in mid-record"
@@ -426,9 +448,23 @@ class TlsStream(trio.abc.HalfCloseableStream):
             raise TlsBroken(self._send_failure) from exc
         self._send_failure = before
 
-    async def _read_transport(self) -> None:
+    async def _write_socket(self, transport: trio.SocketStream) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        has_waited = False
+        while self._outgoing:
+            self._write_now(transport)
+            if self._send_failure is not None:
+                raise TlsBroken(self._send_failure)
+            if self._outgoing:
+                await trio.lowlevel.wait_writable(transport.socket)
+                has_waited = True
+        if not has_waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _read_transport(self, wanted: int) -> None:
+        most = FLOOR_BYTES if self.account.is_tight or wanted <= FLOOR_BYTES else READ_BYTES
         try:
-            data = await self._transport.receive_some(READ_BYTES)
+            data = await self._transport.receive_some(most)
         except trio.BrokenResourceError as exc:
             self._receive_failure = TlsBroken(f"the link broke: {exc.__cause__ or exc}")
             raise self._receive_failure from exc
@@ -436,3 +472,4 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._receive_failure = TlsBroken("the link ended without close_notify")
             raise self._receive_failure
         self._connection.bio_write(data)
+        self._undecrypted += len(data)

@@ -67,7 +67,7 @@ async def test_a_pass_has_so_many_steps_and_those_beside_go_on() -> None:
         nursery.cancel_scope.cancel()
     assert sum(steps.values()) == 400
     assert max(steps.values()) <= STEPS_PER_PASS
-    assert beside >= 400 / STEPS_PER_PASS
+    assert beside >= 400 / STEPS_PER_PASS - 2  # it may begin late and end early
     assert turns.waiting == 0
 
 
