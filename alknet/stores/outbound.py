@@ -12,7 +12,7 @@ from alknet.core.address import Address
 from alknet.core.identity import NodeId, Peer
 from alknet.core.outbound import OutboundConfig, OutboundSource, OutboundTarget
 from alknet.core.storage import ABSENT, Delete, Op, Put, Row, RowConflict
-from alknet.errors import Conflict, NotFound
+from alknet.errors import Conflict, LocalError, NotFound
 from alknet.stores.audit import Entry
 from alknet.stores.identities import StoredIdentities, new_peer_row
 from alknet.stores.tables import OUTBOUND, PEERS, OutboundRow, PeerRow
@@ -171,17 +171,19 @@ class StoredOutbound:
         if peer is None:
             problem = f"there is no peer named {name!r}"
             return OutboundTarget(name=name, problem=problem, in_config=fixed is not None)
-        keys = [NodeId.parse(text) for text in peer.fingerprints if text.startswith(KEY)]
-        is_self = self._node in map(str, keys)
         first = () if fixed is None else fixed.addresses
-        addresses = dict.fromkeys((*first, *map(Address.parse, peer.addresses)))
+        try:
+            keys = [NodeId.parse(text) for text in peer.fingerprints if text.startswith(KEY)]
+            addresses = dict.fromkeys((*first, *map(Address.parse, peer.addresses)))
+        except LocalError as exc:  # somebody has edited the database by hand
+            return OutboundTarget(name=name, problem=str(exc), in_config=fixed is not None)
+        is_self = self._node in map(str, keys)
+        problem = _problem(peer, bool(keys), bool(addresses))
         return OutboundTarget(
             name=name,
             keys=tuple(keys),
             addresses=tuple(addresses),
-            problem="this is the node itself"
-            if is_self
-            else _problem(peer, bool(keys), bool(addresses)),
+            problem="this is the node itself" if is_self else problem,
             in_config=fixed is not None,
         )
 

@@ -14,9 +14,12 @@ class Addresses:
     def __init__(self) -> None:
         self.now = frozenset({"192.0.2.1"})
         self.looks = 0
+        self.fails = False
 
     def __call__(self) -> frozenset[str]:
         self.looks += 1
+        if self.fails:
+            raise OSError(24, "Too many open files")
         return self.now
 
 
@@ -51,6 +54,33 @@ async def test_told_by_the_kernel_it_looks_once_for_many_messages(
         addresses.now |= {"2001:db8::1"}
         kernels.send(b"RTM_NEWADDR")
         with trio.fail_after(5):
+            await watch.wait_changed()
+
+
+async def test_what_cannot_be_looked_up_is_no_news(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    addresses = Addresses()
+    with AddressWatch(addresses=addresses, use_netlink=False) as watch:
+        addresses.fails = True
+        with trio.move_on_after(10 * POLL_S + 1) as unchanged:
+            await watch.wait_changed()
+        assert unchanged.cancelled_caught
+        addresses.fails = False
+        addresses.now = frozenset({"192.0.2.2"})
+        with trio.fail_after(POLL_S + 1):
+            await watch.wait_changed()
+
+
+async def test_a_wait_that_is_cancelled_misses_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    addresses = Addresses()
+    with AddressWatch(addresses=addresses, use_netlink=False) as watch:
+        with trio.move_on_after(POLL_S / 2):
+            await watch.wait_changed()
+        addresses.now = frozenset({"192.0.2.2"})
+        with trio.fail_after(POLL_S + 1):
             await watch.wait_changed()
 
 

@@ -18,6 +18,7 @@ from alknet.stores.enrolment import (
 )
 from alknet.stores.identities import StoredIdentities
 from alknet.stores.tables import ENROLMENTS
+from alknet.testing.contract import cancel_at_every_checkpoint
 from tests.stores.engines import Opener
 
 KEYS = [NodeId(bytes([n]) * 32) for n in range(1, 10)]
@@ -186,6 +187,41 @@ async def test_a_key_or_name_that_is_taken_meanwhile_leaves_the_invitation(opene
             await tokens.consume(minted.secret, KEYS[1])
         await identities.remove_peer("bob")
         await tokens.consume(minted.secret, KEYS[1])
+
+
+async def test_a_claim_cancelled_anywhere_is_made_whole_or_not_at_all(opener: Opener) -> None:
+    async with opener() as store:
+        identities = StoredIdentities(store)
+        tokens = EnrolmentTokens(identities)
+        secrets = [(await tokens.create("bob", lifetime_s=60)).secret]
+
+        async def check() -> None:
+            is_used = not tokens.tokens()
+            assert is_used == bool(identities.peers())
+            if is_used:
+                await identities.remove_peer("bob")
+                secrets.append((await tokens.create("bob", lifetime_s=60)).secret)
+
+        async def claim() -> None:
+            await tokens.consume(secrets[-1], KEYS[0])
+
+        assert await cancel_at_every_checkpoint(claim, check) > 1
+
+
+async def test_an_invitation_made_or_revoked_and_cancelled_is_there_or_not(opener: Opener) -> None:
+    async with opener() as store:
+        tokens = EnrolmentTokens(StoredIdentities(store))
+
+        async def make_and_revoke() -> None:
+            minted = await tokens.create("bob", lifetime_s=60)
+            await tokens.revoke(minted.id)
+
+        async def check() -> None:
+            for row in tokens.tokens():
+                await tokens.revoke(row.id)
+            assert store.rows(ENROLMENTS) == []
+
+        assert await cancel_at_every_checkpoint(make_and_revoke, check) > 1
 
 
 async def test_what_cannot_be_a_peer_gets_no_invitation(opener: Opener) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 
 from alknet.core.address import Address
 from alknet.core.identity import NodeId, Peer
 from alknet.core.outbound import OutboundConfig, OutboundTarget
+from alknet.core.storage import Put
 from alknet.errors import Conflict, NotFound
 from alknet.stores.identities import StoredIdentities
 from alknet.stores.outbound import StoredOutbound
+from alknet.stores.tables import PEERS
 from alknet.testing.contract import cancel_at_every_checkpoint
 from tests.stores.engines import Opener
 
@@ -171,6 +174,52 @@ async def test_each_kind_of_change_is_noticed(opener: Opener) -> None:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(change)
                     assert await outbound.wait_changed(version) != version
+
+
+async def test_a_row_that_was_edited_by_hand_is_a_problem_of_that_peer_alone(
+    opener: Opener,
+) -> None:
+    async with opener() as store:
+        outbound = StoredOutbound(StoredIdentities(store), ME)
+        await outbound.join(hub())
+        await outbound.join(hub(name="spare", key=SPARE))
+        found = store.get(PEERS, "hub")
+        assert found is not None
+        await store.write(
+            Put(PEERS, "hub", msgspec.structs.replace(found.value, addresses=("nonsense",)))
+        )
+        problems = {target.name: target.problem for target in outbound.targets()}
+        assert "nonsense" in problems["hub"]
+        assert problems["spare"] == ""
+
+
+async def test_to_leave_cancelled_anywhere_is_done_or_not(opener: Opener) -> None:
+    async with opener() as store:
+        outbound = StoredOutbound(StoredIdentities(store), ME)
+        await outbound.join(hub())
+
+        async def check() -> None:
+            await outbound.join(hub())
+            assert len(outbound.targets()) == 1
+
+        assert await cancel_at_every_checkpoint(lambda: outbound.leave("hub"), check) > 1
+
+
+async def test_a_wait_for_changes_cancelled_anywhere_leaves_no_task(opener: Opener) -> None:
+    async with opener() as store:
+        outbound = StoredOutbound(StoredIdentities(store), ME)
+        turn = 0
+
+        async def wait() -> None:
+            nonlocal turn
+            turn += 1
+            config = [OutboundConfig(f"hub{turn}")]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(outbound.wait_changed, outbound.version)
+                await trio.testing.wait_all_tasks_blocked()
+                outbound.set_config(config)
+
+        assert await cancel_at_every_checkpoint(wait) > 1
 
 
 async def test_to_join_cancelled_anywhere_is_done_or_not(opener: Opener) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable
 from types import TracebackType
@@ -17,6 +18,8 @@ import ifaddr
 import trio
 
 __all__ = ["AddressWatch", "local_addresses"]
+
+log = logging.getLogger(__name__)
 
 # Where nothing tells: soon enough for a laptop that wakes up, and 0.1 ms of work each.
 POLL_S = 5.0
@@ -63,7 +66,7 @@ class AddressWatch:
     ) -> None:
         self._addresses = addresses
         self._poll_s = poll_s
-        self._known = addresses()
+        self._known = self._look()
         self._socket = _netlink() if use_netlink else None
 
     def __enter__(self) -> Self:
@@ -82,10 +85,17 @@ class AddressWatch:
         """Wait until the addresses differ from those last seen here. Cancelled, none is missed."""
         while True:
             await self._wait_told()
-            now = self._addresses()
-            if now != self._known:
+            now = self._look()
+            if now is not None and now != self._known:
                 self._known = now
                 return
+
+    def _look(self) -> frozenset[str] | None:
+        try:
+            return self._addresses()
+        except OSError as exc:  # out of descriptors: nothing is known, and no task may end of it
+            log.debug("network.unknown", extra={"error": exc.strerror})
+            return None
 
     async def _wait_told(self) -> None:
         if self._socket is None:
