@@ -256,6 +256,7 @@ _TEMPLATE = """\
 # scopes_all = ["math"]     # or scopes_any, or public = true
 
 [federation]
+# offers_from = ["*"] # which peers may offer operations on connections that they open
 # list_peers = false  # whether services/list-peers shows callers what they may call there
 
 # [[web_certificates]]

@@ -31,13 +31,18 @@ NEVER_PASSED_ON = frozenset({"services", "node", "vault", "peers"})
 
 
 class FederationTable(msgspec.Struct, frozen=True, kw_only=True):
-    """``[federation]``: what callers learn of the peers of this node.
+    """``[federation]``: whose operations this node takes, and what callers learn of its peers.
 
     Attributes:
+        offers_from: Patterns of the names of peers that may offer operations on connections that
+            they have opened. By default every peer may: then each that offers what others offer,
+            too, gets calls that are for ``any``, with their input. Peers that this node dials
+            (``[[outbound]]``) may always.
         list_peers: ``services/list-peers`` shows each caller the peers whose operations it may call
             through this node, by name, with their health. The owner sees all of them always.
     """
 
+    offers_from: tuple[str, ...] = ("*",)
     list_peers: bool = False
 
 
@@ -92,7 +97,9 @@ class ReExport(msgspec.Struct, frozen=True):
 
 def read_federation(reader: Reader, raw: dict[str, Any]) -> FederationTable:
     """Return what ``[federation]`` says, and report what is wrong with it."""
-    return FederationTable(**reader.table(raw, FederationTable, ("federation",)))
+    table = FederationTable(**reader.table(raw, FederationTable, ("federation",)))
+    reader.parse_all(("federation", "offers_from"), table.offers_from, Glob)
+    return table
 
 
 def read_re_exports(reader: Reader, tables: Sequence[dict[str, Any]]) -> tuple[ReExport, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+from alknet.call.codes import CallError, ErrorCode
 from alknet.call.discovery import DescribedOperation
 from alknet.call.operations import Operation
 from alknet.call.peers.announce import ImportMemory, follow_operations, offer_operation
@@ -18,10 +20,13 @@ from alknet.call.registry import Provenance, Registry
 from alknet.call.session import CallSession
 from alknet.call.spec import OpType
 from alknet.core.config import NodeConfig
-from alknet.core.contracts import IdentityProvider
+from alknet.core.contracts import CloseCode, IdentityProvider
+from alknet.core.globs import Glob
 from alknet.core.identity import Identity
 
 __all__ = ["Federation"]
+
+log = logging.getLogger(__name__)
 
 
 class Federation:
@@ -45,7 +50,7 @@ class Federation:
             identities: Which peers there are, here or not.
         """
         assert environment.node_id is not None
-        self._config = config
+        self._config, self._offerers = config, _offerers(config)
         self._environment = environment
         self._registry = registry
         self._memory = ImportMemory()
@@ -70,9 +75,17 @@ class Federation:
         return None if offered is None else describe_imported(offered)
 
     def apply(self, config: NodeConfig) -> None:
-        """Take over the rules and limits of *config*, for the requests that come from now on."""
-        self._config = config
+        """Take over the rules and limits of *config*, for the requests that come from now on.
+
+        Peers that may not offer operations any more lose their connection.
+        """
+        self._config, self._offerers = config, _offerers(config)
         self.forwarder.rules = config.re_exports
+        for attached in self._environment:
+            for session in attached.sessions:
+                if not session.connection.is_dialer and not self._takes_from(attached.name):
+                    log.info("peer.not_taken", extra={"peer": attached.name})
+                    session.end(CloseCode.REVOKED, _NOT_TAKEN)
 
     async def follow(self, attached: AttachedPeer, session: CallSession) -> None:
         """Keep what a peer offers up to date; see `follow_operations`."""
@@ -80,7 +93,7 @@ class Federation:
 
     def _operations(self, environment: PeerEnvironment) -> Sequence[Operation[..., Any]]:
         return (
-            offer_operation(self._service.offered),
+            offer_operation(self._offered),
             list_peers_operation(
                 environment,
                 self.forwarder,
@@ -88,8 +101,25 @@ class Federation:
             ),
         )
 
+    def _offered(self, session: object) -> None:
+        if isinstance(session, CallSession):
+            kind, _, name = session.connection.identity.id.partition(":")
+            if kind == "peer" and not self._takes_from(name):
+                raise CallError(ErrorCode.FORBIDDEN, _NOT_TAKEN)
+        self._service.offered(session)
+
+    def _takes_from(self, name: str) -> bool:
+        return any(glob.matches(name) for glob in self._offerers)
+
     def _builtin_op_type(self, name: str) -> OpType | None:
         entry = self._registry.lookup(name)
         if entry is None or entry.provenance is not Provenance.BUILTIN:
             return None
         return entry.operation.spec.op_type
+
+
+def _offerers(config: NodeConfig) -> tuple[Glob, ...]:
+    return tuple(map(Glob, config.federation.offers_from))
+
+
+_NOT_TAKEN = "this node takes no operations from this peer"

@@ -56,7 +56,7 @@ class MemoryNode:
         operations: Iterable[Operation[..., Any]] = (),
         *,
         rules: Sequence[ReExport] = (),
-        list_peers: bool = False,
+        federation: FederationTable | None = None,
         tokens: Mapping[str, Identity] | None = None,
         limits: Limits | None = None,
     ) -> None:
@@ -65,12 +65,13 @@ class MemoryNode:
         self.config = NodeConfig(
             limits=limits or Limits(),
             re_exports=tuple(rules),
-            federation=FederationTable(list_peers=list_peers),
+            federation=federation or FederationTable(),
         )
         self.peers = PeerEnvironment(self.id)
         self.registry = Registry(operations)
         discovery = discovery_operations(
-            self.registry, at_peer=lambda *asked: self.federation.describe(*asked)
+            self.registry,
+            at_peer=lambda *asked: self.federation.describe(*asked),  # noqa: PLW0108  made later
         )
         self.registry.extend(discovery, builtin=True)
         self.known: set[str] = set()

@@ -17,6 +17,7 @@ from alknet.call.peers.announce import ANNOUNCEMENTS_BURST, OFFERS_BURST
 from alknet.call.peers.imports import MAX_LIST_BYTES
 from alknet.call.proto import Event, Failed, Requested, Responded
 from alknet.call.session import CallSession
+from alknet.core.config_re_export import FederationTable
 from alknet.core.contracts import CloseCode, CloseReason
 from alknet.core.identity import Identity
 from alknet.core.limits import Limits
@@ -95,7 +96,9 @@ class Rig:
 @asynccontextmanager
 async def open_rig() -> AsyncGenerator[Rig]:
     """Run a hub and a good worker, which a user calls all the time."""
-    hub = MemoryNode("hub", rules=[rule("**", scopes=["math"])], list_peers=True)
+    hub = MemoryNode(
+        "hub", rules=[rule("**", scopes=["math"])], federation=FederationTable(list_peers=True)
+    )
     good = MemoryNode("good", [add])
     async with open_world(hub, good) as world, trio.open_nursery() as nursery:
         await world.link(good, hub, back=["calc"])

@@ -11,7 +11,7 @@ from alknet.call.operations import Operation, operation, public, scopes
 from alknet.call.peers import PeerEnvironment
 from alknet.call.peers.forwarding import Forwarder
 from alknet.call.peers.listing import MOST_NAME_BYTES, list_peers_operation
-from alknet.core.config_re_export import ReExport
+from alknet.core.config_re_export import FederationTable, ReExport
 from alknet.core.identity import ANONYMOUS, OWNER, Identity, NodeId
 from alknet.core.limits import Limits
 from alknet.testing.operations import call_operation, peer
@@ -156,7 +156,7 @@ async def test_peers_that_offer_the_same_cost_the_rules_once() -> None:
 
 
 async def test_health_latency_and_load_are_told() -> None:
-    hub = MemoryNode("hub", rules=[rule("*")], list_peers=True)
+    hub = MemoryNode("hub", rules=[rule("*")], federation=FederationTable(list_peers=True))
     worker = MemoryNode("w1", [add, sleep, read])
     async with open_world(hub, worker) as world:
         await world.link(worker, hub, back=["x"])

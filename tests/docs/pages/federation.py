@@ -70,9 +70,17 @@ its `[[re_export]]` rules say. By default it passes on nothing.
 ## Attaching
 
 A peer is attached as long as a connection with it lives on which it has called `peers/offer`
-(input and output `{{}}`); only peers that this node knows by their key can. A node calls it at each
-peer of its `[[outbound]]`, and attaches that peer too, so that both can call. A client that offers
-nothing costs nothing.
+(input and output `{{}}`); only peers that this node knows by their key can, and of these only those
+whose name matches a pattern of `offers_from`. By default that is everyone: where peers are not
+all workers, name those that are, for who offers what they offer is given calls for `any`, too.
+
+```toml
+[federation]
+offers_from = ["w*"]
+```
+
+A node calls `peers/offer` at each peer of its `[[outbound]]`, and attaches that peer too, so that
+both can call. A client that offers nothing costs nothing.
 
 The node then subscribes to the peer's `services/watch` and fetches `services/list` with schemas:
 two round trips, one if the peer comes back and offers what it did. When the version changes, the
