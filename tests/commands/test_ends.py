@@ -89,6 +89,25 @@ async def test_cancelled_at_each_checkpoint_nothing_is_left(place: Place) -> Non
     assert count > 4  # it started, wrote, read and waited
 
 
+async def test_no_descriptor_is_left_by_calls_that_end_in_any_way(place: Place) -> None:
+    good, bad = place.operation("cat"), place.operation("exit 9")
+    slow = place.operation("exec sleep 600")
+    long = place.operation("echo 1; exec sleep 600", op_type="subscription")
+    gone = place.script("echo 1")
+    missing = place.operation([gone])
+    Path(gone).unlink()
+    await call_operation(good)
+    before = _descriptors()
+    assert await call_operation(good) == {}
+    assert await collect_items(long, limit=1) == [1]
+    for fails in (bad, missing):
+        with pytest.raises(CallError):
+            await call_operation(fails)
+    with trio.move_on_after(0.01):
+        await call_operation(slow)
+    assert _descriptors() == before
+
+
 async def test_a_node_that_is_killed_leaves_no_program_and_no_directory(place: Place) -> None:
     script = place.script(f"echo $PWD; {ORPHANS}; exec sleep 600")
     node = subprocess.Popen(
@@ -180,6 +199,10 @@ async def _first_lines(read: object, count: int) -> list[int]:
     while data.count(b"\n") < count:
         data += await read()  # type: ignore[operator]  # Program.read
     return [int(line) for line in data.split()]
+
+
+def _descriptors() -> list[str]:
+    return sorted(entry.name for entry in Path("/proc/self/fd").iterdir())
 
 
 def _left(place: Place) -> list[str]:
