@@ -73,6 +73,7 @@ async def examine(home: Path) -> list[Finding]:
         found += _ports(home)
     else:
         found += [await _reach(home, status, transport) for transport in ("quic", "tcp")]
+        found += _outbound(status)
     return found
 
 
@@ -154,6 +155,17 @@ def _config(home: Path) -> Finding:
     if problems:
         return Finding("config", "fail", f"{problems[0]}", "alknet config check lists all problems")
     return Finding("config", "ok", str(path) if path.exists() else "none, the defaults apply")
+
+
+def _outbound(status: Status) -> Iterator[Finding]:
+    """The peers to which the running node keeps a connection, or tries to."""
+    for one in status["outbound"]:
+        if one["state"] == "connected":
+            yield Finding("outbound", "ok", f"connected to {one['peer']}")
+        else:
+            why = one["last_error"] or one["state"]
+            message = f"no connection to {one['peer']}: {why}"
+            yield Finding("outbound", "warn", message, "alknet worker list shows the next try")
 
 
 def _commands(home: Path) -> Finding:

@@ -155,6 +155,7 @@ def test_a_running_worker_connects_lists_and_leaves(
 
         wait_until(lambda: state() == "connected")
         assert "connected for" in made.ok("worker", "list").out
+        assert "connected to hub" in made("doctor").out
         connections = hub_cli.ok("status", "--json").json["connections"]
         assert "peer:w1" in {one["identity"] for one in connections}
         assert "outbound" in made.ok("status", "--json").json
@@ -179,6 +180,19 @@ def test_a_hub_of_node_toml_is_listed_and_left_only_there(made: Cli) -> None:
     assert "there is no peer" in made.ok("worker", "list").out
     result = made.fails(1, "worker", "leave", "hub", "--json")
     assert "node.toml" in result.error["message"]
+
+
+def test_what_keeps_a_hub_from_being_dialled_is_shown(made: Cli) -> None:
+    (made.home / "node.toml").write_text('[[outbound]]\nname = "hub"\n')
+    with running_node(made.home):
+        expected = "no connection to hub: there is no peer named 'hub'"
+        wait_until(lambda: expected in made("doctor").out)
+        [row] = made.ok("worker", "list", "--json").json["hubs"]
+        assert row["connection"]["state"] == "stopped"
+        assert "stopped" in made.ok("status").out
+        made.ok("peer", "add", "hub", f"alknet://{'ab' * 32}@127.0.0.1:1")
+        wait_until(lambda: "waiting" in made.ok("worker", "list").out)
+        assert "connection refused" in made.ok("worker", "list").out
 
 
 def test_killed_at_any_time_a_repeat_completes_it(
