@@ -479,6 +479,45 @@ async def test_a_caller_three_hops_away_holds_back_the_producer() -> None:
         assert seen.running == 0
 
 
+async def test_an_operation_three_hops_away_that_takes_nothing_holds_back_its_caller() -> None:
+    go = trio.Event()
+
+    @operation("math/drain", access=public())
+    async def drain(items: AsyncIterator[str]) -> int:
+        await go.wait()
+        return len([item async for item in items])
+
+    head, hub = chain(3, seen=Seen())[:2]
+    worker = MemoryNode("n3", [drain])
+    async with open_world(head, hub, worker) as world:
+        await world.link(head, hub)
+        await world.link(worker, hub)
+        client = await world.client(head, peer("user", "*"))
+        sent = 0
+        async with client.upload("math/drain", peer=("n2", "n3")) as upload:
+            with trio.move_on_after(60) as sending:
+
+                async def send_all() -> None:
+                    nonlocal sent
+                    while True:
+                        await upload.send("x" * 20_000)
+                        sent += 1
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(send_all)
+                    await trio.testing.wait_all_tasks_blocked()
+                    before = sent
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert sent == before > 0  # it stands still
+                    nursery.cancel_scope.cancel()
+            assert not sending.cancelled_caught
+            for node in (head, hub, worker):
+                for sessions in node.sessions.values():
+                    assert sum(session.budget.used for session in sessions) < 8 * 1024 * 1024
+            go.set()
+            assert msgspec.json.decode(await upload.finish()) == sent
+
+
 @pytest.mark.parametrize("hops", [1, 7, 8])
 async def test_eight_hops_are_the_most(hops: int) -> None:
     seen = Seen()
