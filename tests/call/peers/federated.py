@@ -23,8 +23,8 @@ from alknet.core.config_re_export import FederationTable, ReExport
 from alknet.core.globs import Glob
 from alknet.core.identity import Identity, NodeId, Peer
 from alknet.core.limits import Limits
-from alknet.testing.memory import memory_connection_pair
 from alknet.testing.operations import FixedIdentities, FixedOwnership, peer
+from tests.call.sessions import connections
 
 
 def rule(
@@ -103,8 +103,9 @@ class MemoryNode:
 class World:
     """Nodes, and the connections between them."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, carrier: str) -> None:
         self._nursery = nursery
+        self._carrier = carrier
 
     async def link(
         self,
@@ -140,8 +141,8 @@ class World:
         *,
         task_status: trio.TaskStatus[tuple[CallSession, CallSession]],
     ) -> None:
-        async with memory_connection_pair(alpn="alknet/call") as (out, in_):
-            out.identity, in_.identity = acceptors, dialers
+        async with connections(self._carrier, identity=dialers) as (out, in_):
+            out.identity = acceptors
             ours = CallSession(out, dialer.dispatcher, limits=dialer.config.limits)
             theirs = CallSession(in_, acceptor.dispatcher, limits=acceptor.config.limits)
             dialer.sessions.setdefault(acceptor.name, []).append(ours)
@@ -158,8 +159,7 @@ class World:
     async def _hold_client(
         self, node: MemoryNode, identity: Identity, *, task_status: trio.TaskStatus[CallSession]
     ) -> None:
-        async with memory_connection_pair(alpn="alknet/call") as (out, in_):
-            in_.identity = identity
+        async with connections(self._carrier, identity=identity) as (out, in_):
             client = CallSession(out, None, limits=node.config.limits)
             server = CallSession(in_, node.dispatcher, limits=node.config.limits)
             node.sessions.setdefault(f"client {identity.id}", []).append(server)
@@ -183,11 +183,15 @@ async def _attach(node: MemoryNode, name: str, session: CallSession) -> None:
 
 
 @asynccontextmanager
-async def open_world(*nodes: MemoryNode) -> AsyncGenerator[World]:
-    """Run *nodes*, not connected yet, for as long as the block."""
+async def open_world(*nodes: MemoryNode, carrier: str = "memory") -> AsyncGenerator[World]:
+    """Run *nodes*, not connected yet, for as long as the block.
+
+    Args:
+        carrier: One of `tests.call.sessions.CARRIERS`: of many streams, or of one.
+    """
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
         for node in nodes:
             await nursery.start(node.peers.run)
-        yield World(nursery)
+        yield World(nursery, carrier)
         nursery.cancel_scope.cancel()

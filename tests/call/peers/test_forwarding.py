@@ -20,6 +20,7 @@ from alknet.core.identity import ANONYMOUS, OWNER, Identity
 from alknet.core.limits import Limits
 from alknet.testing.operations import key, peer
 from tests.call.peers.federated import MemoryNode, open_world, rule
+from tests.call.sessions import CARRIERS
 
 USER = peer("user", "math")
 
@@ -437,10 +438,11 @@ async def test_each_hop_checks_the_one_before_and_the_originator_rides_along() -
             assert not seen.contexts
 
 
-async def test_all_kinds_pass_several_hops() -> None:
+@pytest.mark.parametrize("carrier", CARRIERS)
+async def test_all_kinds_pass_several_hops(carrier: str) -> None:
     seen = Seen()
     head, hub, worker = chain(3, seen=seen)
-    async with open_world(head, hub, worker) as world:
+    async with open_world(head, hub, worker, carrier=carrier) as world:
         await world.link(head, hub)
         await world.link(worker, hub)
         client = await world.client(head, peer("user", "*"))
@@ -459,10 +461,11 @@ async def test_all_kinds_pass_several_hops() -> None:
         assert seen.running == head.calls() == hub.calls() == worker.calls() == 0
 
 
-async def test_a_caller_three_hops_away_holds_back_the_producer() -> None:
+@pytest.mark.parametrize("carrier", CARRIERS)
+async def test_a_caller_three_hops_away_holds_back_the_producer(carrier: str) -> None:
     seen = Seen()
     head, hub, worker = chain(3, seen=seen)
-    async with open_world(head, hub, worker) as world:
+    async with open_world(head, hub, worker, carrier=carrier) as world:
         await world.link(head, hub)
         await world.link(worker, hub)
         client = await world.client(head, peer("user", "*"))
@@ -479,7 +482,10 @@ async def test_a_caller_three_hops_away_holds_back_the_producer() -> None:
         assert seen.running == 0
 
 
-async def test_an_operation_three_hops_away_that_takes_nothing_holds_back_its_caller() -> None:
+@pytest.mark.parametrize("carrier", CARRIERS)
+async def test_an_operation_three_hops_away_that_takes_nothing_holds_back_its_caller(
+    carrier: str,
+) -> None:
     go = trio.Event()
 
     @operation("math/drain", access=public())
@@ -489,7 +495,7 @@ async def test_an_operation_three_hops_away_that_takes_nothing_holds_back_its_ca
 
     head, hub = chain(3, seen=Seen())[:2]
     worker = MemoryNode("n3", [drain])
-    async with open_world(head, hub, worker) as world:
+    async with open_world(head, hub, worker, carrier=carrier) as world:
         await world.link(head, hub)
         await world.link(worker, hub)
         client = await world.client(head, peer("user", "*"))
