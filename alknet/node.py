@@ -31,6 +31,7 @@ from alknet.call.outbound_session import OutboundSessions
 from alknet.call.peers import PeerEnvironment
 from alknet.call.peers.federation import Federation
 from alknet.call.registry import Registry
+from alknet.call.resource_operations import resource_operations
 from alknet.call.resources import Resources
 from alknet.call.succeed import succeed_operation
 from alknet.call.succession import succession_operation
@@ -481,6 +482,7 @@ class Node:
         limits = self.config.limits
         self.registry = Registry()
         self.registry.extend(self._builtins(), builtin=True)
+        self.registry.extend(audited(resource_operations(self.resources), self._note), builtin=True)
         self._views = OperationViews(self.registry, describe_fully, self.identities)
         discovery = discovery_operations(self.registry, self._views, self._describe_at_peer)
         self.registry.extend(discovery, builtin=True)

@@ -78,6 +78,18 @@ class Resource(Generic[T]):
         return f"{self.what.resource_type} {self.what.resource_id!r}"
 
     @property
+    def state(self) -> str:
+        """``starting``, ``up`` or ``ending``."""
+        if self.scope.cancel_called or self.ended.is_set():
+            return "ending"
+        return "up" if self.is_up else "starting"
+
+    @property
+    def spawned_for(self) -> str | None:
+        """The id of whom its owner named as the one it is for."""
+        return None if self._forwarded_for is None else self._forwarded_for.id
+
+    @property
     def key(self) -> tuple[str, str]:
         """Type and id."""
         return self.what.resource_type, self.what.resource_id
@@ -155,8 +167,8 @@ class Resource(Generic[T]):
             "resource": f"{what.resource_type}:{what.resource_id}",
             "owner": what.owner,
         }
-        if self._forwarded_for is not None:
-            fields["forwarded_for"] = self._forwarded_for.id
+        if self.spawned_for is not None:
+            fields["forwarded_for"] = self.spawned_for
         return fields
 
     async def _record(self) -> None:

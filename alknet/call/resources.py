@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import msgspec
 import trio
 
 from alknet.call.codes import CallError, ErrorCode
@@ -26,18 +27,38 @@ from alknet.core.limits import Limits
 from alknet.core.ownership import OwnedResource, OwnershipStore
 from alknet.errors import Conflict, Denied, LocalError, NotFound, StoreError, Unavailable
 
-__all__ = ["FindLiving", "Resources"]
+__all__ = ["FindLiving", "ListedResource", "Resources"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 AnyResource = Resource[object]
+_Holder = tuple[str, str | None]
 
 FindLiving = Callable[[Sequence[str]], Awaitable[Mapping[str, ResourceLife[object]]]]
 """Asks a back end which of these ids still live; returns for each a life to go on with.
 
 What it leaves out is gone. It raises when it cannot tell, and is asked again later.
 """
+
+
+class ListedResource(msgspec.Struct, frozen=True, kw_only=True):
+    """A resource, for those who administer the node.
+
+    Attributes:
+        owner: The id of its owner; null if that one was removed.
+        spawned_by: The id of whoever spawned it.
+        spawned_for: For whom that one said that it was; null if it did not.
+        state: ``starting``, ``up``, ``ending``, or ``unknown``: whether it has outlived an earlier
+            process of the node was not found out.
+    """
+
+    type: str
+    id: str
+    owner: str | None
+    spawned_by: str
+    spawned_for: str | None
+    state: str
 
 
 class Resources:
@@ -55,7 +76,8 @@ class Resources:
         self._finders: dict[str, FindLiving] = {}
         self._resources: dict[tuple[str, str], AnyResource] = {}
         self._unknown: set[tuple[str, str]] = set()
-        self._owned: Counter[str] = Counter()
+        self._owned: Counter[_Holder] = Counter()
+        self._holders: dict[tuple[str, str], _Holder] = {}
         self._nursery: trio.Nursery | None = None
         self._stopping = trio.Event()
         self._stopped = trio.Event()
@@ -77,6 +99,10 @@ class Resources:
     def counts(self) -> dict[str, int]:
         """Return how many resources of each type there are."""
         return dict(Counter(resource_type for resource_type, _ in self._resources))
+
+    def listing(self) -> Sequence[ListedResource]:
+        """Return all resources, also those of owners that are gone, oldest first."""
+        return [self._listed(resource) for resource in self._resources.values()]
 
     async def own(
         self,
@@ -170,24 +196,43 @@ class Resources:
     def _admit(self, resource: Resource[T]) -> None:
         if self._nursery is None or self._stopping.is_set():
             raise Unavailable("the node does not run, or stops")
-        owner = resource.what.owner
         if resource.key in self._resources or self.ownership.owned_by(*resource.key) is not None:
             raise Conflict(f"there is a {resource} already")
         if len(self._resources) >= self.limits.resources:
             raise _too_many("the node has too many resources")
-        if self._owned[owner] >= self.limits.resources_per_identity:
-            raise _too_many(f"{owner} owns too many resources: release some first")
+        holder = self._holder(resource)
+        if self._owned[holder] >= self.limits.resources_per_identity:
+            raise _too_many(f"{holder[0]} owns too many resources: release some first")
         self._note(resource)
 
     def _note(self, resource: Resource[T]) -> None:
         self._resources[resource.key] = resource  # type: ignore[assignment]  # its value is not used
-        self._owned[resource.what.owner] += 1
+        self._holders[resource.key] = holder = self._holder(resource)
+        self._owned[holder] += 1
 
     def _forget(self, resource: Resource[T]) -> None:
         del self._resources[resource.key]
-        self._owned[resource.what.owner] -= 1
-        if not self._owned[resource.what.owner]:
-            del self._owned[resource.what.owner]
+        holder = self._holders.pop(resource.key)
+        self._owned[holder] -= 1
+        if not self._owned[holder]:
+            del self._owned[holder]
+
+    def _holder(self, resource: Resource[T]) -> _Holder:
+        # What a removed peer has left running does not count against the next of its name.
+        owner = resource.what.owner
+        return owner, self.ownership.incarnation(owner)
+
+    def _listed(self, resource: AnyResource) -> ListedResource:
+        what = resource.what
+        state = "unknown" if resource.key in self._unknown else resource.state
+        return ListedResource(
+            type=what.resource_type,
+            id=what.resource_id,
+            owner=self.ownership.owned_by(*resource.key),
+            spawned_by=what.owner,
+            spawned_for=resource.spawned_for,
+            state=state,
+        )
 
     def _begin(self, resource: Resource[T], life: ResourceLife[T]) -> None:
         assert self._nursery is not None

@@ -33,6 +33,10 @@ class OwnershipStore(OwnershipProvider, Protocol):
         """Return the id of the identity that owns a resource, or None. Raises Unavailable."""
         ...
 
+    def incarnation(self, identity_id: str) -> str | None:
+        """Return what tells an identity from an earlier one of its id; None if it is gone."""
+        ...
+
     def recorded(self) -> Sequence[OwnedResource]:
         """Return all resources that there are rows of, oldest first, also of owners now gone."""
         ...

@@ -54,6 +54,10 @@ class StoredOwnership:
         row = self._store.get(OWNERSHIP, self._key(resource_type, resource_id))
         return None if row is None or not self._counts(row.value) else row.value.owner
 
+    def incarnation(self, identity_id: str) -> str | None:
+        """Return what tells an identity from an earlier one of its id; None if it is gone."""
+        return self.identities.incarnation(identity_id)
+
     def recorded(self) -> Sequence[OwnedResource]:
         """Return all resources that there are rows of; see `OwnershipStore`."""
         rows = [row for row in self._store.rows(OWNERSHIP) if self._is_ours(row.value)]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from aioquic.buffer import Buffer
+from aioquic._buffer import Buffer
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -43,8 +43,10 @@ scope of its own in the node, not in the call.
 3. Operations on the resource have `access=resource(type, action=...)` and a `resource_id_path`: the
    owner passes, and whoever holds a grant `type:id[:action]` ([access.md](access.md)). The same
    rules guard `ctx.release(type, id)`; it asks nobody itself. Lists filter by `ctx.visible`.
-4. Ownership cannot be given away. Who shares a resource calls it for others, or grants.
-5. A node sees and reconciles its own resources alone, also in a store that nodes share.
+4. Who administers the node (scope `admin:node`) lists all by `node/resources`, also what nobody owns
+   any more, and ends any by `node/release`.
+5. Ownership cannot be given away. Who shares a resource calls it for others, or grants.
+6. A node sees and reconciles its own resources alone, also in a store that nodes share.
 
 ## What becomes of it
 
@@ -147,7 +149,7 @@ _EVENTS: Mapping[str, Callable[[_Trial, Resources], Awaitable[None]]] = {
     "its life crashes (which is logged, and ends nothing else)": _life_crashes,
     "it is released": _is_released,
     "the node stops": _node_stops,
-    "the peer is removed; the node's owner can still release it": _peer_goes,
+    "the peer is removed; `node/release` ends it": _peer_goes,
     "the peer is removed, and another gets its name": _peer_comes_back,
 }
 
