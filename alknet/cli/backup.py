@@ -158,6 +158,7 @@ def restore(
     node_id = restore_home(
         home, archive, _opener(ways, texts), now=wall_clock(), has_key_file=not no_key_file
     )
+    record_done(("home.restore", str(file if file == STDIO else file.absolute())))
     if is_json():
         emit({"id": str(node_id), "fingerprint": node_id.fingerprint, "home": str(home)})
         return

@@ -209,7 +209,8 @@ def _show(words: str) -> None:
 
 
 def _commit(home: Path, words: str, plan: Plan, *, words_file: Path | None = None) -> NodeId:
-    """Make the home, and the file of words before it; both or none."""
+    """Make the home, and the file of words before it; both or none. Then note it."""
+    from alknet.cli.auditing import record_done
     from alknet.cli.running import uninterrupted
     from alknet.vault.durable import store_errors, sync_directory, write_private
 
@@ -222,11 +223,13 @@ def _commit(home: Path, words: str, plan: Plan, *, words_file: Path | None = Non
                 with store_errors(f"cannot write {words_file}"):
                     sync_directory(words_file.parent)  # no key lasts without its words
             with store_errors(f"cannot create {home}"):
-                return make_home(home, words, plan)
+                node_id = make_home(home, words, plan)
         except BaseException:  # boundary: passed on; a Ctrl-C leaves no half of it either
             if words_file is not None and not (home / NODE_FILES[0]).exists():
                 words_file.unlink(missing_ok=True)
             raise
+    record_done(("home.init", str(node_id)))
+    return node_id
 
 
 def make_home(home: Path, words: str, plan: Plan = Plan()) -> NodeId:

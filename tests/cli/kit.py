@@ -30,9 +30,17 @@ PATIENCE_S = 30.0
 KEY_REPEAT_S = 0.5
 
 # What a home holds that a command has made.
-MADE = {"node.toml", "vault.alk", "vault.key", "vault.lock", "vault.seen"}
+MADE = {
+    "node.toml",
+    "node.db",
+    "node.db-bell",
+    "vault.alk",
+    "vault.key",
+    "vault.lock",
+    "vault.seen",
+}
 # And what a node adds that ended while it started.
-STARTED = MADE | {"node.lock", "reset.key", "node.db", "node.db-bell"}
+STARTED = MADE | {"node.lock", "reset.key"}
 
 Json = dict[str, Any]
 

@@ -89,6 +89,9 @@ def test_restore_gives_the_same_node_and_secrets(
     assert (home / "node.toml").read_bytes() == (source.home / "node.toml").read_bytes()
     assert mode(home) == 0o700
     assert {mode(path) for path in home.iterdir()} == {0o600}
+    last = source.ok("audit", "--json", home=home).lines[-1]
+    assert (last["action"], last["target"]) == ("home.restore", str(made_backup.file))
+    source.ok("audit", "--verify", home=home)
 
 
 def test_a_backup_is_private_and_says_what_opens_it(made_backup: Backup) -> None:

@@ -18,8 +18,6 @@ from alknet.vault.unlock import UnlockWith
 from alknet.vault.words import check_words, generate_words
 from tests.cli.kit import MADE, Cli, all_files, terminal
 
-VAULT = MADE - {"node.toml"}
-
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
@@ -41,7 +39,7 @@ def test_the_words_file_holds_the_words_of_the_key(cli: Cli, tmp_path: Path) -> 
 def test_the_home_is_private_and_its_config_good(made: Cli) -> None:
     assert mode(made.home) == 0o700
     assert all_files(made.home) == MADE
-    assert {mode(made.home / name) for name in VAULT} == {0o600}
+    assert {mode(made.home / name) for name in MADE} == {0o600}
     assert check_config(made.home / "node.toml") == []
     assert "[limits]" in (made.home / "node.toml").read_text()
 
@@ -148,7 +146,7 @@ def test_words_are_shown_once_on_a_terminal(tmp_path: Path) -> None:
         screen.type("\r")
         screen.expect("alknet up")
         assert screen.end() == 0
-    assert all_files(tmp_path) == {"home", "home/node.toml"} | {f"home/{name}" for name in VAULT}
+    assert all_files(tmp_path) == {"home"} | {f"home/{name}" for name in MADE}
 
 
 @pytest.mark.slow
