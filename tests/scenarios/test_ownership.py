@@ -18,7 +18,7 @@ from alknet.call.context import Context
 from alknet.call.operations import CompositionAuthority, Operation, operation, public, scopes
 from alknet.call.peers.reference import PeerRef
 from alknet.call.session import CallSession
-from alknet.client import open_session
+from alknet.client import open_control_session, open_session
 from alknet.core.config import load_config
 from alknet.core.home import CONFIG_FILE
 from alknet.core.identity import Grant, Identity, NodeId, Peer
@@ -208,6 +208,28 @@ async def test_a_node_that_stops_ends_what_it_holds_first(tmp_path: Path) -> Non
         assert len(node.ownership.recorded()) == 3
     assert shells.lines == {}
     assert await rows_of(home) == []
+
+
+async def test_the_nodes_owner_ends_what_a_removed_peer_left_running(tmp_path: Path) -> None:
+    shells = Shells()
+    ann = make_friend("ann", "shell")
+    home = await make_home(tmp_path, ann.peer)
+    async with Node.from_home(home, listen=LOOPBACK, operations=shells.operations()) as node:
+        async with session_of(node, ann) as session:
+            shell = await session.call_as(Shell, "shell/open")
+            assert await code_of(session, "node/resources") == "FORBIDDEN"
+            assert await code_of(session, "node/release", {"type": "shell", "id": shell.id}) == (
+                "FORBIDDEN"
+            )
+        await node.identities.remove_peer("ann")
+        assert list(shells.lines) == [shell.id]
+        async with open_control_session(home) as owner:
+            [one] = await owner.call_as(list[dict[str, Any]], "node/resources")
+            assert (one["owner"], one["spawned_by"]) == (None, "peer:ann")
+            await owner.call("node/release", {"type": one["type"], "id": one["id"]})
+        assert shells.lines == {}
+        [row] = await node.identities.audit.newest(1)
+        assert (row.who, row.action, row.target) == ("owner", "node.release", shell.id)
 
 
 async def test_a_node_that_crashes_lets_go_of_what_it_holds(tmp_path: Path) -> None:
