@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from alknet.call.codes import CallError
 from alknet.call.context import Context
 from alknet.call.operations import CompositionAuthority, Operation, operation, public, scopes
 from alknet.call.peers.reference import PeerRef
+from alknet.call.resource import ResourceLife
 from alknet.call.session import CallSession
 from alknet.client import open_control_session, open_session
 from alknet.core.config import load_config
@@ -247,6 +249,32 @@ async def test_a_node_that_crashes_lets_go_of_what_it_holds(tmp_path: Path) -> N
     with pytest.raises(ZeroDivisionError):
         await run()
     assert shells.lines == {}
+    assert await rows_of(home) == []
+
+
+async def test_what_outlives_the_node_is_found_again_with_its_owner(tmp_path: Path) -> None:
+    shells = Shells()
+    ann = make_friend("ann", "shell")
+    home = await make_home(tmp_path, ann.peer)
+
+    async def find(ids: Sequence[str]) -> Mapping[str, ResourceLife[None]]:
+        return {name: partial(shells.live, name) for name in ids if name != gone.id}
+
+    @asynccontextmanager
+    async def running() -> AsyncGenerator[tuple[Node, CallSession]]:
+        node = Node.from_home(home, listen=LOOPBACK, operations=shells.operations())
+        node.resources.outlive("shell", find)
+        async with node, session_of(node, ann) as session:
+            yield node, session
+
+    async with running() as (_, session):
+        kept, gone = [await session.call_as(Shell, "shell/open") for _ in range(2)]
+    assert sorted(await rows_of(home)) == sorted([kept.id, gone.id])
+    async with running() as (node, session):
+        await eventually(lambda: list(shells.lines) == [kept.id])
+        await eventually(lambda: len(node.ownership.recorded()) == 1)
+        assert await session.call_as(int, "shell/tell", kept) == 1
+        await session.call("shell/close", kept)
     assert await rows_of(home) == []
 
 
