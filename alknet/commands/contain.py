@@ -1,7 +1,7 @@
 """What the launcher's child does to itself between fork and exec.
 
-Few imports, for it runs in the launcher. The order matters: limits while it still may
-set them, then the user, then no_new_privs, on which the filters rest, then exec.
+Few imports, for it runs in the launcher. The order matters: limits while it still may set them,
+then the user, then no_new_privs, on which the filters rest, then exec.
 """
 
 from __future__ import annotations

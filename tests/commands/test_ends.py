@@ -70,6 +70,7 @@ async def test_the_deadline_ends_it(place: Place) -> None:
     assert _left(place) == []
 
 
+@pytest.mark.slow
 async def test_cancelled_at_each_checkpoint_nothing_is_left(place: Place) -> None:
     """Run it with a cancel at the first, second … checkpoint, until it runs to its end."""
     quick = place.operation("cat")
