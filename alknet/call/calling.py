@@ -15,7 +15,15 @@ from alknet.call.codes import CallError, ErrorCode
 from alknet.call.credit import ReceiveWindow
 from alknet.call.deadlines import Deadlines
 from alknet.call.handles import Bidi, CallOptions, Subscription, Upload
-from alknet.call.pending import Pending, PendingCall, PendingItems, aborted, lost, too_slow
+from alknet.call.pending import (
+    Pending,
+    PendingCall,
+    PendingItems,
+    aborted,
+    lost,
+    too_slow,
+    unbegun,
+)
 from alknet.call.proto import (
     MAX_CREDIT,
     MAX_SAFE_INTEGER,
@@ -158,6 +166,16 @@ class Calling:
         for pending in list(self.pending.values()):
             self._settled(pending)
             pending.fail(error)
+
+    def left_unanswered(self, stream: CallStream) -> None:
+        """End the calls on *stream*, which the peer has finished with: it has begun none of them.
+
+        Of those with items, some may have come.
+        """
+        why = "the peer finished the stream without an answer"
+        for pending in list(stream.pending.values()):
+            self._settled(pending)
+            pending.fail(unbegun(why) if isinstance(pending, PendingCall) else lost(why))
 
     def fail_on(self, stream: CallStream, error: CallError) -> None:
         """End the calls whose answers were to come on *stream*."""

@@ -56,7 +56,7 @@ class Lanes:
         self._faults = 0
         self._opening = trio.Lock()
         self._only_is_known = trio.Event()
-        self._gone = trio.lowlevel.ParkingLot()
+        self._changed = trio.lowlevel.ParkingLot()
         self.streams: set[CallStream] = set()
 
     # --- streams come
@@ -128,7 +128,7 @@ class Lanes:
     async def wait_gone(self) -> None:
         """Wait until no stream is left. Cancelled, no effect."""
         while self.streams:
-            await self._gone.park()
+            await self._changed.park()
 
     async def flush(self) -> None:
         """Wait until all streams have accepted all that was queued. Cancelled, no effect."""
@@ -141,11 +141,10 @@ class Lanes:
         A peer finishes its side once it has seen the end of ours, and so every answer. Cancelled,
         no effect but that our side is finished.
         """
-        served = {stream for stream in self.streams if not stream.is_ours}
-        for stream in served:
-            stream.outbox.finish()
-        while served & self.streams:
-            await self._gone.park()
+        while served := [stream for stream in self.streams if not stream.is_ours]:
+            for stream in served:
+                stream.outbox.finish()
+            await self._changed.park()
 
     def send_close(self, reason: CloseReason) -> None:
         """Tell the peer why we close, where the carrier cannot."""
@@ -178,9 +177,10 @@ class Lanes:
         if stream.is_only:
             self._session.end_by_peer("the peer ended the stream")
         elif stream.is_ours:
+            if not stream.is_single_use:
+                self._session.is_leaving = True
             self._forget_shared(stream)
-            why = lost("the peer finished the stream without an answer")
-            self._session.calling.fail_on(stream, why)
+            self._session.calling.left_unanswered(stream)
             stream.finish_soon()
         else:
             self._session.serving.cut_off(stream)
@@ -216,7 +216,7 @@ class Lanes:
         self._forget_shared(stream)
         self._session.calling.fail_on(stream, self._lost_with(stream))
         self._end_served(stream)
-        self._gone.unpark_all()
+        self._changed.unpark_all()
         if stream.is_only:
             self._session.end_by_peer("the link was lost")
 
@@ -240,7 +240,9 @@ class Lanes:
         else:
             session.serving.faulted(event.id, event.error)
 
-    def _closed(self, _stream: CallStream, event: ConnectionClose) -> None:
+    def _closed(self, stream: CallStream, event: ConnectionClose) -> None:
+        if event.code == CloseCode.SHUTDOWN:
+            self._session.calling.left_unanswered(stream)
         self._session.end_by_peer(event.reason, event.code)
 
     def _credited(self, _stream: CallStream, event: Credit) -> None:
@@ -274,6 +276,7 @@ class Lanes:
             is_single_use=is_single_use,
         )
         self.streams.add(stream)
+        self._changed.unpark_all()
         session.spawn(stream.run, self, name=f"call stream {raw.stream_id}")
         return stream
 

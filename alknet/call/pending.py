@@ -16,7 +16,16 @@ from alknet.core.contracts import CloseCode, CloseReason
 if TYPE_CHECKING:
     from alknet.call.streams import CallStream
 
-__all__ = ["Pending", "PendingCall", "PendingItems", "aborted", "ended", "lost", "too_slow"]
+__all__ = [
+    "Pending",
+    "PendingCall",
+    "PendingItems",
+    "aborted",
+    "ended",
+    "lost",
+    "too_slow",
+    "unbegun",
+]
 
 
 class PendingCall:
@@ -124,6 +133,13 @@ def lost(why: str) -> CallError:
 def too_slow() -> CallError:
     """Return the error of a call that we gave up at its deadline."""
     return CallError(ErrorCode.TIMEOUT, "no answer within the deadline")
+
+
+def unbegun(why: str) -> CallError:
+    """Return the error of a call that the peer, which has answered all others, has not begun."""
+    error = lost(why)
+    error.is_refused = True
+    return error
 
 
 def ended(close: CloseReason) -> CallError:

@@ -13,7 +13,7 @@ from alknet.call.codes import CallError, ErrorCode
 from alknet.call.contracts import AdmittedCall
 from alknet.call.crash import error_of
 from alknet.call.idempotency import CallKey, fingerprint_of
-from alknet.call.inbound import InboundCall, failed
+from alknet.call.inbound import SHUTDOWN, InboundCall, failed
 from alknet.call.inputs import InputItems
 from alknet.call.proto import (
     MAX_DEPTH,
@@ -32,6 +32,7 @@ from alknet.call.proto import (
 )
 from alknet.call.sharing import KeyedCall
 from alknet.call.workers import Workers
+from alknet.core.contracts import CloseCode, CloseReason
 from alknet.errors import Violation
 
 if TYPE_CHECKING:
@@ -146,6 +147,17 @@ class Serving:
         for call in chosen:
             call.end(Aborted(call.id, reason))
         return len(chosen)
+
+    def give_up(self, close: CloseReason) -> None:
+        """Answer for the calls that have not ended in time, as the last word on their streams.
+
+        What has no answer then has not begun, so that its caller may try it elsewhere.
+        """
+        for call in self.calls.values():
+            event: Event = Aborted(call.id, SHUTDOWN)
+            if close.code != CloseCode.SHUTDOWN:
+                event = failed(call.id, ErrorCode.UNAVAILABLE, f"the connection ends: {close}")
+            call.stream.outbox.put(self._frame(event, call.operation))
 
     # --- admission
 

@@ -86,6 +86,7 @@ class CallSession:
         calling: Ours.
         lanes: The streams.
         budget: The bytes held for this connection.
+        is_leaving: The peer has finished the stream that requests go by: it shuts down.
         layer: The operations that this session alone has, of the peer's calls; None for none.
     """
 
@@ -121,6 +122,7 @@ class CallSession:
         self._close_reason: CloseReason | None = None
         self._until_end = trio.CancelScope()
         self._is_quiet = trio.Event()
+        self.is_leaving = False
         self.layer: Layer | None = None
 
     def __repr__(self) -> str:
@@ -374,9 +376,11 @@ class CallSession:
         carrier = self.connection.carrier
         with trio.move_on_after(FAREWELL_S):
             if not carrier.close_code:
+                self.serving.give_up(reason)
                 self.lanes.send_close(reason)
                 await self.lanes.flush()
             elif reason.code in _TOLD_AFTER_ANSWERS and self.budget.used <= self.budget.cap:
+                self.serving.give_up(reason)
                 await self.lanes.finish_served()
 
     def _set_reason(self, reason: CloseReason) -> None:

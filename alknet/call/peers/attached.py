@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 from alknet.core.identity import NodeId
@@ -84,12 +85,14 @@ class AttachedPeer:
     def session(self) -> CallSession | None:
         """The newest that has not ended, for new calls; None for the moment until it is detached.
 
-        Older ones get no new calls while it lives, and end what they have.
+        One by which the peer takes its leave is the last choice. Older ones get no new calls while
+        it lives, and end what they have.
         """
         newest = self._newest
-        if newest is not None and newest.close_reason is None:
+        if newest is not None and newest.close_reason is None and not newest.is_leaving:
             return newest
-        return next((each for each in self.sessions if each.close_reason is None), None)
+        alive = [session for session in self.sessions if session.close_reason is None]
+        return min(alive, key=_IS_LEAVING, default=None)
 
     @property
     def node_id(self) -> NodeId | None:
@@ -150,3 +153,6 @@ class AttachedPeer:
                     self._on_operations(self, operations)
                 self.operations_version = version
                 return
+
+
+_IS_LEAVING = attrgetter("is_leaving")

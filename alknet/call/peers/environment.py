@@ -279,9 +279,13 @@ class PeerEnvironment:
             peer = ref.policy.choose(candidates, self._draw)
             if tried:
                 peer = candidates.after(peer, tried)
-            while (session := peer.session) is None and len(tried) < MOST_TRIES:
+            session = peer.session
+            while (session is None or session.is_leaving) and len(tried) < MOST_TRIES:
+                if candidates.count_besides(tried) <= 1:
+                    break
                 tried = (*tried, peer)  # it is about to be detached
                 peer = candidates.after(peer, tried)
+                session = peer.session
         if session is None:
             raise _unsent(ErrorCode.UNAVAILABLE, f"the connection to {peer.name!r} has ended")
         return peer, session

@@ -75,12 +75,17 @@ class Fleet:
     """An environment and the workers that are connected to its node."""
 
     def __init__(
-        self, environment: PeerEnvironment, nursery: trio.Nursery, limits: Limits | None
+        self,
+        environment: PeerEnvironment,
+        nursery: trio.Nursery,
+        limits: Limits | None,
+        carrier: str,
     ) -> None:
         self.environment = environment
         self.nursery = nursery
         self.workers: list[Worker] = []
         self._limits = limits
+        self._carrier = carrier
 
     async def connect(self, name: str, operations: Operations | None = None) -> Worker:
         """Return a worker that has a session and is not attached."""
@@ -115,18 +120,20 @@ class Fleet:
         *,
         task_status: trio.TaskStatus[tuple[CallSession, CallSession]],
     ) -> None:
-        async with session_pair("memory", operations, limits=self._limits) as sessions:
+        async with session_pair(self._carrier, operations, limits=self._limits) as sessions:
             task_status.started(sessions)
             await trio.sleep_forever()
 
 
 @asynccontextmanager
-async def open_fleet(*names: str, limits: Limits | None = None) -> AsyncGenerator[Fleet]:
+async def open_fleet(
+    *names: str, limits: Limits | None = None, carrier: str = "memory"
+) -> AsyncGenerator[Fleet]:
     """Run an environment with a worker for each of *names*."""
     environment = PeerEnvironment()
     async with trio.open_nursery() as nursery:
         await nursery.start(environment.run)
-        fleet = Fleet(environment, nursery, limits)
+        fleet = Fleet(environment, nursery, limits, carrier)
         for name in names:
             await fleet.add(name)
         yield fleet

@@ -37,6 +37,7 @@ class Link:
     def __init__(self, name: str) -> None:
         self.name = name
         self.close_reason = None
+        self.is_leaving = False
         self.said: frozenset[str] | None = None
         self.held = ExitStack()
 
