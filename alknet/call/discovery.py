@@ -179,17 +179,19 @@ def discovery_operations(
     async def watch_operations(ctx: Context) -> AsyncIterator[OperationsVersion]:
         """Say which version of the operations the caller sees: now, and after each change."""
         told = None
-        while True:
-            seen = [(changes, changes.version) for changes in _watched(registry, ctx)]
-            identity = views.current(ctx.identity)
-            if identity is None:
-                return
-            version = _version(views, ctx, identity)
-            if version != told:
-                told = version
-                yield OperationsVersion(version)
-                await trio.sleep(WATCH_INTERVAL_S)
-            await wait_any(*seen)
+        with views.watched(ctx.identity) as rights:
+            while True:
+                bells = (rights, *_bells(registry, ctx))
+                seen = [(changes, changes.version) for changes in bells]
+                identity = views.current(ctx.identity)
+                if identity is None:
+                    return
+                version = _version(views, ctx, identity)
+                if version != told:
+                    told = version
+                    yield OperationsVersion(version)
+                    await trio.sleep(WATCH_INTERVAL_S)
+                await wait_any(*seen)
 
     return list_operations, describe_operation, watch_operations
 
@@ -202,7 +204,7 @@ def _entries(registry: Registry, ctx: Context) -> Iterable[Entry]:
     return sorted([*registry, *of_session], key=lambda entry: entry.operation.spec.name)
 
 
-def _watched(registry: Registry, ctx: Context) -> Iterator[Changes]:
+def _bells(registry: Registry, ctx: Context) -> Iterator[Changes]:
     """Return what rings when another operation is to be seen on the caller's session."""
     yield registry.changes
     session = ctx.info.session

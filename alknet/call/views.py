@@ -7,16 +7,18 @@ before, with the same schemas and rules, the same version: also after a restart 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import msgspec
 import trio
 
+from alknet.call.changes import Changes
 from alknet.call.registry import Entry, Registry
 from alknet.call.visibility import may_call
 from alknet.core.contracts import IdentityProvider
-from alknet.core.identity import Identity
+from alknet.core.identity import ApiKey, Identity
 
 __all__ = ["FOLLOW_INTERVAL_S", "MOST_VIEWS", "OperationViews"]
 
@@ -24,15 +26,15 @@ MOST_VIEWS = 1024
 """Sets of scopes whose version is remembered: far more than a node grants."""
 
 FOLLOW_INTERVAL_S = 0.1
-"""Changes of rights within this time count as one: who writes a thousand peers wakes all once."""
+"""Changes of rights within this time count as one: all watchers are looked at, 2 µs each."""
 
 _DIGEST_BYTES = 16
 
 
 class OperationViews:
-    """The versions of what each caller may call of a registry.
+    """The versions of what each caller may call of a registry, and who watches them.
 
-    `Registry.changes` is what to ring when something changed.
+    `Registry.changes` is what to ring when something else is registered.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class OperationViews:
         self._describe = describe
         self._identities = identities
         self._has_ended = False
+        self._watched: dict[str, _Watched] = {}
         self._seen = registry.changes.version
         self._views: dict[tuple[bool, bool, tuple[str, ...]], str] = {}
         self._entries: dict[str, tuple[Entry, bytes]] = {}
@@ -72,14 +75,21 @@ class OperationViews:
         """Return *identity* with the rights that it has now; None if there is no more to watch."""
         if self._has_ended:
             return None
-        kind, _, name = identity.id.partition(":")
-        if self._identities is None or kind not in {"peer", "key"}:
-            return identity
-        if kind == "peer":
-            peer = self._identities.peer(name)
-            return None if peer is None or not peer.enabled else peer.identity()
-        keys = self._identities.api_keys()
-        return next((key.identity() for key in keys if key.prefix == name), None)
+        return self._lookup(identity.id, self._find_key) if self._is_stored(identity) else identity
+
+    @contextmanager
+    def watched(self, identity: Identity) -> Iterator[Changes]:
+        """Give what rings when the rights of *identity* have changed, for as long as the block."""
+        watched = self._watched.get(identity.id)
+        if watched is None:
+            watched = self._watched[identity.id] = _Watched(identity)
+        watched.watchers += 1
+        try:
+            yield watched.changes
+        finally:
+            watched.watchers -= 1
+            if not watched.watchers:
+                del self._watched[identity.id]
 
     def end(self) -> None:
         """Let those who watch see the end: a node that stops would wait for them."""
@@ -87,15 +97,36 @@ class OperationViews:
         self._registry.changes.ring()
 
     async def follow_rights(self) -> NoReturn:
-        """Ring `Registry.changes` when the rights of callers may have changed, until cancelled."""
+        """Wake those who watch when their rights have changed, until cancelled."""
         identities = self._identities
         if identities is None:
             await trio.sleep_forever()
         version = identities.version
         while True:
             version = await identities.wait_changed(version)
-            self._registry.changes.ring()
+            keys = {key.prefix: key for key in identities.api_keys()}
+            for name, watched in list(self._watched.items()):
+                if self._is_stored(watched.identity):
+                    watched.is_now(self._lookup(name, keys.get))
             await trio.sleep(FOLLOW_INTERVAL_S)
+
+    def _is_stored(self, identity: Identity) -> bool:
+        return self._identities is not None and identity.id.startswith(_STORED)
+
+    def _lookup(
+        self, identity_id: str, find_key: Callable[[str], ApiKey | None]
+    ) -> Identity | None:
+        assert self._identities is not None
+        kind, _, name = identity_id.partition(":")
+        if kind == "key":
+            key = find_key(name)
+            return None if key is None else key.identity()
+        peer = self._identities.peer(name)
+        return None if peer is None or not peer.enabled else peer.identity()
+
+    def _find_key(self, prefix: str) -> ApiKey | None:
+        assert self._identities is not None
+        return next((key for key in self._identities.api_keys() if key.prefix == prefix), None)
 
     def _forget(self) -> None:
         self._views.clear()
@@ -118,3 +149,24 @@ class OperationViews:
             described = msgspec.json.encode(self._describe(entry), order="deterministic")
             known = self._entries[name] = (entry, hashlib.sha256(described).digest())
         return known[1]
+
+
+class _Watched:
+    """An identity of which somebody watches the operations."""
+
+    __slots__ = ("changes", "identity", "rights", "watchers")
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.rights: Identity | None = identity
+        self.changes = Changes()
+        self.watchers = 0
+
+    def is_now(self, rights: Identity | None) -> None:
+        """Wake the watchers if that is news."""
+        if rights != self.rights:
+            self.rights = rights
+            self.changes.ring()
+
+
+_STORED = ("peer:", "key:")

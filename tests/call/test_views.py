@@ -18,7 +18,7 @@ from alknet.call.discovery import (
 from alknet.call.operations import Operation, operation, public, scopes
 from alknet.call.registry import Registry
 from alknet.call.views import MOST_VIEWS, OperationViews
-from alknet.core.identity import ANONYMOUS, OWNER, Identity, Peer
+from alknet.core.identity import ANONYMOUS, OWNER, ApiKey, Identity, Peer
 from alknet.stores.memory import MemoryIdentityStore
 from alknet.testing.operations import FixedOwnership, call_operation, key, peer
 
@@ -163,6 +163,32 @@ async def test_a_watcher_hears_that_its_rights_changed(
         assert more == versions(registry, OWNER)[0] != few
         await identities.remove_peer("p")
         assert await watch.has_ended()
+    nursery.cancel_scope.cancel()
+
+
+async def test_rights_of_others_wake_nobody(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    identities = MemoryIdentityStore([])
+    for name in ("p", "q"):
+        await identities.put_peer(Peer(name=name))
+    registry = Registry([everybody])
+    views = OperationViews(registry, describe_fully, identities)
+    nursery.start_soon(views.follow_rights)
+    with views.watched(peer("p")) as rights, views.watched(peer("p")) as again:
+        await trio.testing.wait_all_tasks_blocked()
+        await identities.update_peer(Peer(name="q", scopes=("m",)))
+        await trio.sleep(1)
+        assert rights.version == registry.changes.version == 0
+        assert again is rights
+        await identities.update_peer(Peer(name="p", scopes=("m",)))
+        await trio.sleep(1)
+        assert rights.version == 1
+        token = ApiKey(prefix="ybndrfg8", name="t", hash=bytes(32), scopes=("m",))
+        await identities.put_api_key(token)
+        assert views.current(key("ybndrfg8")) == key("ybndrfg8", "m")
+        assert views.current(key("aaaaaaaa")) is None
+    assert not views._watched
     nursery.cancel_scope.cancel()
 
 
