@@ -21,9 +21,11 @@ from alknet.core.invitation import Invitation
 from alknet.core.outbound import OutboundConfig
 from alknet.node import Node
 from alknet.testing.nodes import open_node
-from tests.scenarios.rig import eventually
+from tests.scenarios import rig
 
 LOOPBACK = Address("127.0.0.1", 0)
+# For a loaded machine; nothing waits so long when all is well.
+PATIENCE_S = 20.0
 
 
 def fingerprint(key: Ed25519PrivateKey) -> str:
@@ -45,8 +47,12 @@ async def worker_of(hub: Node, *allowed: str) -> AsyncGenerator[Node]:
     assert claimed.name == "w1"
     async with Node(key, config=NodeConfig(listen=(LOOPBACK,))) as worker:
         await worker.outbound.join(record)
-        await eventually(lambda: state(worker) == "connected", 5)
+        await eventually(lambda: state(worker) == "connected")
         yield worker
+
+
+async def eventually(claim: Any) -> None:
+    await rig.eventually(claim, PATIENCE_S)
 
 
 def status(worker: Node) -> dict[str, Any]:
@@ -91,7 +97,7 @@ async def test_a_hub_that_is_allowed_nothing_can_call_public_operations_alone() 
 async def test_each_side_attaches_the_other_and_learns_what_it_offers() -> None:
     async with open_node() as hub, worker_of(hub, "echo") as worker:
         for node, name in ((worker, "hub"), (hub, "w1")):
-            await eventually(lambda node=node: len(node.peers.offering("echo/unary")) == 1, 5)
+            await eventually(lambda node=node: len(node.peers.offering("echo/unary")) == 1)
             assert node.peers.get(name) is not None
         ref = PeerRef.any()
         output = await hub.peers.call(ref, "echo/unary", {"message": "to a worker"})
@@ -108,13 +114,13 @@ async def test_a_hub_that_is_disabled_or_left_is_dropped_and_comes_back_when_it_
         assert status(worker)["last_error"] == "the peer is disabled"
         await eventually(lambda: hub.status()["connections"] == [])
         await worker.identities.update_peer(record)
-        await eventually(lambda: state(worker) == "connected", 5)
+        await eventually(lambda: state(worker) == "connected")
         await worker.outbound.leave("hub")
         await eventually(lambda: worker.status()["outbound"] == [])
         await eventually(lambda: hub.status()["connections"] == [])
         config = msgspec.structs.replace(worker.config, outbound=(OutboundConfig("hub"),))
         assert worker.apply(config) == []
-        await eventually(lambda: state(worker) == "connected", 5)
+        await eventually(lambda: state(worker) == "connected")
         assert status(worker)["in_config"]
 
 
@@ -128,7 +134,7 @@ async def test_a_worker_that_the_hub_removes_is_refused_and_keeps_asking() -> No
 async def test_a_worker_that_stops_says_goodbye_once() -> None:
     async with open_node() as hub:
         async with worker_of(hub) as worker:
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_S):
                 await worker.endpoint.drain()
             await eventually(lambda: hub.status()["connections"] == [])
             await trio.sleep(0.1)
@@ -137,7 +143,7 @@ async def test_a_worker_that_stops_says_goodbye_once() -> None:
 
 async def test_a_hub_that_stops_does_not_wait_for_its_workers() -> None:
     async with open_node() as hub, worker_of(hub) as worker:
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             await hub.endpoint.drain()
         await eventually(lambda: state(worker) == "waiting")
         assert "shutting down" in status(worker)["last_error"]
