@@ -26,6 +26,8 @@ COMMANDS = {
     "whoami": ("alknet.cli.identity:whoami", "Ask a node whom it takes you for."),
     "status": ("alknet.cli.status:status", "Show what the running node does."),
     "peer": ("alknet.cli.peer:peer", "Say which nodes this one knows and what they may do."),
+    "peers": ("alknet.cli.peers:peers", "Show which peers can be called, and how they are."),
+    "top": ("alknet.cli.top:top", "Watch a running node's connections and calls."),
     "worker": ("alknet.cli.worker:worker", "Make this node a worker of a hub."),
     "token": ("alknet.cli.token:token", "Make and revoke API tokens."),
     "audit": ("alknet.cli.audit:audit", "Show who changed what."),

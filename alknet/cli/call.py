@@ -27,9 +27,9 @@ __all__ = ["call"]
     cls=Command,
     examples=[
         "alknet call node/ping                          the running node of this home",
-        """alknet call @bob echo/unary '{"message": "hi"}'""",
         """alknet call @bob echo/stream '{"count": 3}'     one line an item, until Ctrl-C""",
-        "alknet call @bob echo/upload < items.jsonl      a line of JSON an item; the same for bidi",
+        "alknet call @hub/w1 echo/upload < items.jsonl   to w1, over hub; a line of JSON an item",
+        """alknet call @any echo/unary '{"message": 1}'    some peer of the running node""",
         "alknet call node.example.org:443 echo/unary - --token-file ci.token < input.json",
     ],
 )
@@ -52,11 +52,12 @@ def call(
     """Call an operation and print its output.
 
     Without a node to call, it is the one that runs on this home, by its control socket, as its
-    owner. OP always holds a '/'. The input is JSON, '-' reads it from standard input, without one
-    it is {}. A subscription prints an item a line, as they come. An upload and a bidirectional
-    operation read items from standard input, a line of JSON each, to its end. Ctrl-C aborts the
-    call at the node that runs it. Tokens come by --token-file or ALKNET_TOKEN, never as an
-    argument.
+    owner. @hub/w1 asks hub to pass the call on to its peer w1, @any lets the node of this home
+    choose among its peers that offer the operation, and so does @hub/any at hub. OP always holds a
+    '/'. The input is JSON, '-' reads it from standard input, without one it is {}. A subscription
+    prints an item a line, as they come. An upload and a bidirectional operation read items from
+    standard input, a line of JSON each, to its end. Ctrl-C aborts the call at the node that runs
+    it. Tokens come by --token-file or ALKNET_TOKEN, never as an argument.
 
     --retry waits longer each time and connects anew, within --timeout as a whole. A mutation does
     not run twice by it: all attempts carry one idempotency key, by which the node knows a request
@@ -82,7 +83,7 @@ def call(
             _print(await call_again(remote, operation, data, about, retries=retry))
             return
         async with remote.session() as session:
-            await _call(session, remote, operation, data, about, reads)
+            await _call(session, remote, operation, data, {**about, **remote.options}, reads)
 
     run(main)
 

@@ -36,9 +36,8 @@ async def described(session: CallSession, remote: Remote, operation: str) -> Des
     from alknet.call.codes import CallError, ErrorCode
 
     try:
-        found = await session.call(
-            "services/schema", {"name": operation.removeprefix("/")}, **remote.options
-        )
+        about = {"name": operation.removeprefix("/"), "peer": remote.route}
+        found = await session.call("services/schema", about, **remote.direct_options)
     except CallError as exc:
         if exc.code != ErrorCode.NOT_FOUND:
             raise

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from alknet.cli.options import Command, is_json
-from alknet.cli.output import emit_raw, say_json, table
-from alknet.cli.remote import TARGET, make_remote, remote_options, split_target
+from alknet.cli.output import emit, emit_raw, say_json, table
+from alknet.cli.peers import listed_peers
+from alknet.cli.remote import ANY, TARGET, Remote, make_remote, remote_options, split_target
 
 __all__ = ["ops"]
 
@@ -21,12 +22,14 @@ __all__ = ["ops"]
         "alknet ops @bob                    those that bob lets this node call",
         "alknet ops @bob echo/stream        one, with the schemas of its input and output",
         "alknet ops @bob --prefix echo/ --json",
+        "alknet ops --peers                 of its peers, with who offers each: @any calls them",
     ],
 )
 @click.argument("words", nargs=-1, metavar=f"{TARGET} [OP]")
 @click.option("--prefix", default="", metavar="P", help="Those whose names begin so.")
+@click.option("--peers", is_flag=True, help="Those of the node's peers that you may call.")
 @remote_options
-def ops(words: Sequence[str], prefix: str, **options: Any) -> None:
+def ops(words: Sequence[str], prefix: str, peers: bool, **options: Any) -> None:
     """List the operations that a node lets you call, or describe one.
 
     What you lack the scopes for is not listed; a token (--token-file, ALKNET_TOKEN) may show more.
@@ -38,22 +41,45 @@ def ops(words: Sequence[str], prefix: str, **options: Any) -> None:
         raise click.UsageError("more than one operation")
     remote = make_remote(target, **options)
     operation = rest[0].removeprefix("/") if rest else None
-
-    async def ask() -> bytes:
-        async with remote.session() as session:
-            if operation is None:
-                call = session.call("services/list", {"prefix": prefix}, **remote.options)
-            else:
-                call = session.call("services/schema", {"name": operation}, **remote.options)
-            return bytes(await call)
-
-    output = run(ask)
-    if is_json():
+    if peers and operation is not None:
+        raise click.UsageError("--peers lists: name no operation")
+    output = run(lambda: _ask(remote, operation, prefix.removeprefix("/"), peers))
+    if isinstance(output, dict):
+        _list_offers(output)
+    elif is_json():
         emit_raw(output)
     elif operation is not None:
         say_json(output)
     else:
         _list(output)
+
+
+async def _ask(
+    remote: Remote, operation: str | None, prefix: str, peers: bool
+) -> bytes | dict[str, list[str]]:
+    async with remote.session() as session:
+        if operation is not None:
+            about = {"name": operation, "peer": remote.route}
+            return bytes(await session.call("services/schema", about, **remote.direct_options))
+        if not peers and not remote.route:
+            listed = await session.call("services/list", {"prefix": prefix}, **remote.options)
+            return bytes(listed)
+        *before, last = remote.route if remote.route and not peers else (*remote.route, ANY)
+        found = await listed_peers(session, **remote.direct_options, peer=tuple(before) or None)
+    offers: dict[str, list[str]] = {}
+    for one in found:
+        for name in one["operations"] if last in {ANY, one["name"]} else ():
+            if name.startswith(prefix):
+                offers.setdefault(name, []).append(one["name"])
+    return dict(sorted(offers.items()))
+
+
+def _list_offers(offers: Mapping[str, Sequence[str]]) -> None:
+    if is_json():
+        emit({"operations": [{"name": name, "peers": who} for name, who in offers.items()]})
+        return
+    rows = [(name, len(who), ", ".join(who)) for name, who in offers.items()]
+    table(("operation", "peers", "offered by"), rows, empty="no operations that you may call")
 
 
 def _list(output: bytes) -> None:

@@ -18,6 +18,7 @@ from alknet.cli.options import Duration, usage_errors
 if TYPE_CHECKING:
     from alknet.call.handles import CallOptions
     from alknet.call.session import CallSession
+    from alknet.core.ticket import Target
     from alknet.stores.known import KnownNodes
 
 __all__ = [
@@ -33,19 +34,24 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-TARGET = "[@PEER|TICKET|HOST:PORT]"
+TARGET = "[@PEER[/PEER…]|@any|TICKET|HOST:PORT]"
 
 STDIN = "-"
+# The name of no peer: whichever offers the operation.
+ANY = "any"
 # One line of text; what is longer is another file.
 MAX_TOKEN_BYTES = 4096
 
 
-@dataclass(frozen=True)
+@dataclass
 class Remote:
     """A node to talk to, and how.
 
     Attributes:
-        target: As the user typed it; None for the running node of the home.
+        target: As the user typed it; None for the running node of the home. ``@hub/w1`` is the
+            peer w1 of hub, ``@any`` some peer of the running node; so is ``@w1`` where no address
+            of it is known.
+        route: Whom that node is to pass calls on to; known once `session` is entered.
         transports: Which to try.
         token: Runs each call as its identity.
         timeout_s: For each call; None leaves it to the operation.
@@ -59,30 +65,37 @@ class Remote:
     timeout_s: float | None
     ca_file: Path | None
     trust_first_use: bool = False
+    route: tuple[str, ...] = ()
 
     @property
     def options(self) -> CallOptions:
         """What every call is made with."""
+        return {"token": self.token, "timeout_s": self.timeout_s, "peer": self.route or None}
+
+    @property
+    def direct_options(self) -> CallOptions:
+        """What a call to the node itself is made with, not to whom it would pass it on."""
         return {"token": self.token, "timeout_s": self.timeout_s}
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[CallSession]:
         """Connect. Raises DialError, or CommandError with what to do."""
-        if self.target is None:
-            async with _own_node() as session:
+        way = await _way_to(self.target)
+        self.route = way.route
+        if way.target is None:
+            async with _own_node(way.why) as session:
                 yield session
             return
         from alknet.cli.home import key_if_any
         from alknet.client import open_session
         from alknet.core.limits import Limits
 
-        target, addresses = await _resolve(self.target)
         limits = Limits()
         if self.timeout_s is not None:
             limits = Limits(dial_timeout_s=min(limits.dial_timeout_s, self.timeout_s))
         async with open_session(
-            target,
-            addresses=addresses,
+            way.target,
+            addresses=way.addresses,
             key=key_if_any(),
             transports=self.transports,
             ca_file=self.ca_file,
@@ -181,33 +194,60 @@ def _checked_token(text: str, where: str) -> str:
     return token
 
 
-async def _resolve(text: str) -> tuple[Any, Sequence[str]]:
-    """Return what to dial and where else to look."""
-    from alknet.core.nodeid import NodeId
+@dataclass
+class _Way:
+    """Whom to dial (None for the node of this home), where else to look, and the route then.
+
+    Attributes:
+        why: What is said beside, if the node of this home does not run.
+    """
+
+    target: Target | None
+    addresses: Sequence[str] = ()
+    route: tuple[str, ...] = ()
+    why: str = ""
+
+
+async def _way_to(text: str | None) -> _Way:
     from alknet.core.ticket import parse_target
 
+    if text is None:
+        return _Way(None)
     if not text.startswith("@"):
         with usage_errors("target"):
-            return parse_target(text), ()
-    if "/" in text:
-        raise click.BadParameter("routes over several nodes are not known", param_hint="target")
+            return _Way(parse_target(text))
+    name, *route = text.removeprefix("@").split("/")
+    _check_route(route)
+    if name == ANY:
+        return _Way(None, route=(name, *route))
+    return await _way_to_peer(name, tuple(route))
+
+
+def _check_route(route: Sequence[str]) -> None:
+    from alknet.core.identity import check_peer_name
+
+    with usage_errors("target"):
+        for name in route:
+            if name != ANY:
+                check_peer_name(name)
+
+
+async def _way_to_peer(name: str, route: tuple[str, ...]) -> _Way:
     from alknet.cli.home import open_store, peer_of
+    from alknet.core.nodeid import NodeId
 
     async with open_store() as identities:
-        peer = peer_of(identities, text)
+        peer = peer_of(identities, name)
+    if not peer.addresses:
+        # It may be a worker that dials us: then the node that runs here has a connection to it.
+        why = f"no address is known for peer {peer.name!r}, and "
+        return _Way(None, route=(peer.name, *route), why=why)
     keys = [key for key in peer.fingerprints if key.startswith("ed25519:")]
     if not keys:
         raise CommandError(
             "UNAVAILABLE", f"peer {peer.name!r} has no Ed25519 key, so it cannot be dialled"
         )
-    if not peer.addresses:
-        raise CommandError(
-            "UNAVAILABLE",
-            f"no address is known for peer {peer.name!r}",
-            hint=f"'alknet peer set {peer.name} --address HOST:PORT' gives one",
-            status=4,
-        )
-    return NodeId.parse(keys[0]), peer.addresses
+    return _Way(NodeId.parse(keys[0]), peer.addresses, route)
 
 
 def _known_nodes() -> KnownNodes:
@@ -218,12 +258,13 @@ def _known_nodes() -> KnownNodes:
 
 
 @asynccontextmanager
-async def _own_node() -> AsyncGenerator[CallSession]:
+async def _own_node(why: str) -> AsyncGenerator[CallSession]:
     from alknet.cli.home import need_node
     from alknet.client import open_control_session
     from alknet.errors import Unavailable
 
     home = need_node()
+    or_else = "give the peer an --address by 'alknet peer set'" if why else _OR_ELSE
     opened = False
     try:
         async with open_control_session(home) as session:
@@ -234,7 +275,10 @@ async def _own_node() -> AsyncGenerator[CallSession]:
             raise
         raise CommandError(
             "UNAVAILABLE",
-            f"no node runs on {home}",
-            hint="start it with 'alknet up', or name a node to talk to: @PEER or a ticket",
+            f"{why}no node runs on {home}",
+            hint=f"start it with 'alknet up', or {or_else}",
             status=4,
         ) from exc
+
+
+_OR_ELSE = "name a node to talk to: @PEER or a ticket"

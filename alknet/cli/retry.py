@@ -91,6 +91,7 @@ async def _call_once(
                 raise click.UsageError(
                     f"{operation} is of the kind {op_type}: --retry is for queries and mutations"
                 )
+            options["peer"] = remote.route or None
             return await session.call(operation, data, **options)
     except Unavailable as exc:
         raise _unreached(exc) from exc

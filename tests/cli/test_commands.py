@@ -147,7 +147,7 @@ def test_commands_are_completed() -> None:
         capture_output=True,
         check=False,
     )
-    assert done.stdout == b"plain,peer\n"
+    assert done.stdout == b"plain,peer\nplain,peers\n"
 
 
 def test_no_traceback_reaches_a_user_who_has_no_node(cli: Cli) -> None:

@@ -152,7 +152,7 @@ def test_the_input_is_sent_as_it_is(own: Cli) -> None:
         ("h:99999", "node/ping"),
         ("node/ping", "--transport", "tcp"),
         ("node/ping", "-", "--token-file", "-"),
-        ("@a/b", "node/ping"),
+        ("@node/B", "node/ping"),
         ("node/ping", "--timeout", "never"),
     ],
 )

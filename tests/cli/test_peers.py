@@ -1,0 +1,165 @@
+"""A hub, a worker that has joined it, and a laptop that calls the one by the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cli.kit import Cli, RunningNode, Terminal, running_node, wait_until
+
+HUB = """
+[federation]
+list_peers = true
+
+[[re_export]]
+peers = ["w*", "any"]
+operations = ["echo/*"]
+scopes_all = ["echo"]
+"""
+HI = '{"message": "hi"}'
+
+
+@dataclass
+class Fleet:
+    """Commands on the homes of three nodes, of which hub and worker run."""
+
+    hub: Cli
+    worker: Cli
+    laptop: Cli
+    node: RunningNode
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, RunningNode]]:
+    patched = pytest.MonkeyPatch()
+    root = tmp_path_factory.mktemp("fleet")
+    hub, worker, laptop = (Cli(root / name, patched) for name in ("hub", "worker", "laptop"))
+    for cli in (hub, worker, laptop):
+        cli.ok("init", "--words-file", f"{cli.home}.words")
+    (hub.home / "node.toml").write_text(HUB)
+    with running_node(hub.home) as node:
+        invitation = hub.ok("peer", "invite", "w1", "--scope", "echo", "--json").json["invitation"]
+        worker.ok("worker", "join", "--allow", "echo", stdin=invitation)
+        laptop.ok("peer", "add", "hub", node.ticket)
+        hub.ok("peer", "add", "laptop", laptop.ok("id", "--json").json["id"], "--scope", "echo")
+        with running_node(worker.home):
+            wait_until(lambda: bool(offered(hub)))
+            yield root, node
+
+
+@pytest.fixture
+def fleet(homes: tuple[Path, RunningNode], monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    root, node = homes
+    hub, worker, laptop = (Cli(root / name, monkeypatch) for name in ("hub", "worker", "laptop"))
+    return Fleet(hub, worker, laptop, node)
+
+
+def offered(cli: Cli, *options: str) -> list[str]:
+    found = cli.ok("ops", "--peers", "--json", *options).json["operations"]
+    return [one["name"] for one in found]
+
+
+def test_peers_are_shown_as_a_tree_with_their_paths(fleet: Fleet) -> None:
+    fleet.hub.ok("call", "@w1", "echo/unary", HI)
+    [w1] = fleet.hub.ok("peers", "--json").json["peers"]
+    assert (w1["name"], w1["is_healthy"], w1["in_flight"]) == ("w1", True, 0)
+    assert w1["rtt_ms"] > 0
+    assert w1["paths"][0].startswith("quic 127.0.0.1:")
+    assert "echo/unary" in w1["operations"]
+    _, row = fleet.hub.ok("peers", "--depth", "1").out.splitlines()
+    assert row.startswith("└─ w1  up     quic 127.0.0.1:")
+    # The worker sees the hub, and what the hub tells it of itself.
+    tree = fleet.worker.ok("peers", "--json").json["peers"]
+    assert [(one["name"], [p["name"] for p in one["peers"]]) for one in tree] == [("hub", ["w1"])]
+    assert "   └─ w1" in fleet.worker.ok("peers").out
+
+
+def test_of_another_node_those_are_shown_that_it_lets_us_reach(fleet: Fleet) -> None:
+    [w1] = fleet.laptop.ok("peers", "@hub", "--json").json["peers"]
+    assert w1["operations"] == ["echo/bidi", "echo/stream", "echo/unary", "echo/upload"]
+    assert "node_id" not in w1
+
+
+def test_what_is_dialled_in_vain_is_told_with_the_reason(
+    fleet: Fleet, made: Cli, tmp_path: Path
+) -> None:
+    one = fleet.hub.ok("peer", "invite", "w9", "--json").json
+    made.ok("worker", "join", stdin=one["invitation"])
+    made.ok("peer", "set", "hub", "--address", "127.0.0.1:9")
+    with running_node(made.home):
+        wait_until(lambda: "hub is not connected" in made.ok("peers").err)
+    fleet.hub.ok("peer", "remove", "w9")
+
+
+@pytest.mark.parametrize("target", ["@any", "@w1"])
+def test_the_hub_calls_a_worker_by_name_or_any(fleet: Fleet, target: str) -> None:
+    assert fleet.hub.ok("call", target, "echo/unary", HI).json == {"message": "hi"}
+    stream = fleet.hub.ok("call", target, "echo/stream", '{"count": 2}')
+    assert stream.lines == [{"n": 0}, {"n": 1}]
+    assert fleet.hub.ok("call", target, "echo/upload", stdin="1\n2\n").json == {"count": 2}
+    assert fleet.hub.ok("call", target, "echo/bidi", stdin="1\n2\n").lines == [1, 2]
+    again = fleet.hub.ok("call", target, "echo/unary", HI, "--retry", "1")
+    assert again.json == {"message": "hi"}
+
+
+@pytest.mark.parametrize("target", ["@hub/any", "@hub/w1"])
+def test_others_call_a_worker_through_the_hub(fleet: Fleet, target: str) -> None:
+    assert fleet.laptop.ok("call", target, "echo/unary", HI).json == {"message": "hi"}
+    stream = fleet.laptop.ok("call", target, "echo/stream", '{"count": 2}')
+    assert stream.lines == [{"n": 0}, {"n": 1}]
+    schema = fleet.laptop.ok("ops", target, "echo/stream", "--json").json
+    assert schema["op_type"] == "subscription"
+    assert "echo/unary" in offered(fleet.laptop, "@hub")
+    listed = fleet.laptop.ok("ops", target, "--json", "--prefix", "echo/s").json
+    assert listed == {"operations": [{"name": "echo/stream", "peers": ["w1"]}]}
+
+
+@pytest.mark.parametrize(
+    ("target", "operation", "status"),
+    [
+        ("@hub/w1", "node/whoami", 1),
+        ("@hub/w2", "echo/unary", 1),
+        ("@hub/w1/w1", "echo/unary", 1),
+        ("@hub/W 1", "echo/unary", 2),
+    ],
+)
+def test_what_the_hub_does_not_pass_on_is_not_there(
+    fleet: Fleet, target: str, operation: str, status: int
+) -> None:
+    fleet.laptop.fails(status, "call", target, operation)
+
+
+def test_a_peer_without_an_address_needs_a_node_that_it_is_connected_to(
+    fleet: Fleet, made: Cli
+) -> None:
+    other = fleet.hub.ok("id", "--json").json["id"]
+    made.ok("peer", "add", "w7", other)
+    failed = made.fails(4, "call", "@w7", "node/ping", "--json")
+    assert "no address is known for peer 'w7', and no node runs" in failed.error["message"]
+    assert "--address" in failed.error["hint"]
+    with running_node(made.home):
+        absent = made.fails(4, "call", "@w7", "node/ping", "--json")
+        assert "'w7' is not connected" in absent.error["message"]
+        nobody = made.fails(1, "call", "@any", "math/add", "--json")
+        assert "offers 'math/add'" in nobody.error["message"]
+
+
+def test_top_looks_once_or_again_and_again(fleet: Fleet) -> None:
+    once = fleet.hub.ok("top", "--count", "1").out
+    assert "peers 1" in once
+    assert "peer:w1" in once
+    looks = fleet.hub.ok("top", "--count", "2", "--interval", "0.05", "--json").lines
+    assert [look["peers"][0]["name"] for look in looks] == ["w1", "w1"]
+    second = fleet.hub.ok("top", "--count", "2", "--interval", "0.05").out
+    assert second.count("IDENTITY") == 2
+
+
+def test_top_paints_on_a_terminal_and_leaves_it_as_it_was(fleet: Fleet) -> None:
+    terminal = Terminal("top", "--interval", "0.1", home=fleet.hub.home)
+    terminal.expect("IDENTITY")
+    terminal.expect("IDENTITY")
+    assert terminal.interrupt() == 130
+    assert terminal.seen.endswith("\x1b[?25h\x1b[?1049l")
