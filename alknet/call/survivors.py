@@ -37,7 +37,6 @@ class Survivors:
         self._nursery: trio.Nursery | None = None
         self._count = 0
         self._emptied = trio.lowlevel.ParkingLot()
-        self._is_hurried = False
         self._patience = trio.CancelScope()
 
     def __len__(self) -> int:
@@ -87,7 +86,7 @@ class Survivors:
     async def drain(self, deadline: float) -> None:
         """Wait for the calls until *deadline* (`trio.current_time`), then cancel them."""
         with self._patience as patience:
-            patience.deadline = 0 if self._is_hurried else deadline
+            patience.deadline = min(deadline, patience.deadline)
             while self._count:
                 await self._emptied.park()
         self._patience = trio.CancelScope()
@@ -96,7 +95,6 @@ class Survivors:
 
     def hurry(self) -> None:
         """Wait no longer: the calls are cancelled now, or as soon as a drain begins."""
-        self._is_hurried = True
         self._patience.deadline = 0
 
     async def _run(self, one: _Surviving) -> None:

@@ -79,6 +79,7 @@ async def test_the_call_that_adds_an_operation_can_call_it_and_nobody_else() -> 
         async with ctx.overlay(whoami) as overlay:
             assert [entry.provenance.value for entry in overlay] == ["session"]
             inside = [await _ask(ctx, "/tools/whoami"), await _ask(ctx, "t/other")]
+        assert ctx.layers == ()
         return [before, *inside, await _ask(ctx, "tools/whoami")]
 
     seen = await _run(body)

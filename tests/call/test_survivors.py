@@ -256,18 +256,27 @@ async def test_a_node_that_stops_waits_for_them() -> None:
     assert finished == 1
 
 
-async def test_a_hurried_end_waits_for_none() -> None:
+@pytest.mark.parametrize("is_hurried_first", [False, True])
+async def test_a_hurried_end_waits_for_none(
+    is_hurried_first: bool, autojump_clock: trio.testing.MockClock
+) -> None:
     work = Work()
     async with open_hop(work.work, _parent(continue_running=True)) as hop:
         async with hop.connect() as session:
             await _left_early(session)
+        begun_at = trio.current_time()
         async with trio.open_nursery() as nursery:
+            if is_hurried_first:
+                hop.dispatcher.survivors.hurry()
             nursery.start_soon(hop.dispatcher.survivors.drain, math.inf)
-            await trio.testing.wait_all_tasks_blocked()
-            assert work.running == 1
-            hop.dispatcher.survivors.hurry()
+            if not is_hurried_first:
+                await trio.testing.wait_all_tasks_blocked()
+                assert work.running == 1
+                hop.dispatcher.survivors.hurry()
         await trio.testing.wait_all_tasks_blocked()
         assert work.cancelled == 1
+        assert trio.current_time() - begun_at < 1
+        await hop.dispatcher.survivors.drain(math.inf)  # there is nothing left to wait for
 
 
 async def test_where_no_node_runs_nothing_can_run_on() -> None:
