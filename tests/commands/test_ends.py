@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from alknet.call.codes import CallError
+from alknet.commands import process
 from alknet.commands.process import CommandFailed, open_program
 from alknet.testing.operations import call_operation, collect_items
 from tests.commands.kit import Place, is_alive, policy
@@ -141,6 +142,33 @@ async def test_a_launcher_that_is_killed_takes_the_program_along(place: Place) -
             await trio.sleep(0.01)
 
 
+async def test_a_launcher_that_hangs_is_killed_and_the_program_with_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "END_WITHIN_S", 0.0)
+    script = place.script("echo $$; echo $PPID; exec sleep 600")
+    async with open_program(policy([script], read=[script]), b"{}") as program:
+        pid, launcher = await _first_lines(program.read, 2)
+        os.kill(launcher, signal.SIGSTOP)
+    assert "command.not_ended" in caplog.text
+    assert not is_alive(launcher)
+    with trio.fail_after(20):
+        while is_alive(pid):
+            await trio.sleep(0.01)
+
+
+async def test_a_launcher_that_cannot_be_started_is_unavailable(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(CallError, match="UNAVAILABLE"):
+        await call_operation(place.operation("echo 1"))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(CallError, match=r"UNAVAILABLE|INTERNAL"):
+        await call_operation(place.operation("echo 1"))
+    assert not place.runner.running
+
+
 async def test_a_slow_reader_slows_the_program(place: Place) -> None:
     with tempfile.TemporaryDirectory() as shared:
         Path(shared).chmod(0o777)
@@ -210,10 +238,10 @@ def _left(place: Place) -> list[str]:
     """Directories and processes of commands that are still there."""
     needle = str(place.directory)
     found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and is_alive(int(process.name)):
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and is_alive(int(entry.name)):
             try:
-                line = (process / "cmdline").read_bytes().decode(errors="replace")
+                line = (entry / "cmdline").read_bytes().decode(errors="replace")
             except (FileNotFoundError, ProcessLookupError):
                 continue
             if needle in line:
@@ -223,6 +251,7 @@ def _left(place: Place) -> list[str]:
 
 _RUN_AND_SHOW = """
 import ast, sys, trio
+from alknet.commands import process
 from alknet.commands.process import CommandFailed, open_program
 
 async def main():
