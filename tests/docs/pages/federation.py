@@ -65,7 +65,8 @@ def page() -> str:
 
 Nodes call one another's operations. A node knows what each *attached* peer offers, can call it from
 its own handlers ([composition.md](composition.md)), and passes calls of others on to it as far as
-its `[[re_export]]` rules say. By default it passes on nothing.
+its `[[re_export]]` rules say. By default it passes on nothing. [How to let others call your
+workers](../howto/pass-calls-on.md) shows it from the command line.
 
 ## Attaching
 
