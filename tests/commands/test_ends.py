@@ -132,7 +132,9 @@ async def test_a_node_that_is_killed_leaves_no_program_and_no_directory(place: P
 
 async def test_a_launcher_that_is_killed_takes_the_program_along(place: Place) -> None:
     script = place.script("echo $$; echo $PPID; exec sleep 600")
-    async with open_program(policy([script], read=[script]), b"{}") as program:
+    # Where the directory stays that such a launcher leaves behind.
+    wanted = policy([script], read=[script], temporary=str(place.directory))
+    async with open_program(wanted, b"{}") as program:
         pid, launcher = await _first_lines(program.read, 2)
         os.kill(launcher, signal.SIGKILL)
         with pytest.raises(CommandFailed, match="without a word"):
@@ -147,7 +149,9 @@ async def test_a_launcher_that_hangs_is_killed_and_the_program_with_it(
 ) -> None:
     monkeypatch.setattr(process, "END_WITHIN_S", 0.0)
     script = place.script("echo $$; echo $PPID; exec sleep 600")
-    async with open_program(policy([script], read=[script]), b"{}") as program:
+    # Where the directory stays that such a launcher leaves behind.
+    wanted = policy([script], read=[script], temporary=str(place.directory))
+    async with open_program(wanted, b"{}") as program:
         pid, launcher = await _first_lines(program.read, 2)
         os.kill(launcher, signal.SIGSTOP)
     assert "command.not_ended" in caplog.text
