@@ -99,6 +99,7 @@ def _show(output: bytes) -> None:
             "up for": duration(found["uptime_s"]),
             "state": "draining" if found["is_draining"] else "running",
             "calls": found["calls"],
+            **_resources(found.get("resources", {})),
         }
     )
     say()
@@ -115,6 +116,11 @@ def _show(output: bytes) -> None:
     if found.get("outbound"):
         say()
         _show_outbound(found["outbound"])
+
+
+def _resources(counts: Mapping[str, int]) -> dict[str, str]:
+    shown = ", ".join(f"{count} {printable(kind)}" for kind, count in sorted(counts.items()))
+    return {"resources": shown} if shown else {}
 
 
 def _show_outbound(kept: Sequence[Mapping[str, Any]]) -> None:
