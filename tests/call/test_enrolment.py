@@ -44,6 +44,7 @@ from alknet.stores.identities import StoredIdentities
 from alknet.stores.memory import MemoryIdentityStore
 from alknet.stores.memory_store import MemoryDatabase, MemoryStore
 from alknet.stores.tables import NODE_TABLES
+from alknet.testing.contract import cancel_at_every_checkpoint
 from alknet.testing.memory import MemoryConnection, memory_connection_pair
 from alknet.testing.operations import FixedOwnership
 
@@ -269,6 +270,26 @@ async def test_no_secret_is_in_the_log_or_in_a_repr(caplog: pytest.LogCaptureFix
     assert "enrolment.refused" in said
     assert invitation.secret not in said
     assert invitation.secret not in repr(Claim(invitation.secret))
+
+
+async def test_a_handler_cancelled_anywhere_leaves_a_claim_whole_or_unmade() -> None:
+    hub = Hub()
+    invitations = [await hub.invite()]
+
+    async def serve() -> None:
+        async with memory_connection_pair(alpn=ALPN, dialer_key=WORKER, acceptor_key=HUB) as ends:
+            async with open_background() as nursery:
+                nursery.start_soon(claim_invitation, ends[0], invitations[-1])
+                await hub.handler.handle(ends[1])
+
+    async def check() -> None:
+        is_open = bool(hub.tokens.tokens())
+        assert is_open == (hub.store.peer("w1") is None)
+        if not is_open:
+            await hub.store.remove_peer("w1")
+            invitations.append(await hub.invite())
+
+    assert await cancel_at_every_checkpoint(serve, check) > 1
 
 
 class CountingStore(MemoryStore):

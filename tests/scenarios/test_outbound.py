@@ -18,8 +18,9 @@ from alknet.core.address import Address
 from alknet.core.config import NodeConfig
 from alknet.core.identity import NodeId, Peer
 from alknet.core.invitation import Invitation
-from alknet.core.outbound import OutboundConfig
+from alknet.core.outbound import OutboundConfig, OutboundTarget
 from alknet.node import Node
+from alknet.testing.contract import cancel_at_every_checkpoint
 from alknet.testing.nodes import open_node
 from tests.scenarios import rig
 
@@ -147,3 +148,29 @@ async def test_a_hub_that_stops_does_not_wait_for_its_workers() -> None:
             await hub.endpoint.drain()
         await eventually(lambda: state(worker) == "waiting")
         assert "shutting down" in status(worker)["last_error"]
+
+
+@pytest.mark.slow
+async def test_a_dial_cancelled_anywhere_leaves_nothing_on_either_side() -> None:
+    key = Ed25519PrivateKey.generate()
+    known = Peer(name="w1", fingerprints=(fingerprint(key),))
+    async with open_node(peers=[known]) as hub, open_node(key=key) as worker:
+        sessions = worker._outbound
+        ticket = hub.ticket
+        target = OutboundTarget(name="hub", keys=(hub.id,), addresses=ticket.addresses)
+
+        async def dial_and_serve() -> None:
+            async with sessions.dial(target, hub.id) as session:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(sessions.serve, "hub", session)
+                    while hub.peers.get("w1") is None:
+                        await trio.sleep(0.001)
+                    nursery.cancel_scope.cancel()
+
+        async def check() -> None:
+            assert worker.peers.get("hub") is None
+            assert worker.status()["connections"] == []
+            await eventually(lambda: hub.status()["connections"] == [])
+            await eventually(lambda: hub.peers.get("w1") is None)
+
+        assert await cancel_at_every_checkpoint(dial_and_serve, check) > 5
