@@ -12,6 +12,7 @@ import trio
 
 from alknet.call.operations import operation, public
 from alknet.call.session import CallSession
+from alknet.call.views import FOLLOW_INTERVAL_S
 from alknet.client import open_session
 from alknet.core.contracts import Connection
 from alknet.core.endpoint.tasks import TaskNode, render, task_tree
@@ -105,6 +106,15 @@ class Books:
             "tasks": count_tasks(),
         }
 
+    async def at_rest(self) -> dict[str, int]:
+        """Return the balance once it has stood for longer than what watches the nodes pauses."""
+        found, since = self.balance(), trio.current_time()
+        while trio.current_time() - since < 2 * FOLLOW_INTERVAL_S:
+            await trio.sleep(0.01)
+            if self.balance() != found:
+                found, since = self.balance(), trio.current_time()
+        return found
+
     async def settle(self, expected: dict[str, int]) -> None:
         """Wait until all is as *expected*."""
         with trio.move_on_after(3):
@@ -167,8 +177,7 @@ async def test_a_call_cancelled_at_every_checkpoint(
         books = Books(pair, session)
         await use(session)  # opens what stays open
         await session.call("node/ping")
-        await trio.sleep(0.02)
-        expected = books.balance()
+        expected = await books.at_rest()
         assert expected["running operations"] == expected["pending calls"] == 0
         started = WATCH.started
         tried = await cancel_at_every_checkpoint(
@@ -198,8 +207,7 @@ async def test_a_dial_and_its_call_cancelled_at_every_checkpoint(transport: str)
 
         await dial_and_call()
         await eventually(lambda: not pair.right.endpoint.connections())
-        await trio.sleep(0.02)
-        expected = books.balance()
+        expected = await books.at_rest()
         assert expected["sessions"] == expected["connections"] == 0
         tried = await cancel_at_every_checkpoint(
             dial_and_call, lambda: books.settle(expected), limit=300
@@ -265,8 +273,7 @@ async def test_clients_that_come_and_go_leave_nothing(transport: str) -> None:
 
     async with open_node_pair(operations=[unary, items, slow]) as pair:
         books = Books(pair, None)
-        await trio.sleep(0.02)  # what starts beside the nodes has started
-        expected = books.balance()
+        expected = await books.at_rest()
         async with trio.open_nursery() as nursery:
             for _ in range(30):
                 nursery.start_soon(come_and_go, pair)
