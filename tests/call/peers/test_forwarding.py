@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
-from itertools import pairwise
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -10,102 +11,16 @@ import trio
 import trio.testing
 
 from alknet.call.codes import CallError
-from alknet.call.context import Context
-from alknet.call.operations import ErrorSpec, Operation, OperationError, operation, public, scopes
-from alknet.call.peers.forwarding import MOST_HOPS
+from alknet.call.operations import operation, public
+from alknet.call.proto import InputItem, encode_event
 from alknet.call.reach import ANY_PEER
 from alknet.call.registry import BUILTIN_NAMESPACES
 from alknet.core import config_re_export
 from alknet.core.identity import ANONYMOUS, OWNER, Identity
 from alknet.core.limits import Limits
 from alknet.testing.operations import key, peer
+from tests.call.peers.calculators import USER, Seen, code_of, hub_and_worker
 from tests.call.peers.federated import MemoryNode, open_world, rule
-from tests.call.sessions import CARRIERS
-
-USER = peer("user", "math")
-
-
-class Seen:
-    """Operations that remember what their handlers saw."""
-
-    def __init__(self) -> None:
-        self.contexts: list[Context] = []
-        self.running = 0
-        self.sent = 0
-
-    def operations(self) -> list[Operation[..., Any]]:
-        return [
-            self.add,
-            self.sleep,
-            self.count,
-            self.total,
-            self.double,
-            self.fail,
-            self.secret,
-            self.hidden,
-        ]
-
-    @operation("math/add", access=scopes("calc"), mutation=True)
-    async def add(self, ctx: Context, numbers: list[int]) -> int:
-        self.contexts.append(ctx)
-        return sum(numbers)
-
-    @operation("math/sleep", access=scopes("calc"))
-    async def sleep(self, ctx: Context) -> float:
-        self.contexts.append(ctx)
-        self.running += 1
-        try:
-            remaining_s = ctx.remaining_s
-            await trio.sleep(3)
-            return remaining_s
-        finally:
-            self.running -= 1
-
-    @operation("math/count", access=scopes("calc"))
-    async def count(self) -> AsyncIterator[str]:
-        self.running += 1
-        try:
-            while True:
-                self.sent += 1
-                yield f"{self.sent}" + "x" * 20_000
-        finally:
-            self.running -= 1
-
-    @operation("math/sum", access=scopes("calc"))
-    async def total(self, items: AsyncIterator[int]) -> int:
-        found = 0
-        async for item in items:
-            if item < 0:
-                raise OperationError("INVALID_INPUT", "negative")
-            found += item
-        return found
-
-    @operation("math/double", access=scopes("calc"))
-    async def double(self, items: AsyncIterator[int]) -> AsyncIterator[int]:
-        async for item in items:
-            yield 2 * item
-
-    @operation("math/fail", access=scopes("calc"), errors=[ErrorSpec("EMPTY")])
-    async def fail(self) -> None:
-        raise OperationError("EMPTY", "nothing there")
-
-    @operation("secret/read", access=scopes("secret"))
-    async def secret(self) -> str:
-        return "secret"
-
-    @operation("math/hidden", access=public(), internal=True)
-    async def hidden(self) -> None: ...
-
-
-def hub_and_worker(seen: Seen | None = None, **options: Any) -> tuple[MemoryNode, MemoryNode]:
-    options.setdefault("rules", [rule(["w*", "any"], "math/*", scopes=["math"])])
-    return MemoryNode("hub", **options), MemoryNode("w1", (seen or Seen()).operations())
-
-
-async def code_of(awaitable: Any) -> str:
-    with pytest.raises(CallError) as caught:
-        await awaitable
-    return caught.value.code
 
 
 def test_what_is_named_twice_is_the_same() -> None:
@@ -184,6 +99,7 @@ TABLE: list[tuple[Identity, tuple[str, ...], str, str]] = [
     (OWNER, ("w1",), "secret/read", "FORBIDDEN"),  # the worker's own rules, for the hub
     (OWNER, ("w1",), "math/hidden", "NOT_FOUND"),
     (OWNER, ("w8",), "math/fail", "UNAVAILABLE"),
+    (OWNER, ("W1 ",), "math/fail", "NOT_FOUND"),
     (OWNER, ("w9",), "math/fail", "NOT_FOUND"),
 ]
 
@@ -361,6 +277,96 @@ async def test_an_upload_that_fails_early_says_so() -> None:
         assert await code_of(send_all()) == "INVALID_INPUT"
 
 
+async def test_an_operation_that_answers_before_the_input_is_whole_is_heard() -> None:
+    @operation("math/first", access=public())
+    async def first(items: AsyncIterator[int]) -> int:
+        return await anext(items)
+
+    @operation("math/firsts", access=public())
+    async def firsts(items: AsyncIterator[int]) -> AsyncIterator[int]:
+        yield await anext(items)
+
+    hub, worker = MemoryNode("hub", rules=[rule("w1")]), MemoryNode("w1", [first, firsts])
+    async with open_world(hub, worker) as world:
+        await world.link(worker, hub)
+        client = await world.client(hub, peer("user"))
+        async with client.upload("math/first", peer=("w1",)) as upload:
+            await upload.send(7)
+            await trio.testing.wait_all_tasks_blocked()
+            with suppress(trio.BrokenResourceError):  # it has answered, as here it would have
+                await upload.send(8)
+            assert bytes(await upload.finish()) == b"7"
+        async with client.bidi("math/firsts", peer=("w1",)) as both:
+            await both.send(7)
+            assert bytes(await anext(both)) == b"7"
+            await trio.testing.wait_all_tasks_blocked()
+            with suppress(trio.BrokenResourceError):
+                await both.send(8)
+            assert [item async for item in both] == []
+        await trio.testing.wait_all_tasks_blocked()
+        assert hub.calls() == worker.calls() == 0
+
+
+@pytest.mark.parametrize("kind", ["upload", "bidi"])
+async def test_an_item_that_cannot_be_passed_on_ends_the_call(kind: str) -> None:
+    limits = Limits(frame_bytes=20_000, frame_bytes_unproven=20_000)
+    hub = MemoryNode("hub", rules=[rule("w1")], limits=limits)
+    worker = MemoryNode("w1", [Seen().total, Seen().double])
+    async with open_world(hub, worker) as world:
+        await world.link(worker, hub)
+        client = await world.client(hub, peer("user"))
+        for _ in range(20):  # until the ids of the hub are longer than those of its caller
+            await code_of(client.call("math/sum", {}, peer=("w1",)))
+        client = await world.client(hub, peer("user"))
+        # The frame that is as long as it may be; the next node would get one byte more.
+        empty = len(encode_event(InputItem("d1", msgspec.Raw(b'""'))))
+        text = "x" * (20_000 - empty)
+
+        async def send() -> None:
+            if kind == "upload":
+                async with client.upload("math/sum", peer=("w1",)) as upload:
+                    await upload.send(text)
+                    await upload.finish()
+            else:
+                async with client.bidi("math/double", peer=("w1",)) as both:
+                    await both.send(text)
+                    await anext(both)
+
+        with pytest.raises(CallError, match="an item is over the frame limit"):
+            await send()
+        await trio.testing.wait_all_tasks_blocked()
+        assert hub.calls() == worker.calls() == 0
+
+
+async def test_a_peer_that_has_not_said_what_it_offers_is_worth_another_try() -> None:
+    hub, worker = hub_and_worker()
+    async with open_world(hub, worker) as world:
+        session, _ = await world.link(worker, hub, back=["calc"])
+        client = await world.client(hub, USER)
+        with hub.peers.attach("w5", session):  # attached a moment ago
+            with pytest.raises(CallError, match="not said yet") as caught:
+                await client.call("math/add", [], peer=("w5",))
+            assert caught.value.code == "UNAVAILABLE"
+            assert caught.value.retryable
+
+
+async def test_the_log_says_who_calls_for_whom(caplog: pytest.LogCaptureFixture) -> None:
+    hub, worker = hub_and_worker()
+    async with open_world(hub, worker) as world:
+        await world.link(worker, hub, back=["calc"])
+        client = await world.client(hub, peer("head", "math"))
+        with caplog.at_level(logging.DEBUG, "alknet.call.peers.forwarding"):
+            await client.call("math/add", [], peer=("w1",), forwarded_for=USER)
+    [record] = [one for one in caplog.records if one.message == "call.forwarded"]
+    fields = {key: record.__dict__[key] for key in ("operation", "route", "identity", "originator")}
+    assert fields == {
+        "operation": "math/add",
+        "route": "w1",
+        "identity": "peer:head",
+        "originator": "peer:user",
+    }
+
+
 async def test_the_wrong_way_to_call_is_told() -> None:
     hub, worker = hub_and_worker()
     async with open_world(hub, worker) as world:
@@ -398,190 +404,3 @@ async def test_a_caller_that_does_not_read_holds_back_the_producer() -> None:
             for _ in range(made + 10):
                 await anext(items)
             assert seen.sent > made
-
-
-# --- several hops
-
-
-def chain(count: int, *, seen: Seen) -> list[MemoryNode]:
-    """Return nodes of which each passes everything on to the next; the last has operations."""
-    nodes = [MemoryNode(f"n{n}", rules=[rule("**", scopes=["pass"])]) for n in range(1, count)]
-    return [*nodes, MemoryNode(f"n{count}", seen.operations(), rules=[rule("**")])]
-
-
-async def test_each_hop_checks_the_one_before_and_the_originator_rides_along() -> None:
-    seen = Seen()
-    head, hub, worker = chain(3, seen=seen)
-    async with open_world(head, hub, worker) as world:
-        await world.link(head, hub, scopes=["pass"])
-        await world.link(worker, hub, back=["calc"])
-        client = await world.client(head, peer("user", "pass"))
-        route = ("n2", "n3")
-        assert bytes(await client.call("math/add", [1, 1], peer=route)) == b"2"
-        [ctx] = seen.contexts
-        assert ctx.identity == peer("n2", "calc")
-        assert ctx.forwarded_for == peer("user", "pass")
-        # Rights at one hop are none at the next: the user's scopes do not travel.
-        stranger = await world.client(head, peer("user", "calc"))
-        assert await code_of(stranger.call("math/add", [1], peer=route)) == "FORBIDDEN"
-    for scopes_at_hub, scopes_at_worker, code in (
-        (["x"], ["calc"], "FORBIDDEN"),
-        (["pass"], ["x"], "NOT_FOUND"),  # the hub does not even see what it may not call
-    ):
-        seen = Seen()
-        head, hub, worker = chain(3, seen=seen)
-        async with open_world(head, hub, worker) as world:
-            await world.link(head, hub, scopes=scopes_at_hub)
-            await world.link(worker, hub, back=scopes_at_worker)
-            client = await world.client(head, peer("user", "pass", "calc"))
-            assert await code_of(client.call("math/add", [1], peer=route)) == code
-            assert not seen.contexts
-
-
-@pytest.mark.parametrize("carrier", CARRIERS)
-async def test_all_kinds_pass_several_hops(carrier: str) -> None:
-    seen = Seen()
-    head, hub, worker = chain(3, seen=seen)
-    async with open_world(head, hub, worker, carrier=carrier) as world:
-        await world.link(head, hub)
-        await world.link(worker, hub)
-        client = await world.client(head, peer("user", "*"))
-        route = ("n2", "n3")
-        async with client.upload("math/sum", {}, peer=route) as upload:
-            for n in range(100):
-                await upload.send(n)
-            assert msgspec.json.decode(await upload.finish()) == sum(range(100))
-        async with client.bidi("math/double", {}, peer=route) as both:
-            await both.send(21)
-            assert msgspec.json.decode(await anext(both)) == 42
-        async with client.subscribe("math/count", {}, peer=route) as items:
-            assert b"1x" in bytes(await anext(items))
-        assert await code_of(client.call("math/fail", {}, peer=route)) == "EMPTY"
-        await trio.testing.wait_all_tasks_blocked()
-        assert seen.running == head.calls() == hub.calls() == worker.calls() == 0
-
-
-@pytest.mark.parametrize("carrier", CARRIERS)
-async def test_a_caller_three_hops_away_holds_back_the_producer(carrier: str) -> None:
-    seen = Seen()
-    head, hub, worker = chain(3, seen=seen)
-    async with open_world(head, hub, worker, carrier=carrier) as world:
-        await world.link(head, hub)
-        await world.link(worker, hub)
-        client = await world.client(head, peer("user", "*"))
-        async with client.subscribe("math/count", {}, peer=("n2", "n3")) as items:
-            await anext(items)
-            await trio.testing.wait_all_tasks_blocked()
-            made = seen.sent
-            await trio.testing.wait_all_tasks_blocked()
-            assert seen.sent == made
-            for node in (head, hub, worker):
-                for sessions in node.sessions.values():
-                    assert sum(session.budget.used for session in sessions) < 8 * 1024 * 1024
-        await trio.testing.wait_all_tasks_blocked()
-        assert seen.running == 0
-
-
-@pytest.mark.parametrize("carrier", CARRIERS)
-async def test_an_operation_three_hops_away_that_takes_nothing_holds_back_its_caller(
-    carrier: str,
-) -> None:
-    go = trio.Event()
-
-    @operation("math/drain", access=public())
-    async def drain(items: AsyncIterator[str]) -> int:
-        await go.wait()
-        return len([item async for item in items])
-
-    head, hub = chain(3, seen=Seen())[:2]
-    worker = MemoryNode("n3", [drain])
-    async with open_world(head, hub, worker, carrier=carrier) as world:
-        await world.link(head, hub)
-        await world.link(worker, hub)
-        client = await world.client(head, peer("user", "*"))
-        sent = 0
-        async with client.upload("math/drain", peer=("n2", "n3")) as upload:
-            with trio.move_on_after(60) as sending:
-
-                async def send_all() -> None:
-                    nonlocal sent
-                    while True:
-                        await upload.send("x" * 20_000)
-                        sent += 1
-
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(send_all)
-                    await trio.testing.wait_all_tasks_blocked()
-                    before = sent
-                    await trio.testing.wait_all_tasks_blocked()
-                    assert sent == before > 0  # it stands still
-                    nursery.cancel_scope.cancel()
-            assert not sending.cancelled_caught
-            for node in (head, hub, worker):
-                for sessions in node.sessions.values():
-                    assert sum(session.budget.used for session in sessions) < 8 * 1024 * 1024
-            go.set()
-            assert msgspec.json.decode(await upload.finish()) == sent
-
-
-@pytest.mark.parametrize("hops", [1, 7, 8])
-async def test_eight_hops_are_the_most(hops: int) -> None:
-    seen = Seen()
-    nodes = chain(hops + 1, seen=seen)
-    async with open_world(*nodes) as world:
-        for here, there in pairwise(nodes):
-            await world.link(here, there)
-        client = await world.client(nodes[0], peer("user", "*"))
-        route = tuple(node.name for node in nodes[1:])
-        assert bytes(await client.call("math/add", [1, 1], peer=route)) == b"2"
-
-
-async def test_a_ninth_hop_is_refused() -> None:
-    seen = Seen()
-    nodes = chain(3, seen=seen)
-    async with open_world(*nodes) as world:
-        await world.link(nodes[0], nodes[1])
-        await world.link(nodes[1], nodes[2])
-        client = await world.client(nodes[0], peer("user", "*"))
-        # A route may be eight long, and the request may have come a long way before.
-        with pytest.raises(CallError, match="INVALID_INPUT"):
-            await client.call("math/add", [1], peer=("n2",) * (MOST_HOPS + 1))
-        passed = tuple(f"p{n}" for n in range(MOST_HOPS))
-        with pytest.raises(CallError, match="has passed 8 nodes"):
-            await client.call("math/add", [1], peer=("n2", "n3"), path=passed)
-        with pytest.raises(CallError, match="has passed 8 nodes"):  # refused by the second
-            await client.call("math/add", [1], peer=("n2", "n3"), path=passed[1:])
-        output = await client.call("math/add", [1], peer=("n2", "n3"), path=passed[2:])
-        assert bytes(output) == b"1"
-        assert len(seen.contexts) == 1
-
-
-async def test_a_loop_is_refused_where_it_closes() -> None:
-    seen = Seen()
-    one, two, three = chain(3, seen=seen)
-    async with open_world(one, two, three) as world:
-        await world.link(one, two)
-        await world.link(two, three)
-        await world.link(three, one)
-        client = await world.client(one, peer("user", "*"))
-        for route in (("n2", "n1", "n3"), ("n2", "n3", "n1", "n2"), ("n2", "n1", "n2", "n1")):
-            with pytest.raises(CallError, match="comes back") as caught:
-                await client.call("math/add", [1], peer=route)
-            assert caught.value.code == "INVALID_INPUT"
-        assert bytes(await client.call("math/add", [1], peer=("n2", "n3"))) == b"1"
-
-
-async def test_what_a_peer_may_not_pass_on_it_cannot_pass_by_saying_so() -> None:
-    # The route, the path and the originator are the caller's words; none of them is authority.
-    hub, worker = hub_and_worker()
-    async with open_world(hub, worker) as world:
-        await world.link(worker, hub, back=["calc"])
-        client = await world.client(hub, peer("user"))
-        assert (
-            await code_of(
-                client.call(
-                    "math/add", [1], peer=("w1",), path=(), forwarded_for=Identity("owner", ("*",))
-                )
-            )
-            == "FORBIDDEN"
-        )

@@ -154,6 +154,8 @@ def test_more_than_the_limits_is_refused() -> None:
         read_operations_untrusted(listed(*(named(f"m/n{n}") for n in range(MAX_OPERATIONS + 1))))
     with pytest.raises(OverLimit, match="bytes is over"):
         read_operations_untrusted(b" " * (MAX_LIST_BYTES + 1))
+    with pytest.raises(OverLimit, match="too many values"):
+        read_operations_untrusted(b'{"operations":[' + b"0," * 2_000_000 + b"0]}")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,9 @@ def test_a_prefix_and_patterns() -> None:
         "w1/m/b": "m/b",
     }
     assert imports.left_out == 1
+    long = "/".join(["a" * 64] * 3)
+    imports = read_operations_untrusted(data, lambda name: f"{long}/{'b' * 64}/{name}")
+    assert set(imports.unusable) == {"m/a", "m/b", "n/c"}
 
 
 @given(st.binary(max_size=200))
