@@ -15,6 +15,7 @@ from alknet.call.codes import CallError
 from alknet.call.handler import ALPN
 from alknet.call.proto import FrameDecoder, encode_frame
 from alknet.call.session import CallSession
+from alknet.call.views import FOLLOW_INTERVAL_S
 from alknet.client import connect, open_session
 from alknet.core.clock import wall_clock
 from alknet.core.contracts import CloseReason, Connection, ConnectionEnded, Stream, StreamReset
@@ -87,6 +88,17 @@ async def eventually(claim: Any, within_s: float = 2.0) -> None:
         while not claim():
             await trio.sleep(0.005)
     assert claim()
+
+
+async def tasks_at_rest() -> int:
+    """Return how many tasks live once that has not changed for longer than any watcher pauses."""
+    found, since = trio.lowlevel.current_statistics().tasks_living, trio.current_time()
+    while trio.current_time() - since < 2 * FOLLOW_INTERVAL_S:
+        await trio.sleep(0.01)
+        living = trio.lowlevel.current_statistics().tasks_living
+        if living != found:
+            found, since = living, trio.current_time()
+    return found
 
 
 async def ended(session: CallSession, within_s: float = 2.0) -> CloseReason:

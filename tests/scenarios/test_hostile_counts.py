@@ -10,7 +10,7 @@ import trio
 from alknet.core.limits import Limits
 from alknet.core.tcp.listener import connect_tcp
 from alknet.testing.nodes import open_node
-from tests.scenarios.rig import bystander, eventually, make_friend, raw_caller
+from tests.scenarios.rig import bystander, eventually, make_friend, raw_caller, tasks_at_rest
 
 PLACES = 8
 # A handshake over TCP: the connection's own task, and one for its deadline or its writer.
@@ -22,8 +22,7 @@ async def test_silent_tls_clients_get_so_many_places_and_tasks() -> None:
     limits = Limits(handshake_timeout_s=1.0, connections_per_address=PLACES)
     async with open_node(limits=limits) as node, bystander(node, "quic"):
         address = node.ticket.addresses[0]
-        await trio.sleep(0.05)
-        tasks = trio.lowlevel.current_statistics().tasks_living
+        tasks = await tasks_at_rest()
         async with AsyncExitStack() as stack:
             for _ in range(4 * PLACES):
                 stream = await connect_tcp(address.host, address.port, Limits())
@@ -43,8 +42,7 @@ async def test_calls_whose_answers_nobody_takes_are_no_more_than_are_allowed() -
     limits = Limits(calls_per_connection=16)
     async with open_node(limits=limits, peers=[friend.peer]) as node, bystander(node, "tcp"):
         async with raw_caller(node, "quic", key=friend.key) as caller:
-            await trio.sleep(0.05)
-            tasks = trio.lowlevel.current_statistics().tasks_living
+            tasks = await tasks_at_rest()
             for number in range(200):
                 slow = {"message": number, "delay_ms": 60_000}
                 await caller.request("echo/unary", slow, call_id=f"n{number}")
