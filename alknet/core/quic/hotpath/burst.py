@@ -49,6 +49,7 @@ class Burst:
         "_connection",
         "_datagrams",
         "_flight",
+        "_has_forgotten",
         "_is_over",
         "_now",
         "_number",
@@ -76,6 +77,7 @@ class Burst:
         self._datagrams: Datagrams = []
         self._packets: list[PlainPacket] = []
         self._is_over = False
+        self._has_forgotten = False
 
     def run(self) -> Datagrams:
         """Build packets until there is nothing more to send, or something forbids more."""
@@ -85,10 +87,17 @@ class Burst:
             self._connection._pacing_at = pacer.next_send_time(self._now)
             if self._connection._pacing_at is not None:
                 return []
-        if self._write_first():
-            if not self._is_over:  # as aioquic, whose pacer does not count a packet cut short
-                pacer.update_after_send(self._now)
+        while self._write_first():
+            if self._is_over:  # as aioquic, whose pacer does not count a packet cut short
+                break
+            pacer.update_after_send(self._now)
+            if not (self._has_forgotten and self._connection._has_limit_to_announce()):
                 self._write_more(pacer)
+                break
+            self._connection._pacing_at = pacer.next_send_time(self._now)
+            if self._connection._pacing_at is not None:
+                break
+        if self._datagrams:
             self._register()
         return self._datagrams
 
@@ -104,14 +113,14 @@ class Burst:
             frames: Frames = []
             handlers: Handlers = []
             used, is_eliciting = self._write_control(frames, handlers)
-            is_forgetful = False
+            self._has_forgotten = False
             if not self._is_over:
-                is_forgetful = self._connection._discard_ended(self._order)
+                self._has_forgotten = self._connection._discard_ended(self._order)
                 is_eliciting |= self._write_data(used, frames, handlers)
             if frames:
                 self._seal(frames, handlers, is_eliciting=is_eliciting)
                 return True
-            if not is_forgetful:
+            if not self._has_forgotten:
                 return False
 
     def _write_control(self, frames: Frames, handlers: Handlers) -> tuple[int, bool]:

@@ -488,6 +488,25 @@ def test_a_stream_that_is_noted_twice_is_forgotten_once() -> None:
     assert limit._ended == before + 1
 
 
+def test_a_place_for_a_stream_is_announced_in_the_pass_that_finds_it() -> None:
+    """Beside an acknowledgement, too: nothing else may be said for as long as a keep-alive."""
+    pair = quiet_pair(Limits(streams_per_connection=1))
+    stream_id = pair.dialer.open_stream(unidirectional=False)
+    pair.dialer.send_stream_data(stream_id, b"?", end_stream=True)
+    carry(pair, to_server=True)
+    pair.acceptor.send_stream_data(stream_id, b"!", end_stream=True)
+    carry(pair, to_server=False)
+    for engine in (pair.dialer, pair.acceptor):
+        engine.release(stream_id)
+    pair.dialer._hot_space.ack_at = pair.now
+    pair.dialer.send_ping(1)
+    carry(pair, to_server=True)
+    pair.acceptor._hot_space.ack_at = pair.now
+    assert carry(pair, to_server=False) == 2
+    assert pair.dialer._remote_max_streams_bidi == 2
+    assert pair.acceptor.datagrams_to_send(pair.now) == []
+
+
 def test_a_reset_that_was_lost_is_sent_again() -> None:
     pair, (stream_id,) = with_streams(1)
     engine = pair.dialer
