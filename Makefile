@@ -60,6 +60,8 @@ bench: $(STAMP)          ## benchmarks beside other libraries; results go to ben
 	PYTHON=$(BIN)/python tests/install-foreign nats-server:nats-server
 	test -x $(PEERS)/libp2p/bin/python || $(PYTHON) -m venv $(PEERS)/libp2p
 	$(PEERS)/libp2p/bin/python -m pip install --quiet 'libp2p>=0.8' msgspec
+	test -x $(PEERS)/ray/bin/python || $(PYTHON) -m venv $(PEERS)/ray
+	$(PEERS)/ray/bin/python -m pip install --quiet 'ray>=2.50' msgspec
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(STAMP)           ## regenerate the generated pages and run every code block

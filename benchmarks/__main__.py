@@ -21,6 +21,7 @@ from benchmarks import (
     bench_hostile,
     bench_mix,
     bench_packet,
+    bench_peers,
     bench_routing,
     bench_session,
     bench_store,
@@ -40,6 +41,7 @@ BENCHES: dict[str, Callable[[bool], Table]] = {
     "store": bench_store.run,
     "vault": bench_vault.run,
     "routing": bench_routing.run,
+    "peers": bench_peers.run,
 }
 
 

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from benchmarks import processes
 from benchmarks.certificates import write_certificates
 
 ROOT = Path(__file__).parents[1]
 # For peers that want other packages than we do; `make bench` makes them.
 VENVS = Path(sys.prefix) / "peers"
-# The clock of another process's CPU time: CPUCLOCK_SCHED of Linux's make_process_cpuclock.
-CPUCLOCK_SCHED = 2
 
 
 class Peer(NamedTuple):
@@ -95,7 +93,11 @@ class Worker:
 
     def cpu_s(self) -> float:
         """CPU time of all its threads so far."""
-        return time.clock_gettime((~self._process.pid << 3) | CPUCLOCK_SCHED)
+        return processes.cpu_s(self._process.pid)
+
+    def family_cpu_s(self) -> float:
+        """The same, of the processes that it has started too."""
+        return processes.family_cpu_s(self._process.pid)
 
     def memory_bytes(self) -> int:
         """Resident bytes that are its own."""

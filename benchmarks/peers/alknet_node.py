@@ -15,6 +15,7 @@ import msgspec
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from alknet.call.builtin import Pong
 from alknet.call.operations import operation, scopes
 from alknet.call.session import CallSession
 from alknet.client import connect, open_session
@@ -33,6 +34,7 @@ LIMITS = Limits(
     connections_per_address=10_000, connections_per_identity=10_000, calls_per_connection=10_000
 )
 SHORT_LIMITS = msgspec.structs.replace(LIMITS, udp_payload_bytes=1200)
+PONG = Pong("x" * 52, 0.0)
 ITEM = "x" * (64 * 1024)
 KEY = Ed25519PrivateKey.from_private_bytes(b"b" * 32)
 CLIENT = Peer(
@@ -47,6 +49,12 @@ async def pour() -> AsyncIterator[str]:
     """Yield items of 64 KiB as long as somebody takes them."""
     while True:
         yield ITEM
+
+
+@operation("bench/ping", access=scopes("bench:ping"))
+async def ping() -> Pong:
+    """Answer as ``node/ping`` does, under a name that peers import."""
+    return PONG
 
 
 class BulkHandler:
@@ -66,7 +74,7 @@ class BulkHandler:
 async def serve(_directory: str, option: str) -> AsyncGenerator[dict[str, Any]]:
     calm_collector()  # as `alknet up` does
     async with open_node(
-        operations=[pour], handlers=[BulkHandler()], peers=[CLIENT], limits=_limits(option)
+        operations=[pour, ping], handlers=[BulkHandler()], peers=[CLIENT], limits=_limits(option)
     ) as node:
         yield {"ticket": str(node.ticket)}
 

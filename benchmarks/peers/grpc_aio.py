@@ -37,7 +37,7 @@ async def serve(directory: str, _option: str) -> AsyncGenerator[dict[str, Any]]:
 
 @asynccontextmanager
 async def dial(address: dict[str, Any], _option: str) -> AsyncGenerator[Link]:
-    credentials = _client_credentials(Path(address["ca"]))
+    credentials = client_credentials(Path(address["ca"]))
     options = [
         ("grpc.ssl_target_name_override", "localhost"),
         # Without it, all channels of a process share one connection.
@@ -66,5 +66,5 @@ def _server_credentials(directory: Path) -> Any:
     return grpc.ssl_server_credentials([(key, certificate)])
 
 
-def _client_credentials(ca: Path) -> Any:
+def client_credentials(ca: Path) -> Any:
     return grpc.ssl_channel_credentials(ca.read_bytes())

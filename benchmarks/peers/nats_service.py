@@ -36,24 +36,35 @@ _decode = msgspec.json.Decoder(Envelope).decode
 
 @asynccontextmanager
 async def serve(directory: str, _option: str) -> AsyncGenerator[dict[str, Any]]:
-    here = Path(directory)
-    address: dict[str, Any] = {"ca": str(here / "ca.pem")}
-    process = _start(here)
-    try:
-        address["port"] = await _port(here, process.pid)
-        service = await _connect(address)
-
-        async def answer(message: Any) -> None:
-            frame = _decode(message.data)
-            await message.respond(_encode(Envelope("call.responded", frame.id, ANSWER)))
-
-        await service.subscribe(SUBJECT, cb=answer)
-        await service.flush()
+    async with nats_server(Path(directory)) as address, service(address):
         yield address
-        await service.close()
+
+
+@asynccontextmanager
+async def nats_server(directory: Path) -> AsyncGenerator[dict[str, Any]]:
+    """Run a nats-server; gives what is needed to connect to it."""
+    process = _start(directory)
+    try:
+        port = await _port(directory, process.pid)
+        yield {"ca": str(directory / "ca.pem"), "port": port}
     finally:
         process.terminate()
         process.wait()
+
+
+@asynccontextmanager
+async def service(address: dict[str, Any], queue: str = "") -> AsyncGenerator[None]:
+    """Answer requests, those alone that *queue* gives us if it is named."""
+    connection = await _connect(address)
+
+    async def answer(message: Any) -> None:
+        frame = _decode(message.data)
+        await message.respond(_encode(Envelope("call.responded", frame.id, ANSWER)))
+
+    await connection.subscribe(SUBJECT, queue, cb=answer)
+    await connection.flush()
+    yield
+    await connection.close()
 
 
 @asynccontextmanager
