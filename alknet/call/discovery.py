@@ -179,7 +179,7 @@ def discovery_operations(
     async def watch_operations(ctx: Context) -> AsyncIterator[OperationsVersion]:
         """Say which version of the operations the caller sees: now, and after each change."""
         told = None
-        with views.watched(ctx.identity) as rights:
+        with views.watched(ctx.identity, ctx.info.session) as rights:
             while True:
                 bells = (rights, *_bells(registry, ctx))
                 seen = [(changes, changes.version) for changes in bells]

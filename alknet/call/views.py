@@ -7,6 +7,7 @@ before, with the same schemas and rules, the same version: also after a restart 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -15,18 +16,22 @@ import msgspec
 import trio
 
 from alknet.call.changes import Changes
+from alknet.call.codes import CallError, ErrorCode
 from alknet.call.registry import Entry, Registry
 from alknet.call.visibility import may_call
 from alknet.core.contracts import IdentityProvider
 from alknet.core.identity import ApiKey, Identity
 
-__all__ = ["FOLLOW_INTERVAL_S", "MOST_VIEWS", "OperationViews"]
+__all__ = ["FOLLOW_INTERVAL_S", "MOST_VIEWS", "MOST_WATCHES", "OperationViews"]
 
 MOST_VIEWS = 1024
 """Sets of scopes whose version is remembered: far more than a node grants."""
 
 FOLLOW_INTERVAL_S = 0.1
 """Changes of rights within this time count as one: all watchers are looked at, 2 µs each."""
+
+MOST_WATCHES = 8
+"""On one connection: strangers may watch, too, and each watch holds a task without end."""
 
 _DIGEST_BYTES = 16
 
@@ -54,6 +59,7 @@ class OperationViews:
         self._identities = identities
         self._has_ended = False
         self._watched: dict[str, _Watched] = {}
+        self._watches: Counter[object] = Counter()
         self._seen = registry.changes.version
         self._views: dict[tuple[bool, bool, tuple[str, ...]], str] = {}
         self._entries: dict[str, tuple[Entry, bytes]] = {}
@@ -78,18 +84,30 @@ class OperationViews:
         return self._lookup(identity.id, self._find_key) if self._is_stored(identity) else identity
 
     @contextmanager
-    def watched(self, identity: Identity) -> Iterator[Changes]:
-        """Give what rings when the rights of *identity* have changed, for as long as the block."""
+    def watched(self, identity: Identity, session: object = None) -> Iterator[Changes]:
+        """Give what rings when the rights of *identity* have changed, for as long as the block.
+
+        Raises:
+            CallError: RESOURCE_EXHAUSTED, there are `MOST_WATCHES` on *session* already.
+        """
+        watches = self._watches[session]
+        if session is not None and watches >= MOST_WATCHES:
+            why = f"there are {MOST_WATCHES} watches on this connection already"
+            raise CallError(ErrorCode.RESOURCE_EXHAUSTED, why, retryable=False)
         watched = self._watched.get(identity.id)
         if watched is None:
             watched = self._watched[identity.id] = _Watched(identity)
         watched.watchers += 1
+        self._watches[session] += 1
         try:
             yield watched.changes
         finally:
             watched.watchers -= 1
             if not watched.watchers:
                 del self._watched[identity.id]
+            self._watches[session] -= 1
+            if not self._watches[session]:
+                del self._watches[session]
 
     def end(self) -> None:
         """Let those who watch see the end: a node that stops would wait for them."""

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
 import msgspec
+import pytest
 import trio
 import trio.testing
 
+from alknet.call.codes import CallError
 from alknet.call.context import CallInfo, Context, Remote
 from alknet.call.discovery import (
     WATCH_INTERVAL_S,
@@ -15,12 +17,22 @@ from alknet.call.discovery import (
     describe_fully,
     discovery_operations,
 )
+from alknet.call.dispatch import OperationDispatcher
 from alknet.call.operations import Operation, operation, public, scopes
 from alknet.call.registry import Registry
-from alknet.call.views import MOST_VIEWS, OperationViews
+from alknet.call.session import CallSession
+from alknet.call.views import MOST_VIEWS, MOST_WATCHES, OperationViews
 from alknet.core.identity import ANONYMOUS, OWNER, ApiKey, Identity, Peer
+from alknet.core.limits import Limits
 from alknet.stores.memory import MemoryIdentityStore
-from alknet.testing.operations import FixedOwnership, call_operation, key, peer
+from alknet.testing.memory import memory_connection_pair
+from alknet.testing.operations import (
+    FixedIdentities,
+    FixedOwnership,
+    call_operation,
+    key,
+    peer,
+)
 
 
 @operation("m/open", access=public())
@@ -190,6 +202,31 @@ async def test_rights_of_others_wake_nobody(
         assert views.current(key("aaaaaaaa")) is None
     assert not views._watched
     nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_has_few_watches_at_a_time() -> None:
+    registry = Registry([everybody])
+    registry.extend(discovery_operations(registry), builtin=True)
+    dispatcher = OperationDispatcher(
+        registry, identities=FixedIdentities(), ownership=FixedOwnership(), limits=Limits()
+    )
+    async with memory_connection_pair() as (out, in_), trio.open_nursery() as nursery:
+        client, server = (
+            CallSession(out, None, limits=Limits()),
+            CallSession(in_, dispatcher, limits=Limits()),
+        )
+        await nursery.start(client.run)
+        await nursery.start(server.run)
+        for _ in range(2):  # what was left makes room
+            async with AsyncExitStack() as stack:
+                for _ in range(MOST_WATCHES):
+                    watch = client.subscribe("services/watch")
+                    await anext(await stack.enter_async_context(watch))
+                more = await stack.enter_async_context(client.subscribe("services/watch"))
+                with pytest.raises(CallError, match="RESOURCE_EXHAUSTED"):
+                    await anext(more)
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
 
 
 async def test_watches_end_when_the_node_does(autojump_clock: trio.testing.MockClock) -> None:
