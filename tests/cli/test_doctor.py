@@ -59,7 +59,7 @@ def test_a_vault_that_is_damaged_or_another_s_fails_and_a_passphrase_is_none(
 
 def test_wrong_configs_and_damaged_states_fail(made: Cli) -> None:
     (made.home / "node.toml").write_text("nonsense = 1\n")
-    (made.home / "node.db").write_text("{")
+    (made.home / "node.db").write_text("{" * 100)  # one byte alone is an empty file to SQLite
     found = checks(made.fails(1, "doctor", "--json").json)
     assert (found["config"], found["store"]) == ("fail", "fail")
 
