@@ -290,6 +290,7 @@ class _AnswersAtOnce(CallSession):
 
     def __init__(self) -> None:
         self._close_reason = None
+        self.is_leaving = False
         self.calling = self  # type: ignore[assignment]  # it does all that a call needs
 
     async def call(  # type: ignore[override]  # the caller's side of it
