@@ -195,7 +195,8 @@ class _Follower:
                 if exc.code in _NOT_SERVED:
                     log.info("peer.offers_nothing", extra=self._about(error=str(exc)))
                     return
-                log.debug("peer.unwatched", extra=self._about(error=str(exc)))
+                level = logging.WARNING if exc.code in _FULL else logging.DEBUG
+                log.log(level, "peer.unwatched", extra=self._about(error=str(exc)))
             if self._session.close_reason is None:
                 await trio.sleep(backoff.next_s())
 
@@ -256,4 +257,5 @@ class _Follower:
 _NOT_SERVED = frozenset(
     {ErrorCode.NOT_FOUND, ErrorCode.FORBIDDEN, ErrorCode.INVALID_OPERATION_TYPE}
 )
+_FULL = frozenset({ErrorCode.RESOURCE_EXHAUSTED})
 _MOST_SHOWN = 5

@@ -22,6 +22,7 @@ import msgspec
 import trio
 from msgspec import Meta, Raw
 
+from alknet.call.codes import CallError, ErrorCode
 from alknet.call.peers.foreign_schema import check_schema_untrusted
 from alknet.call.registry import BUILTIN_NAMESPACES, Provenance
 from alknet.call.spec import MAX_NAME_BYTES, OPERATION_NAME, OpType, check_operation_name
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IMPORT_TIMEOUT_S",
+    "MAX_ALL_BYTES",
     "MAX_LIST_BYTES",
     "MAX_OPERATIONS",
     "MAX_VERSION_BYTES",
@@ -52,6 +54,9 @@ MAX_OPERATIONS = 10_000
 
 MAX_LIST_BYTES = 8 * 1024 * 1024
 """Of one peer's whole list: 10,000 operations with schemas of some 800 bytes."""
+
+MAX_ALL_BYTES = 256 * 1024 * 1024
+"""Of the lists of all peers, equal ones counted once: a thousand different ones of 250 KB."""
 
 MAX_VERSION_BYTES = 128
 """Of the text that names a state of the list: room for two SHA-256 in hex."""
@@ -174,7 +179,8 @@ async def from_call(
 
     Raises:
         Malformed: The peer has broken the protocol; `OverLimit` if it offers too much.
-        CallError: It did not answer, or refused.
+        CallError: It did not answer, or refused; RESOURCE_EXHAUSTED, what all peers offer takes too
+            much memory.
         LocalError: The prefix can begin no name, or a pattern is none.
     """
     place = _placed(prefix)
@@ -192,6 +198,7 @@ async def from_call(
         return known
     async with _READING:
         if (known := _KNOWN.get(digest)) is None:
+            _check_room(len(data))
             known = _KNOWN[digest] = await _read(data, place, globs)
         return known
 
@@ -359,6 +366,13 @@ async def _read(
     return await trio.to_thread.run_sync(
         read_operations_untrusted, data, place, only, limiter=_THREADS
     )
+
+
+def _check_room(size_bytes: int) -> None:
+    held = sum(imports.size_bytes for imports in _KNOWN.values())
+    if held + size_bytes > MAX_ALL_BYTES:
+        why = f"the operations that peers offer take {held} bytes already"
+        raise CallError(ErrorCode.RESOURCE_EXHAUSTED, why)
 
 
 def _placed(prefix: str | None) -> Callable[[str], str] | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ import trio
 import trio.testing
 
 from alknet.call.codes import CallError
+from alknet.call.peers import imports as imports_module
 from alknet.call.peers.announce import (
     ANNOUNCEMENTS_BURST,
     MOST_REMEMBERED_BYTES,
@@ -183,6 +185,33 @@ async def test_a_peer_that_serves_no_list_stays_attached_and_offers_nothing() ->
         await settled()
         assert attached.operations == {}
         assert session.close_reason is None
+
+
+async def test_what_all_peers_offer_is_bounded_and_the_next_has_to_wait(
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gc.collect()
+    held = sum(one.size_bytes for one in imports_module._KNOWN.values())
+    monkeypatch.setattr(imports_module, "MAX_ALL_BYTES", held + 100)
+    first, same, other = Peer("bound/a"), Peer("bound/a"), Peer("bound/b")
+    async with following(first) as (one, _):
+        await trio.sleep(1)
+        assert set(one.operations) == {"bound/a"}
+        async with following(same) as (two, _):
+            await trio.sleep(1)
+            assert two.operations is one.operations  # which takes no more
+        with caplog.at_level(logging.WARNING, "alknet"):
+            async with following(other) as (three, session):
+                await trio.sleep(60)
+                assert three.operations == {}
+                assert session.close_reason is None
+                assert other.imports < 30
+                monkeypatch.setattr(imports_module, "MAX_ALL_BYTES", held + 1_000)
+                await trio.sleep(60)
+                assert set(three.operations) == {"bound/b"}
+    assert "peer.unwatched" in [record.message for record in caplog.records]
 
 
 async def test_a_watch_that_ends_is_opened_again(autojump_clock: trio.testing.MockClock) -> None:

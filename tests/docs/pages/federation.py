@@ -163,6 +163,7 @@ def _bounds() -> str:
     rows = [
         ("Operations of one peer", f"{imports.MAX_OPERATIONS:,}"),
         ("Its list, with schemas", _size(imports.MAX_LIST_BYTES)),
+        ("The lists of all peers, equal ones once", _size(imports.MAX_ALL_BYTES)),
         ("One schema", f"{_size(MAX_SCHEMA_BYTES)}; references within it, in no circle"),
         ("Errors of one operation", str(imports.MAX_ERRORS)),
         ("Title, description", f"{imports.MAX_TITLE}, {imports.MAX_DESCRIPTION:,} characters"),
