@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from alknet.core.invitation import Invitation
-from tests.cli.kit import PATIENCE_S, PROGRAM, Cli, RunningNode, process, running_node, wait_until
+from tests.cli.kit import (
+    PATIENCE_S,
+    PROGRAM,
+    Cli,
+    RunningNode,
+    process,
+    running_node,
+    terminal,
+    wait_until,
+)
 
 
 @pytest.fixture
@@ -119,6 +128,16 @@ def test_an_invitation_as_an_argument_is_refused_and_not_repeated(made: Cli) -> 
     result = made.fails(2, "worker", "join", text)
     assert "not an argument" in result.err
     assert secret not in result.err
+
+
+def test_on_a_terminal_it_asks_and_does_not_show_what_is_pasted(made: Cli, invitation: str) -> None:
+    with terminal("worker", "join", home=made.home) as screen:
+        screen.expect("Invitation: ")
+        screen.type(f"{invitation}\n")
+        assert screen.end() == 0
+        assert invitation[-20:] not in screen.seen
+        assert "we are there" in screen.seen
+    assert joined(made) == ["hub"]
 
 
 def test_a_node_does_not_join_itself(hub_cli: Cli, invitation: str) -> None:
