@@ -43,8 +43,8 @@ scope of its own in the node, not in the call.
 3. Operations on the resource have `access=resource(type, action=...)` and a `resource_id_path`: the
    owner passes, and whoever holds a grant `type:id[:action]` ([access.md](access.md)). The same
    rules guard `ctx.release(type, id)`; it asks nobody itself. Lists filter by `ctx.visible`.
-4. Who administers the node (scope `admin:node`) lists all by `node/resources`, also what nobody owns
-   any more, and ends any by `node/release`.
+4. Who administers the node (scope `admin:node`) lists all by `node/resources`, also what nobody
+   owns any more, and ends any by `node/release`.
 5. Ownership cannot be given away. Who shares a resource calls it for others, or grants.
 6. A node sees and reconciles its own resources alone, also in a store that nodes share.
 
