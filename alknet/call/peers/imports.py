@@ -12,10 +12,9 @@ itself, a kind of a later version, a schema that leads nowhere) is left out, and
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -47,7 +46,7 @@ __all__ = [
     "read_version_untrusted",
 ]
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_OPERATIONS = 10_000
 """Of one peer: ten times what the largest program offers, and some 20 MB here at the most."""
@@ -190,16 +189,16 @@ async def from_call(
     )
     if prefix is not None or globs is not None:
         async with _READING:
-            return await _read(bytes(output), place, globs)
+            return await _aside(read_operations_untrusted, bytes(output), place, globs)
     # A fleet of equal workers sends the same list ten thousand times.
     data = bytes(output)
-    digest = hashlib.sha256(data).digest()
+    digest = await _aside(_digest, data)
     if (known := _KNOWN.get(digest)) is not None:
         return known
     async with _READING:
         if (known := _KNOWN.get(digest)) is None:
             _check_room(len(data))
-            known = _KNOWN[digest] = await _read(data, place, globs)
+            known = _KNOWN[digest] = await _aside(read_operations_untrusted, data)
         return known
 
 
@@ -358,14 +357,15 @@ def _shown(text: str) -> str:
     return ascii(text[:80])
 
 
-async def _read(
-    data: bytes, place: Callable[[str], str] | None, only: Sequence[Glob] | None
-) -> Imports:
+async def _aside(function: Callable[..., T], data: bytes, *more: object) -> T:
+    """Run *function* on what a peer has sent: here, or in a thread if that takes its time."""
     if len(data) <= PARSE_INLINE_BYTES or len(data) > MAX_LIST_BYTES:
-        return read_operations_untrusted(data, place, only)
-    return await trio.to_thread.run_sync(
-        read_operations_untrusted, data, place, only, limiter=_THREADS
-    )
+        return function(data, *more)
+    return await trio.to_thread.run_sync(function, data, *more, limiter=_THREADS)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest() if len(data) <= MAX_LIST_BYTES else b""
 
 
 def _check_room(size_bytes: int) -> None:
