@@ -81,10 +81,9 @@ authority calls what is public.
 3. Who asked first stands in the child's `ctx.forwarded_for`, at any depth. It is data.
 4. The child ends with the parent: at its abort, its deadline, its caller's disconnect; and at its
    own deadline with `TIMEOUT`. Calls nest 16 deep at most. A child that was called with
-   `continue_running=True` and has started finishes, within its own deadline; it starts no more
-   calls of its own, and the end of the node waits for it as for all calls. There are
+   `continue_running=True` and has started finishes all the same, within its own deadline, and
+   starts no more calls of its own. The end of the node waits for it as for all calls. There are
    {Limits().surviving_calls:,} such calls at once at most (`limits.surviving_calls`).
-
 5. What a child says about the parent's request to it (`NOT_FOUND`, `FORBIDDEN`, a code of its own)
    is for the parent alone. If it does not catch that, its caller gets `INTERNAL` with a correlation
    id, and the log names the child and its code. What is true for whoever asks passes on:
