@@ -20,7 +20,7 @@ from alknet.call.session import CallSession
 from alknet.core.backoff import Backoff
 from alknet.core.nodeid import NodeId
 from alknet.core.outbound import OutboundSource, OutboundTarget
-from alknet.errors import AlknetError, Unavailable
+from alknet.errors import AlknetError, Denied, Unavailable
 
 __all__ = ["Dial", "Outbound", "OutboundStatus", "Serve"]
 
@@ -38,7 +38,10 @@ Dial = Callable[[OutboundTarget, NodeId], AbstractAsyncContextManager[CallSessio
 """Opens a session with whoever has the key, at the target's addresses; leaving it closes it."""
 
 Serve = Callable[[str, CallSession], Awaitable[None]]
-"""What a node does with the peer of that name while its session lives; cancelled at its end."""
+"""What a node does with the peer of that name while its session lives; cancelled at its end.
+
+It raises Denied where the peer does not want us: then the connection is closed, to be tried later.
+"""
 
 State = Literal["connecting", "connected", "waiting", "stopped"]
 
@@ -118,7 +121,7 @@ class Outbound:
             await self._wait_network_changed()
             log.info("outbound.network_changed")
             for kept in self._kept.values():
-                kept.hurry()
+                kept.network_changed()
 
     def _update(self, nursery: trio.Nursery, targets: Sequence[OutboundTarget]) -> None:
         wanted = {target.name: target for target in targets}
@@ -169,21 +172,20 @@ class _Kept:
             in_config=self._target.in_config,
         )
 
-    def hurry(self) -> None:
+    def network_changed(self) -> None:
         """Wait no longer: the next attempt may succeed where the last did not."""
-        if self._state != "connected":
-            self._backoff.reset()
-            self._hurried.set()
+        if self._state in {"connecting", "waiting"}:
+            self._hurry()
 
     def retarget(self, target: OutboundTarget) -> None:
         """Take over what is known of the peer now; a connection that still fits goes on."""
         if target == self._target:
             return
         self._target = target
+        if self._state != "connected" or self._key not in target.keys:
+            self._hurry()
         if self._key not in target.keys:
             self._attempt.cancel()
-            self._hurried.set()
-        self.hurry()
 
     async def run(self) -> None:
         with self.scope:
@@ -198,6 +200,10 @@ class _Kept:
                     self._backoff.reset()
                 self._connected_at = self._key = None
                 await self._wait(began_at)
+
+    def _hurry(self) -> None:
+        self._backoff.reset()
+        self._hurried.set()
 
     async def _stand_still(self, problem: str) -> None:
         self._state, self._last_error = "stopped", problem
@@ -229,10 +235,21 @@ class _Kept:
         log.info("outbound.connected", extra={**about, "carrier": connection.carrier.name})
 
     async def _serve_until_end(self, session: CallSession) -> None:
+        refused: list[Denied] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._serve, self._target.name, session)
+
+            async def serve() -> None:
+                try:
+                    await self._serve(self._target.name, session)
+                except Denied as exc:
+                    refused.append(exc)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(serve, name=f"service of {self._target.name}")
             reason = await session.connection.wait_closed()
             nursery.cancel_scope.cancel()
+        if refused:
+            raise refused[0]
         self._last_error = f"the connection ended: {reason.reason or reason}"
         log.info("outbound.lost", extra={"peer": self._target.name, "reason": str(reason)})
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from alknet.call.codes import CallError
+from alknet.call.codes import CallError, ErrorCode
 from alknet.call.handler import ALPN, CallHandler
 from alknet.call.outbound import Outbound, OutboundStatus
 from alknet.call.peers.announce import OFFER_OPERATION
@@ -23,7 +23,7 @@ from alknet.core.nodeid import NodeId
 from alknet.core.outbound import OutboundSource, OutboundTarget
 from alknet.core.tls.credentials import NodeCredentials
 from alknet.core.tls.trust import PinnedKey
-from alknet.errors import Unavailable
+from alknet.errors import Denied, Unavailable
 
 __all__ = ["OutboundSessions", "OutboundStatus"]
 
@@ -106,19 +106,32 @@ class OutboundSessions:
         """Let the peer be called, and say that we can be, until the session ends.
 
         Cancelled, the peer is detached, and the session goes on.
+
+        Raises:
+            Denied: The peer does not know us: it serves us as a stranger, and will not call us.
         """
+        refused: list[CallError] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_offer, name, session, name=f"offer to {name}")
+
+            async def offer() -> None:
+                error = await _offer(name, session)
+                if error is not None and error.code == ErrorCode.FORBIDDEN:
+                    refused.append(error)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(offer, name=f"offer to {name}")
             await run_attached(self._environment, name, session, follow=self._follow)
             nursery.cancel_scope.cancel()
+        if refused:
+            raise Denied(f"peer {name!r} does not know this node: {refused[0].message}")
 
     async def _wait_network_changed(self) -> None:
         assert self._watch is not None
         await self._watch.wait_changed()
 
 
-async def _offer(name: str, session: CallSession) -> None:
-    """Say that we serve calls, until the peer has heard it or does not want to know.
+async def _offer(name: str, session: CallSession) -> CallError | None:
+    """Say that we serve calls, until the peer has heard it, or return why it does not want to.
 
     Cancelled, it has heard it or not.
     """
@@ -129,7 +142,8 @@ async def _offer(name: str, session: CallSession) -> None:
         except CallError as exc:
             if not exc.retryable:
                 log.info("outbound.offer_refused", extra={"peer": name, "error": str(exc)})
-                return
+                return exc
             await trio.sleep(backoff.next_s())
         else:
-            return
+            return None
+    return None

@@ -19,7 +19,7 @@ from alknet.core.contracts import CloseCode
 from alknet.core.nodeid import NodeId
 from alknet.core.outbound import OutboundSource, OutboundTarget
 from alknet.core.scopes import open_background
-from alknet.errors import Unavailable
+from alknet.errors import Denied, Unavailable
 from alknet.testing.contract import cancel_at_every_checkpoint
 from alknet.testing.memory import MemoryConnection, memory_connection_pair
 
@@ -371,6 +371,34 @@ async def test_a_crash_with_one_peer_ends_no_other(
         assert (good.state, bad.state) == ("connected", "waiting")
         assert bad.attempts == 4
     assert "outbound.crashed" in [record.message for record in caplog.records]
+
+
+async def test_a_peer_that_does_not_want_us_is_asked_ever_more_rarely(
+    autojump_clock: Clock,
+) -> None:
+    network = Network()
+
+    def refuse(_name: str) -> None:
+        raise Denied("it does not know this node")
+
+    network.on_serve = refuse
+    outbound = keeping(Targets(hub()), network)
+    async with running(outbound):
+        await trio.sleep(64)
+        assert network.times == pytest.approx([0, 1, 3, 7, 15, 31, 63])
+        assert only(outbound).last_error == "it does not know this node"
+        assert network.open == 0
+
+
+async def test_a_changed_network_says_nothing_of_a_peer_that_cannot_be_dialled(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = Network()
+    async with running(keeping(Targets(hub(problem="the peer is disabled")), network)):
+        for _ in range(5):
+            network.change()
+            await trio.sleep(1)
+    assert [record.message for record in caplog.records].count("outbound.stopped") == 1
 
 
 async def test_what_there_is_stays_while_the_source_cannot_be_read(autojump_clock: Clock) -> None:

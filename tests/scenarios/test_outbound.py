@@ -127,9 +127,18 @@ async def test_a_hub_that_is_disabled_or_left_is_dropped_and_comes_back_when_it_
 
 async def test_a_worker_that_the_hub_removes_is_refused_and_keeps_asking() -> None:
     async with open_node() as hub, worker_of(hub) as worker:
+        record = hub.identities.peer("w1")
+        assert record is not None
         await hub.identities.remove_peer("w1")
         await eventually(lambda: state(worker) == "waiting")
         assert "no longer a peer" in status(worker)["last_error"]
+        # From then on it is a stranger there, who is let in but not taken for a worker.
+        await eventually(lambda: status(worker)["attempts"] == 2)
+        assert "peer 'hub' does not know this node" in status(worker)["last_error"]
+        assert hub.peers.get("w1") is None
+        await eventually(lambda: hub.status()["connections"] == [])
+        await hub.identities.put_peer(record)
+        await eventually(lambda: state(worker) == "connected" and hub.peers.get("w1") is not None)
 
 
 async def test_a_worker_that_stops_says_goodbye_once() -> None:
