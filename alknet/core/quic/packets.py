@@ -46,6 +46,10 @@ __all__ = [
 VERSIONS = tuple(QuicConfiguration().supported_versions)
 PADDING_AND_PING = bytes((QuicFrameType.PADDING, QuicFrameType.PING))
 CRYPTO = bytes((QuicFrameType.CRYPTO,))
+# A handshake message has a type, a length of three bytes, of which the first is 0 up to 64 KiB
+# (more is refused anyway), and a ClientHello then the version of TLS 1.2 (RFC 8446 sec. 4.1.2).
+CLIENT_HELLO = b"\x01"
+LEGACY_VERSION = b"\x03\x03"
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def open_first_untrusted(header: QuicHeader, datagram: bytes) -> InitialPair:
 
     Raises:
         Malformed: It does not open, or holds no CRYPTO frame, as first packets must
-            (RFC 9000 sec. 17.2.2).
+            (RFC 9000 sec. 17.2.2), or one that begins with something else than a ClientHello.
     """
     if header.packet_type != QuicPacketType.INITIAL or header.version is None:
         raise Malformed("not an Initial packet")
@@ -119,9 +123,31 @@ def open_first_untrusted(header: QuicHeader, datagram: bytes) -> InitialPair:
         _, plain, _ = keys.decrypt_packet(datagram[: header.packet_length], buf.tell(), 0)
     except CryptoError as exc:
         raise Malformed(f"an Initial packet that does not decrypt: {exc}") from exc
-    if not plain.lstrip(PADDING_AND_PING).startswith(CRYPTO):
+    frames = plain.lstrip(PADDING_AND_PING)
+    if not frames.startswith(CRYPTO):
         raise Malformed("a first packet without a CRYPTO frame")
+    _check_hello_untrusted(frames)
     return keys
+
+
+def _check_hello_untrusted(frames: bytes) -> None:
+    """Check that the CRYPTO frame at the head of *frames* begins a ClientHello, as far as it goes.
+
+    Clients may cut their hello in any way and send the pieces in any order: what does not begin at
+    0 tells nothing, and a piece may be a byte long.
+    """
+    buf = Buffer(data=frames)
+    try:
+        buf.pull_uint8()
+        offset = buf.pull_uint_var()
+        piece = buf.pull_bytes(buf.pull_uint_var())
+    except ValueError as exc:
+        raise Malformed(f"a CRYPTO frame that is cut off: {exc}") from exc
+    if offset:
+        return
+    is_hello = piece[:1] in {b"", CLIENT_HELLO} and piece[1:2] in {b"", b"\0"}
+    if not is_hello or not LEGACY_VERSION.startswith(piece[4:6]):
+        raise Malformed("a first packet without a ClientHello")
 
 
 def encode_version_negotiation(header: Invariants, size: int) -> bytes | None:
