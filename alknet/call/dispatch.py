@@ -165,7 +165,7 @@ class OperationDispatcher:
             entry = self.registry.lookup(name)
             if entry is None and home is not None:
                 entry = layered = home.lookup(name)
-        elif parent.layers:  # those that it opened itself need no declaration
+        if entry is None and parent.layers:  # those that it opened itself need no declaration
             found = (layer.lookup(name) for layer in parent.layers)
             entry = layered = next(filter(None, found), None)
         if entry is None:

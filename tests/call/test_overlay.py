@@ -11,13 +11,18 @@ import trio
 
 from alknet.call.codes import CallError
 from alknet.call.context import Context
+from alknet.call.dispatch import OperationDispatcher
 from alknet.call.operations import CompositionAuthority, Operation, operation, public, scopes
 from alknet.call.overlay import MOST_OPERATIONS, Overlay
+from alknet.call.proto.events import Requested
+from alknet.call.registry import Registry
 from alknet.call.session import CallSession
 from alknet.core.identity import Grant
+from alknet.core.limits import Limits
 from alknet.errors import Conflict, LocalError
 from alknet.testing.contract import cancel_at_every_checkpoint
-from alknet.testing.operations import call_operation, peer
+from alknet.testing.memory import memory_connection_pair
+from alknet.testing.operations import FixedIdentities, FixedOwnership, call_operation, peer
 from tests.call.nodes import Hop, open_hop
 
 AGENT = CompositionAuthority("agent", ("fs:*", "net:get"), (Grant("share", "photos"),))
@@ -154,6 +159,29 @@ async def test_the_nodes_operations_are_never_hidden() -> None:
 async def _enter(ctx: Context, *operations: Operation[..., Any]) -> None:
     async with ctx.overlay(*operations):
         pass
+
+
+async def test_a_command_that_went_leaves_its_name_to_an_overlay() -> None:
+    @operation("t/agent", access=public(), calls=["tools/whoami"], authority=AGENT)
+    async def agent(ctx: Context) -> list[Any]:
+        before = await _ask(ctx, "tools/whoami")
+        async with ctx.overlay(whoami):
+            during = await _ask(ctx, "tools/whoami")
+            registry.set_commands([hidden.replace_spec(whoami.spec)])
+            after = await _ask(ctx, "tools/whoami")
+        return [before, during, after]
+
+    registry = Registry([agent])
+    registry.set_commands([whoami])
+    dispatcher = OperationDispatcher(
+        registry, identities=FixedIdentities(), ownership=FixedOwnership(), limits=Limits()
+    )
+    registry.set_commands([])
+    async with memory_connection_pair() as (_, connection):
+        request = Requested(id="d1", operation="t/agent")
+        call = dispatcher.admit(request, connection=connection, session=None)
+        answers = msgspec.json.decode(await call.run())
+    assert answers == ["NOT_FOUND", ["op:agent", "anonymous"], "hidden"]
 
 
 def _tool(**more: Any) -> Operation[..., Any]:
