@@ -18,7 +18,7 @@ from alknet.call.codes import CallError, ErrorCode
 from alknet.call.peers.attached import AttachedPeer
 from alknet.call.peers.policies import Draw
 
-__all__ = ["EJECT_AFTER", "FAIR_S", "FIRST_S", "MOST_S", "MOST_SHARE", "Ejector"]
+__all__ = ["EJECT_AFTER", "FAIR_S", "FIRST_S", "FORGET_S", "MOST_S", "MOST_SHARE", "Ejector"]
 
 log = logging.getLogger(__name__)
 

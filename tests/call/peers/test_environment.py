@@ -8,7 +8,7 @@ import trio
 
 from alknet.call.codes import CallError
 from alknet.call.peers import First, PeerEnvironment, PeerRef, RoundRobin
-from alknet.call.peers.environment import MOST_TRIES
+from alknet.call.peers.environment import MOST_TRIES, SMALL_BYTES
 from alknet.call.session import CallOptions
 from alknet.core.limits import Limits
 from alknet.errors import LocalError
@@ -304,3 +304,11 @@ def slow_down(worker: Worker) -> None:
         return await call(operation, input, options)
 
     calling.call = late  # type: ignore[method-assign]  # a network, as far as a call sees it
+
+
+@pytest.mark.parametrize(("size", "counts"), [(SMALL_BYTES - 2, True), (SMALL_BYTES - 1, False)])
+async def test_only_small_calls_say_how_fast_a_peer_is(size: int, counts: bool) -> None:
+    async with open_fleet() as fleet:
+        worker = await fleet.add("w1")
+        await fleet.environment.call(W1, "echo/unary", "x" * size)
+        assert (worker.peer.rtt_s is not None) == counts

@@ -10,7 +10,7 @@ import trio
 
 from alknet.call.codes import CallError
 from alknet.call.peers import First, LeastInFlight, PeerRef
-from alknet.call.peers.health import EJECT_AFTER, FIRST_S, MOST_S
+from alknet.call.peers.health import EJECT_AFTER, FIRST_S, FORGET_S, MOST_S
 from tests.call.peers.fleet import Fleet, Worker, open_fleet
 
 FIRST = PeerRef.any(First())
@@ -200,3 +200,25 @@ async def test_a_peer_that_leaves_while_it_is_ejected_is_forgotten() -> None:
         again = await fleet.add("w1")
         assert again.peer.is_healthy
         assert len(fleet.environment.offering("echo/unary")) == 2
+
+
+async def test_a_peer_that_fails_again_soon_is_left_alone_for_longer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_fleet("w2") as fleet:
+        w1 = await fleet.add("w1")
+        w1.operations.queries["echo/slow"] = unavailable
+
+        async def away_for() -> float:
+            await fail(fleet, w1, EJECT_AFTER)
+            began_at = trio.current_time()
+            while len(fleet.environment.offering("echo/slow")) < 2:
+                await fleet.environment.wait_changed(fleet.environment.version)
+            return trio.current_time() - began_at
+
+        first, second, third = [await away_for() for _ in range(3)]
+        assert FIRST_S / 2 <= first <= FIRST_S
+        assert FIRST_S <= second <= 2 * FIRST_S
+        assert 2 * FIRST_S <= third <= 4 * FIRST_S
+        await trio.sleep(FORGET_S + 1)
+        assert await away_for() <= FIRST_S

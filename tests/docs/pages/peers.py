@@ -92,7 +92,8 @@ A peer whose last {health.EJECT_AFTER} calls all ended with `UNAVAILABLE` or `TI
 `PeerRef.any` passes it by, `PeerRef.specific` does not. After {health.FIRST_S:g} s it is asked
 `node/ping`, then after twice as long each time, up to {health.MOST_S:g} s, each at random between
 half of that and all of it. Once it answers within {health.PROBE_S:g} s, with a refusal too, it is
-chosen again; a new connection of the peer brings it back at once.
+chosen again; a new connection of the peer brings it back at once. Who has been well for
+{health.FORGET_S:g} s begins anew.
 
 1. Any other answer in between, an error too, begins the count anew.
 2. A `TIMEOUT` of a call that had less than {health.FAIR_S:g} s does not count, and neither do calls
