@@ -21,6 +21,7 @@ from alknet.call.peers.imports import read_operations_untrusted, read_version_un
 from alknet.call.proto import FrameDecoder, decode_envelope_untrusted
 from alknet.call.proto.scan import check_depth_untrusted, check_text_untrusted
 from alknet.call.schema import Mismatch, Shape
+from alknet.call.succeed import decode_heard_untrusted
 from alknet.call.succession import decode_answer_untrusted
 from alknet.core.invitation import SCHEME, Invitation
 from alknet.core.limits import Limits
@@ -183,6 +184,8 @@ def succession(data: bytes) -> None:
     for answer in (data, b'{"statements":["%s"]}' % base64.b64encode(data)):
         with refused_with(Malformed):
             decode_answer_untrusted(answer)
+    with refused_with(Malformed):
+        decode_heard_untrusted(data)
     with refused_with(Malformed):
         statement = decode_succession_untrusted(data.ljust(STATEMENT_BYTES)[:STATEMENT_BYTES])
         assert not statement.is_signed()
