@@ -18,7 +18,7 @@ from alknet.call.codes import CallError, ErrorCode
 from alknet.errors import LocalError
 
 if TYPE_CHECKING:
-    from alknet.call.dispatch import Admitted
+    from alknet.call.admitted import Admitted
 
 __all__ = [
     "ChildBidi",

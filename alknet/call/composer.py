@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
+from alknet.call.callers import Caller, LocalCaller
 from alknet.call.children import ChildError
 from alknet.call.childstreams import (
     ChildBidi,
@@ -20,7 +21,7 @@ from alknet.call.childstreams import (
     too_slow,
 )
 from alknet.call.codes import CallError, ErrorCode
-from alknet.call.context import Caller, Context, LocalCaller
+from alknet.call.context import Context
 from alknet.call.overlay import Layer, Overlay, layer_of, open_layer
 from alknet.call.peers.reference import PeerRef
 from alknet.call.peers.scoped import ScopedPeerEnv
@@ -30,7 +31,8 @@ from alknet.core.scopes import open_background
 from alknet.errors import LocalError
 
 if TYPE_CHECKING:
-    from alknet.call.dispatch import Admitted, OperationDispatcher
+    from alknet.call.admitted import Admitted
+    from alknet.call.dispatch import OperationDispatcher
     from alknet.call.operations import Operation
     from alknet.call.retrying import RetryPolicy
     from alknet.call.survivors import Survivors

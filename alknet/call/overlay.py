@@ -35,7 +35,8 @@ from alknet.core.identity import Identity
 from alknet.errors import Conflict, LocalError
 
 if TYPE_CHECKING:
-    from alknet.call.context import Context, LocalCaller
+    from alknet.call.callers import LocalCaller
+    from alknet.call.context import Context
 
 __all__ = [
     "MOST_OPERATIONS",

@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 import trio
 
+from alknet.call.admitted import Admitted
 from alknet.call.codes import CallError
-from alknet.call.dispatch import Admitted, OperationDispatcher
+from alknet.call.dispatch import OperationDispatcher
 from alknet.call.operations import Operation
 from alknet.call.proto.events import Requested
 from alknet.call.registry import Registry

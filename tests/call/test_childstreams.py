@@ -9,8 +9,9 @@ import msgspec
 import pytest
 import trio
 
+from alknet.call.callers import UploadCall
 from alknet.call.codes import CallError
-from alknet.call.context import Context, UploadCall
+from alknet.call.context import Context
 from alknet.call.operations import Operation, operation, public
 from alknet.errors import LocalError
 from alknet.testing.contract import cancel_at_every_checkpoint

@@ -10,9 +10,10 @@ import msgspec
 import pytest
 import trio
 
+from alknet.call.admitted import Admitted
 from alknet.call.codes import CallError
 from alknet.call.context import Context
-from alknet.call.dispatch import Admitted, OperationDispatcher
+from alknet.call.dispatch import OperationDispatcher
 from alknet.call.operations import ErrorSpec, Operation, OperationError, operation, public
 from alknet.call.proto.events import Requested
 from alknet.call.registry import Registry

@@ -19,7 +19,8 @@ from alknet.call.reach import ANY_PEER, Reach
 from alknet.call.visibility import no_such_operation, operation_name
 
 if TYPE_CHECKING:
-    from alknet.call.context import BidiCall, Caller, CallInfo, Context, UploadCall
+    from alknet.call.callers import BidiCall, Caller, UploadCall
+    from alknet.call.context import CallInfo, Context
     from alknet.call.retrying import RetryPolicy
 
 __all__ = ["ScopedPeerEnv"]
