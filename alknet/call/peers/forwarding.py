@@ -32,6 +32,7 @@ from alknet.call.peers.environment import PeerEnvironment
 from alknet.call.peers.imports import ImportedOperation
 from alknet.call.peers.reference import PeerRef
 from alknet.call.proto import Requested
+from alknet.call.proto.events import NOT_STARTED
 from alknet.call.spec import OpType
 from alknet.call.visibility import NOBODY_OWNS, no_such_operation
 from alknet.core.access import check_access
@@ -246,17 +247,22 @@ class ForwardedCall:
 
         Cancelled, it is aborted where it runs. Raises CallError as it came.
         """
+        try:
+            return bytes(await self._run())
+        except CallError as exc:
+            raise _passed_on(exc) from None
+
+    async def _run(self) -> msgspec.Raw:
         request = self._request
         if self._items is None:
-            output = await self._environment.call(
+            return await self._environment.call(
                 self._ref, request.operation, request.input, **self._timed()
             )
-            return bytes(output)
         async with self._environment.upload(
             self._ref, request.operation, request.input, **self._timed()
         ) as upload:
             await _send_all(upload, self._items)
-            return bytes(await upload.finish())
+            return await upload.finish()
 
     @asynccontextmanager
     async def stream(self) -> AsyncGenerator[AsyncIterator[bytes]]:
@@ -264,12 +270,20 @@ class ForwardedCall:
 
         The next item is taken from the peer when it is asked for. Raises CallError as it came.
         """
+        try:
+            async with self._stream() as items:
+                yield _Items(items)
+        except CallError as exc:
+            raise _passed_on(exc) from None
+
+    @asynccontextmanager
+    async def _stream(self) -> AsyncGenerator[Subscription]:
         request = self._request
         if self._items is None:
             async with self._environment.subscribe(
                 self._ref, request.operation, request.input, **self._timed()
             ) as items:
-                yield _Items(items)
+                yield items
             return
         try:
             async with (
@@ -279,7 +293,7 @@ class ForwardedCall:
                 open_background() as nursery,
             ):
                 nursery.start_soon(_pump, both, self._items, name="forwarded input")
-                yield _Items(both)
+                yield both
         except BaseExceptionGroup as group:  # an item that could not be passed on
             errors, rest = group.split(CallError)
             if errors is None or rest is not None:
@@ -320,6 +334,13 @@ async def _send_all(to: Upload | Bidi, items: AsyncIterator[msgspec.Raw]) -> Non
             await to.send(item)
     except trio.BrokenResourceError:
         return  # it has answered, and takes no more
+
+
+def _passed_on(error: CallError) -> CallError:
+    """Return *error* for the caller: that nothing has run at the peer is true of the whole call."""
+    if error.has_not_started and error.retryable:
+        error.details = {**(error.details or {}), NOT_STARTED: True}
+    return error
 
 
 def _first(errors: BaseExceptionGroup[CallError]) -> CallError:

@@ -350,6 +350,27 @@ async def test_a_peer_that_has_not_said_what_it_offers_is_worth_another_try() ->
             assert caught.value.retryable
 
 
+@pytest.mark.parametrize("name", ["math/add", "math/count"])
+async def test_that_nothing_has_run_is_known_to_the_caller_too(name: str) -> None:
+    hub, worker = hub_and_worker()
+    async with open_world(hub, worker) as world:
+        await world.link(worker, hub, back=["calc"])
+        client = await world.client(hub, USER)
+        worker.session("hub").serving.is_draining = True
+
+        async def call() -> None:
+            if name == "math/add":
+                await client.call(name, [1], peer=("w1",))
+            else:
+                async with client.subscribe(name, peer=("w1",)) as items:
+                    await anext(items)
+
+        with pytest.raises(CallError, match="shutting down") as caught:
+            await call()
+        assert caught.value.has_not_started
+        assert caught.value.details is None
+
+
 async def test_the_log_says_who_calls_for_whom(caplog: pytest.LogCaptureFixture) -> None:
     hub, worker = hub_and_worker()
     async with open_world(hub, worker) as world:
