@@ -18,7 +18,7 @@ uncaught, it tells the parent's caller only of circumstances.
 
 from __future__ import annotations
 
-import secrets
+from itertools import count
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -47,7 +47,7 @@ def child_info(parent: CallInfo, spec: OperationSpec, name: str) -> CallInfo:
         raise CallError(ErrorCode.RESOURCE_EXHAUSTED, why, retryable=False)
     return msgspec.structs.replace(
         parent,
-        request_id=secrets.token_hex(8),
+        request_id=f"c{next(_made)}",
         parent_id=parent.request_id,
         depth=parent.depth + 1,
         operation=name,
@@ -59,3 +59,7 @@ def child_info(parent: CallInfo, spec: OperationSpec, name: str) -> CallInfo:
 
 def _authority(spec: OperationSpec) -> Identity:
     return ANONYMOUS if spec.authority is None else spec.authority.identity
+
+
+# Ids of composed calls, each once in a process: they stand in logs beside those from connections.
+_made = count(1)

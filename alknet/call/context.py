@@ -52,7 +52,8 @@ class CallInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a call is, fixed when it is admitted.
 
     Attributes:
-        request_id: As the caller chose it; unique on its connection while in flight.
+        request_id: As the caller chose it; unique on its connection while in flight. For a call of
+            another operation, ``c`` and a number.
         operation: The name, without a leading slash.
         identity: Whom it runs as: the peer, or what the call's token stands for.
         remote: The connection.
