@@ -520,6 +520,7 @@ class Node:
             identities=self.identities,
             on_failed_authentication=self._count_failed_authentication,
         )
+        self.peers.wait_unneeded = self._calls.wait_served
         self._register = EnrolmentHandler(
             self.enrolments,
             limits,

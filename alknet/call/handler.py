@@ -31,6 +31,9 @@ __all__ = ["ALPN", "CallHandler"]
 
 ALPN = "alknet/call"
 
+SERVED_POLL_S = 0.02
+"""Between two looks at whether calls run, while the node drains: too short to be waited for."""
+
 
 class CallHandler:
     """Serves calls on every connection that speaks `ALPN`, strangers' too.
@@ -97,6 +100,11 @@ class CallHandler:
             async with open_background(end=lambda: session.end(CloseCode.OK)) as nursery:
                 await nursery.start(session.run)
                 yield session
+
+    async def wait_served(self) -> None:
+        """Wait until no call runs here for anyone. Cancelled, no effect."""
+        while any(session.serving.calls for session in self.sessions):  # noqa: ASYNC110  rarely
+            await trio.sleep(SERVED_POLL_S)
 
     def farewell(self, reason: CloseReason) -> bytes:
         """Return the frame that tells *reason* on a carrier which cannot."""

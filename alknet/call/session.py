@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
@@ -86,6 +86,8 @@ class CallSession:
         calling: Ours.
         lanes: The streams.
         budget: The bytes held for this connection.
+        wait_unneeded: A drain waits for this first, if it is there: until nothing that runs here
+            may still call by this session.
         is_leaving: The peer has finished the stream that requests go by: it shuts down.
         layer: The operations that this session alone has, of the peer's calls; None for none.
     """
@@ -121,7 +123,8 @@ class CallSession:
         self._nursery: trio.Nursery | None = None
         self._close_reason: CloseReason | None = None
         self._until_end = trio.CancelScope()
-        self._is_quiet = trio.Event()
+        self._quiet = trio.lowlevel.ParkingLot()
+        self.wait_unneeded: Callable[[], Awaitable[None]] | None = None
         self.is_leaving = False
         self.layer: Layer | None = None
 
@@ -315,7 +318,7 @@ class CallSession:
     def call_ended(self) -> None:
         """Note that one call less is running; a drain waits for the last."""
         if self.serving.is_draining and not self.serving.calls and not self.calling.pending:
-            self._is_quiet.set()
+            self._quiet.unpark_all()
 
     def token_accepted(self) -> None:
         """Note that the peer has proven an identity by a token."""
@@ -359,14 +362,19 @@ class CallSession:
     async def _drain(self) -> None:
         await self.connection.draining.wait()
         self.serving.is_draining = True
-        self.call_ended()
         # Leave the last of the time for telling what is cut off that it is.
         with trio.move_on_after(max(0.0, self.limits.drain_timeout_s - 2 * FAREWELL_S)):
-            await self._is_quiet.wait()
+            if self.wait_unneeded is not None:
+                await self.wait_unneeded()
+            await self._wait_quiet()
         self.abort_calls(lambda _call: True, SHUTDOWN)
         with trio.move_on_after(FAREWELL_S):
-            await self._is_quiet.wait()
+            await self._wait_quiet()
         self.end(CloseCode.SHUTDOWN, "shutting down")
+
+    async def _wait_quiet(self) -> None:
+        while self.serving.calls or self.calling.pending:
+            await self._quiet.park()
 
     async def _farewell(self) -> None:
         reason = self._close_reason

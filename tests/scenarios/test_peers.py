@@ -92,3 +92,38 @@ async def test_no_call_fails_or_runs_twice_while_workers_stop_one_after_the_othe
             has_stopped.set()
         assert done.total() == asked
         assert set(done) == {"w1", "w2", "w3"}
+
+
+async def test_a_head_that_stops_lets_handlers_go_on_calling_until_they_end() -> None:
+    done: Counter[str] = Counter()
+    begun, go_on = trio.Event(), trio.Event()
+
+    @operation("head/twice", access=public(), calls=["@any/math/double"])
+    async def twice(ctx: Context, number: int) -> int:
+        once = msgspec.json.decode(
+            await ctx.call("math/double", number, peer=PeerRef.any()), type=int
+        )
+        begun.set()
+        await go_on.wait()
+        output = await ctx.call("math/double", once, peer=PeerRef.any())
+        return msgspec.json.decode(output, type=int)
+
+    async with open_node(operations=[twice]) as head, AsyncExitStack() as stack:
+        worker = Worker(head, "w1", done)
+        await head.identities.put_peer(worker.peer)
+        await stack.enter_async_context(worker.node)
+        await eventually(lambda: offering(head) == ["w1"], 10)
+        session = await stack.enter_async_context(open_peer_session(head))
+        outputs: list[int] = []
+
+        async def call() -> None:
+            outputs.append(await session.call_as(int, "head/twice", 5))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await begun.wait()
+            nursery.start_soon(head.endpoint.drain)
+            await trio.sleep(0.2)  # as long as a session without calls takes to end, and longer
+            go_on.set()
+        assert outputs == [20]
+        assert done["w1"] == 2

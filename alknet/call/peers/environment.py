@@ -10,7 +10,7 @@ that has ended.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -58,6 +58,8 @@ class PeerEnvironment:
         node_id: The node that they are attached to; None for one without a key.
         changes: Rings when a peer comes or goes, is ejected or readmitted, or changes what it
             offers.
+        wait_unneeded: Waits until no handler runs that might still call a peer: connections to
+            peers drain after that.
         retry_budget: What all calls share that are to be tried again.
     """
 
@@ -70,6 +72,7 @@ class PeerEnvironment:
         """
         self.node_id = node_id
         self.changes = Changes()
+        self.wait_unneeded: Callable[[], Awaitable[None]] | None = None
         self._draw = draw
         self._peers: dict[str, AttachedPeer] = {}
         self._index = OfferIndex()

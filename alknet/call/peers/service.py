@@ -41,12 +41,14 @@ async def run_attached(
         about = {"peer": name, "key": None if key is None else key.short}
         log.info("peer.attached", extra=about)
         task_status.started(attached)
+        session.wait_unneeded = environment.wait_unneeded
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(follow, attached, session, name=f"operations of {name}")
                 await session.connection.wait_closed()
                 nursery.cancel_scope.cancel()
         finally:
+            session.wait_unneeded = None
             log.info("peer.detached", extra=about)
 
 
