@@ -181,7 +181,9 @@ async def test_calls_lost_with_an_old_connection_say_nothing_of_the_new_one() ->
         assert new.peer.in_flight == 0
 
 
-async def test_a_new_connection_brings_an_ejected_peer_back() -> None:
+async def test_a_new_connection_brings_an_ejected_peer_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_fleet("w2") as fleet:
         old = await sick(fleet, "w1")
         await fail(fleet, old, EJECT_AFTER)
@@ -189,6 +191,8 @@ async def test_a_new_connection_brings_an_ejected_peer_back() -> None:
         fleet.attach(new)
         assert new.peer.is_healthy
         await fleet.environment.call(PeerRef.specific("w1"), "echo/unary")
+        await trio.sleep(2 * MOST_S)  # and nobody asks any more whether it lives
+        assert new.operations.started == 1
 
 
 async def test_a_peer_that_leaves_while_it_is_ejected_is_forgotten() -> None:

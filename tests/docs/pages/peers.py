@@ -79,6 +79,11 @@ again](../howto/write-operations.md)). Tried out when this page was made, with `
 `PeerRef.specific` gets the error of the first peer, in each case. A subscription, upload or
 bidirectional call moves only until its block is entered.
 
+So workers can be stopped one after the other under load, without losing a call: one that stops in
+good order refuses what is new, finishes what runs, and says at the end of its streams that it has
+begun nothing else. A node that stops keeps its connections to peers until its own handlers have
+ended, or their time is over, for they may still call by them.
+
 ## One peer, several connections
 
 A peer that connects again before the old connection is known to be dead has two. The newest gets
