@@ -181,7 +181,7 @@ class OperationDispatcher:
         identity = self._identity(request, connection)
         if self.forwarder is None:
             raise no_such_operation(name)
-        return self.forwarder.admit(request, identity=identity)
+        return self.forwarder.admit(request, identity=identity, connection=connection)
 
     def _context(
         self, operation: Operation[..., Any], info: CallInfo, layered: LayeredEntry | None = None

@@ -19,9 +19,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import msgspec
 import trio
@@ -37,6 +39,7 @@ from alknet.call.spec import OpType
 from alknet.call.visibility import NOBODY_OWNS, no_such_operation
 from alknet.core.access import check_access
 from alknet.core.config_re_export import ReExport
+from alknet.core.contracts import Connection
 from alknet.core.identity import Identity, NodeId
 from alknet.core.limits import Limits
 from alknet.core.scopes import open_background
@@ -86,9 +89,15 @@ class Forwarder:
         self._limits = limits
         self._op_type_here = op_type_here
         self._knows_peer = knows_peer
+        self._strangers: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
 
-    def admit(self, request: Requested, *, identity: Identity) -> ForwardedCall:
+    def admit(
+        self, request: Requested, *, identity: Identity, connection: Connection
+    ) -> ForwardedCall:
         """Decide whether *request*, whose ``peer`` is not empty, may pass for *identity*.
+
+        Args:
+            connection: By which it came; it tells strangers apart.
 
         Raises:
             CallError: It may not.
@@ -114,7 +123,7 @@ class Forwarder:
             options=CallOptions(
                 forwarded_for=request.forwarded_for or identity,
                 traceparent=request.traceparent,
-                idempotency_key=_key(request, identity),
+                idempotency_key=_key(request, identity, self._speaker(identity, connection)),
                 peer=route[1:] or None,
                 path=(*request.path, self._node_id),
                 large_output=known is not None and known.large_output,
@@ -153,6 +162,14 @@ class Forwarder:
         if len(path) >= MOST_HOPS:
             why = f"the request has passed {MOST_HOPS} nodes, and would have to go on"
             raise CallError(ErrorCode.INVALID_INPUT, why)
+
+    def _speaker(self, identity: Identity, connection: Connection) -> str:
+        """Return who asks here: the id, and of strangers, who all have one, what else there is."""
+        if not identity.is_anonymous:
+            return identity.id
+        if connection.peer_key is not None:
+            return f"{identity.id} {connection.peer_key}"
+        return self._strangers.setdefault(connection, secrets.token_hex(16))
 
     def _offer(
         self, ref: PeerRef, request: Requested, identity: Identity
@@ -360,16 +377,18 @@ def reference(name: str, operation: str) -> PeerRef:
         raise no_such_operation(operation) from None
 
 
-def _key(request: Requested, identity: Identity) -> str | None:
+def _key(request: Requested, identity: Identity, speaker: str) -> str | None:
     """Return the idempotency key to pass on.
 
     The next node keeps answers by originator, who may be anybody that the caller says: callers that
-    speak for others get keys of their own, so that none is given the answer of another.
+    speak for others get keys of their own, so that none is given the answer of another. So do
+    strangers, who are one originator there.
     """
     key = request.idempotency_key
-    if key is None or request.forwarded_for is None or request.forwarded_for.id == identity.id:
+    is_originator = request.forwarded_for is None or request.forwarded_for.id == identity.id
+    if key is None or (is_originator and not identity.is_anonymous):
         return key
-    return hashlib.sha256(f"{identity.id}\0{key}".encode()).hexdigest()
+    return hashlib.sha256(f"{speaker}\0{key}".encode()).hexdigest()
 
 
 def _about(request: Requested, identity: Identity) -> dict[str, object]:

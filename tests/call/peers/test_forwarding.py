@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from alknet.call.codes import CallError
+from alknet.call.handles import CallOptions
 from alknet.call.operations import operation, public
 from alknet.call.proto import InputItem, encode_event
 from alknet.call.reach import ANY_PEER
@@ -21,6 +22,7 @@ from alknet.core.limits import Limits
 from alknet.testing.operations import key, peer
 from tests.call.peers.calculators import USER, Seen, code_of, hub_and_worker
 from tests.call.peers.federated import MemoryNode, open_world, rule
+from tests.call.sessions import CARRIERS
 
 
 def test_what_is_named_twice_is_the_same() -> None:
@@ -69,6 +71,23 @@ async def test_who_speaks_for_another_does_not_get_the_answer_to_its_key() -> No
         assert len(seen.contexts) == 2
     assert seen.contexts[1].forwarded_for == USER
     assert seen.contexts[1].idempotency_key not in {None, "k1"}
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+async def test_two_strangers_never_share_a_key_at_the_next_node(carrier: str) -> None:
+    seen = Seen()
+    hub, worker = hub_and_worker(seen, rules=[rule("w*", "math/*")])
+    async with open_world(hub, worker, carrier=carrier) as world:
+        await world.link(worker, hub, back=["calc"])
+        for _ in range(2):
+            stranger = await world.client(hub, ANONYMOUS)
+            for speaks_for in (None, ANONYMOUS):
+                options = CallOptions(forwarded_for=speaks_for) if speaks_for else CallOptions()
+                await stranger.call(
+                    "math/add", [1, 2], peer=("w1",), idempotency_key="k1", **options
+                )
+    first, second = {ctx.idempotency_key for ctx in seen.contexts}
+    assert "k1" not in {first, second}
 
 
 # Caller, route, operation, and what becomes of it.

@@ -15,6 +15,8 @@ from alknet.call.proto import Requested
 from alknet.call.session import CallSession
 from alknet.core.access import AccessRules
 from alknet.core.config_re_export import NEVER_PASSED_ON, ReExport
+from alknet.core.contracts import Connection
+from alknet.core.contracts import Connection
 from alknet.core.globs import Glob
 from alknet.core.identity import ANONYMOUS, OWNER, Identity, NodeId
 from alknet.core.limits import Limits
@@ -134,7 +136,8 @@ connected, and `w1` offers `math/add` and `db/read`:
 sees is *this* node. The rights of the caller end here; so does a token. `forwarded_for` tells all
 nodes who asked first, as data: the first node sets it to its caller, unless that has said for whom
 it asks. `traceparent`, `idempotency_key` and what is left of the time go on as well; the key of a
-caller that asks for somebody else is made its own first, so that it gets no answer of theirs.
+caller that asks for somebody else is made its own first, so that it gets no answer of theirs; so is
+that of a stranger, by its key or else by its connection.
 
 Errors come back as the last node raised them, and say nothing of where. A call that may have begun
 when its connection broke is `UNAVAILABLE` and is not repeated by itself; one that had certainly not
@@ -210,7 +213,13 @@ async def _table() -> str:
         with environment.attach("w1", w1) as attached, environment.attach("hub", hub):
             attached.set_operations(w1, offers(["math/add", "db/read"]), "1")
             rows = [
-                (what, *(_answer(forwarder, caller, request) for caller in _CALLERS.values()))
+                (
+                    what,
+                    *(
+                        _answer(forwarder, caller, connection, request)
+                        for caller in _CALLERS.values()
+                    ),
+                )
                 for what, request in _REQUESTS.items()
             ]
     return table(("the request", *_CALLERS), rows)
@@ -219,12 +228,13 @@ async def _table() -> str:
 def _answer(
     forwarder: Forwarder,
     caller: Identity,
+    connection: Connection,
     request: tuple[tuple[str, ...], str, tuple[str, ...]],
 ) -> str:
     route, operation, path = request
     asked = Requested(id="d1", operation=operation, peer=route, path=path)
     try:
-        forwarder.admit(asked, identity=caller)
+        forwarder.admit(asked, identity=caller, connection=connection)
     except CallError as exc:
         return exc.code
     return "**passed on**"
