@@ -16,7 +16,6 @@ from alknet.call.session import CallSession
 from alknet.core.access import AccessRules
 from alknet.core.config_re_export import NEVER_PASSED_ON, ReExport
 from alknet.core.contracts import Connection
-from alknet.core.contracts import Connection
 from alknet.core.globs import Glob
 from alknet.core.identity import ANONYMOUS, OWNER, Identity, NodeId
 from alknet.core.limits import Limits
