@@ -89,7 +89,9 @@ class ReExport(msgspec.Struct, frozen=True):
         return any(glob.matches(operation) for glob in self.operations) and self.is_about(route)
 
     def is_about(self, route: Sequence[str]) -> bool:
-        """Whether it is about anything at the end of *route*."""
+        """Whether it is about anything at the end of *route*, where alone 'any' may stand."""
+        if ANY_PEER in route[:-1]:
+            return False
         text = "/".join(route)
         is_any = route[-1] == ANY_PEER
         return any(glob.matches(text) and (not is_any or _names_any(glob)) for glob in self.peers)

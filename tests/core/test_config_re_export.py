@@ -91,6 +91,9 @@ def test_mistakes_are_named(tmp_path: Path, text: str, line: int, key: str, mess
         (("hub/**",), ("hub", "hub2", "any"), True),
         (("hub/a*",), ("hub", "any"), False),
         (("**",), ("a", "b", "c"), True),
+        (("a*/w*",), ("any", "w1"), False),  # the peer in the middle is not one of "a*"
+        (("hub/a*/w*",), ("hub", "any", "w1"), False),
+        (("**",), ("any", "w1"), False),
     ],
 )
 def test_routes_that_a_rule_covers(
