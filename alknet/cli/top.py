@@ -132,12 +132,12 @@ def _rows(
             _rate(transport, earlier, name, interval) for name in ("sent_bytes", "received_bytes")
         )
         calls = one.get("calls") or 0
-        rtt_s = transport.get("rtt_s")
+        rtt_s, lost = transport.get("rtt_s"), transport.get("packets_lost")
         cells = (
             *(one["identity"], one["carrier"], one["address"], one["alpn"]),
             *(duration(one["age_s"]), calls, "-" if rtt_s is None else milliseconds(rtt_s)),
             *("-" if rate is None else amount(int(rate)) for rate in (out, came)),
-            transport.get("packets_lost", "-"),
+            "-" if lost is None else lost,
         )
         rows.append(((calls, (out or 0.0) + (came or 0.0)), cells))
     return rows

@@ -151,6 +151,7 @@ def test_top_looks_once_or_again_and_again(fleet: Fleet) -> None:
     once = fleet.hub.ok("top", "--count", "1").out
     assert "peers 1" in once
     assert "peer:w1" in once
+    assert "None" not in once
     looks = fleet.hub.ok("top", "--count", "2", "--interval", "0.05", "--json").lines
     assert [look["peers"][0]["name"] for look in looks] == ["w1", "w1"]
     second = fleet.hub.ok("top", "--count", "2", "--interval", "0.05").out
