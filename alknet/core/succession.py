@@ -45,6 +45,8 @@ SIGNATURE_BYTES = 64
 STATEMENT_BYTES = _BODY.size + 2 * SIGNATURE_BYTES
 # Two a year for 32 years, and in base64 a third of the frame that strangers may be sent.
 MAX_STATEMENTS = 64
+# The last second of the year 9999: calendars end there.
+LAST_SECOND = 253_402_300_799
 
 Answer = Literal["waits", "known", "unknown"]
 """What a node makes of another's new key: it waits for the owner's word; it is the peer's key
@@ -94,11 +96,13 @@ def decode_succession_untrusted(data: bytes) -> Succession:
     """Take a statement apart; its signatures are not checked.
 
     Raises:
-        Malformed: It has not 200 bytes.
+        Malformed: It has not 200 bytes, or a time that no calendar has.
     """
     if len(data) != STATEMENT_BYTES:
         raise Malformed(f"a statement of {len(data)} bytes, expected {STATEMENT_BYTES}")
     old, new, signed_at = _BODY.unpack_from(data)
+    if signed_at > LAST_SECOND:
+        raise Malformed(f"a statement of {signed_at} seconds since 1970: there is no such date")
     cut = _BODY.size + SIGNATURE_BYTES
     return Succession(old, new, signed_at, data[_BODY.size : cut], data[cut:])
 

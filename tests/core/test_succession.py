@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alknet.core.succession import (
+    LAST_SECOND,
     MAX_STATEMENTS,
     STATEMENT_BYTES,
     Succession,
@@ -95,6 +97,15 @@ def test_a_chain_ends_at_the_key_that_is_asked_for() -> None:
     assert chain_to(statements, PUBLIC[1]) == statements[:1]
     assert chain_to(statements, PUBLIC[4]) == statements[2:]
     assert chain_to(statements, PUBLIC[0]) == []
+
+
+def test_a_time_that_no_calendar_has_is_malformed() -> None:
+    last = sign_succession(KEYS[0], KEYS[1], now=datetime.max.replace(tzinfo=UTC).timestamp() - 1)
+    assert decode_succession_untrusted(last.encode()) == last
+    for beyond in (LAST_SECOND + 1, 2**64 - 1):  # whoever has the old key can sign it all the same
+        signed = sign_succession(KEYS[0], KEYS[1], now=beyond)
+        with pytest.raises(Malformed):
+            decode_succession_untrusted(signed.encode())
 
 
 @given(st.binary(max_size=300))
