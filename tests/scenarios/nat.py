@@ -147,6 +147,16 @@ class Hub:
             if one["identity"].startswith("peer:")
         }
 
+    async def until_carried(self, name: str, carrier: str) -> None:
+        """Wait until *carrier* is the only way that the peer *name* is connected by."""
+        with trio.fail_after(PATIENCE_S):
+            while True:
+                status = msgspec.json.decode(await self._session.call("node/status"))
+                mine = [c for c in status["connections"] if c["identity"] == f"peer:{name}"]
+                if [one["carrier"] for one in mine] == [carrier]:
+                    return
+                await trio.sleep(0.02)
+
     async def until_seen_at(self, site: Site, before: str) -> None:
         """Wait until the worker of *site* is seen at a new address, that of its router."""
         with trio.fail_after(PATIENCE_S):
@@ -154,8 +164,8 @@ class Hub:
                 await trio.sleep(0.02)
         assert seen.rpartition(":")[0] == site.outside
 
-    async def call_any(self, message: str) -> None:
-        output = await self._session.call("echo/unary", {"message": message}, peer=("any",))
+    async def call(self, peer: str, message: str) -> None:
+        output = await self._session.call("echo/unary", {"message": message}, peer=(peer,))
         assert msgspec.json.decode(output) == {"message": message}
 
     def echo(self) -> Any:
@@ -199,9 +209,17 @@ async def a_worker_that_is_cut_off_is_passed_by(hub: Hub, place: Site) -> None:
     place.router.run("ip", "link", "set", "in", "down")
     await hub.until_offered("w1")
     for turn in range(3):
-        await hub.call_any(f"passed by {turn}")
+        await hub.call("any", f"passed by {turn}")
     place.router.run("ip", "link", "set", "in", "up")
     await hub.until_offered("w1", "w2")
+
+
+async def a_worker_whose_router_drops_udp_comes_by_tcp(hub: Hub, place: Site) -> None:
+    drop = ("ip", "protocol", "udp", "drop")
+    place.router.run("nft", "insert", "rule", "ip", "wall", "forward", *drop)
+    await hub.until_carried(place.name, "tcp")
+    await hub.until_offered("w1", "w2")
+    await hub.call(place.name, "by TCP")
 
 
 def make_home(machine: Machine, directory: Path, name: str) -> Path:
@@ -229,6 +247,7 @@ async def scenario(directory: Path) -> None:
         await hub.until_offered("w1", "w2")
         await calls_outlive_what_routers_forget(hub, places)
         await a_worker_that_is_cut_off_is_passed_by(hub, places[1])
+        await a_worker_whose_router_drops_udp_comes_by_tcp(hub, places[0])
 
 
 if __name__ == "__main__":
