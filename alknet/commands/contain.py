@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from alknet.commands.policy import ProgramLimits, ProgramPolicy
 
-__all__ = ["SYSTEM_PATHS", "become"]
+__all__ = ["SYSTEM_PATHS", "become", "change_user"]
 
 SYSTEM_PATHS = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store",
@@ -49,10 +49,7 @@ def become(policy: ProgramPolicy, directory: str) -> None:
     if is_confined:
         _bound_capabilities()
     if policy["user"] is not None:
-        uid, gid = policy["user"]
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+        change_user(policy["user"])
         _die_with_parent()  # a change of user forgets it
     if is_confined:
         _drop_capabilities()
@@ -68,6 +65,14 @@ def become(policy: ProgramPolicy, directory: str) -> None:
     if policy["sandbox"] == "bwrap":
         argv = _bubblewrapped(policy, directory)
     os.execve(argv[0], argv, policy["environment"])  # noqa: S606  a shell is what it must not be
+
+
+def change_user(user: tuple[int, int]) -> None:
+    """Become *user* (user, group) for good, in no other group. Raises OSError."""
+    uid, gid = user
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
 
 
 def _bubblewrapped(policy: ProgramPolicy, directory: str) -> list[str]:

@@ -29,7 +29,7 @@ if __name__ == "__main__":  # run as a file, outside of any site-packages
     sys.modules["alknet"] = package = type(sys)("alknet")
     package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
 
-from alknet.commands.contain import become
+from alknet.commands.contain import become, change_user
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _run(policy: ProgramPolicy, control: int) -> dict[str, Any]:
         return {"failed": str(exc)}
     finally:
         if made is not None:
-            _remove(made)
+            _remove(made, policy["user"])
 
 
 class _Watch:
@@ -217,14 +217,35 @@ def _make_directory(policy: ProgramPolicy) -> str:
     return path
 
 
-def _remove(path: str) -> None:
-    """Remove a directory that nobody uses any more, whatever was left in it."""
+def _remove(path: str, user: tuple[int, int] | None) -> None:
+    """Remove a directory that the program uses no more, whatever was left in it."""
+    if _has_removed_empty(path):  # most programs leave nothing
+        return
+    # As programs, for they descend to any depth. And as the program's user: another process of that
+    # user could put a link in their way, which root would follow.
+    _run_as(user, ["/bin/chmod", "-R", "u+rwx", "--", path])
+    _run_as(user, ["/bin/rm", "-rf", "--", path])
+    _has_removed_empty(path)  # if that user may not
+
+
+def _has_removed_empty(path: str) -> bool:
     try:
-        os.rmdir(path)  # most programs leave nothing
+        os.rmdir(path)
     except OSError:
-        # As programs, for they descend to any depth; links are not followed.
-        os.spawnv(os.P_WAIT, "/bin/chmod", ["chmod", "-R", "u+rwx", "--", path])  # noqa: S606
-        os.spawnv(os.P_WAIT, "/bin/rm", ["rm", "-rf", "--", path])  # noqa: S606
+        return False
+    return True
+
+
+def _run_as(user: tuple[int, int] | None, argv: list[str]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if user is not None:
+                change_user(user)
+            os.execv(argv[0], argv)  # noqa: S606  no shell is wanted
+        finally:
+            os._exit(127)
+    os.waitpid(pid, 0)
 
 
 def _let_go_of_stdio() -> None:

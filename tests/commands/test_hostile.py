@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import trio
 
 from alknet.call.codes import CallError
-from alknet.commands import landlock, sandbox, seccomp
+from alknet.commands import landlock, launch, sandbox, seccomp
 from alknet.commands.process import Ended, open_program
 from alknet.errors import LocalError
 from alknet.testing.operations import call_operation, collect_items
@@ -210,6 +211,24 @@ async def test_directories_that_nobody_may_enter_go_too(place: Place) -> None:
     body = "mkdir -m 0 closed; mkdir -p $(printf 'd/%.0s' $(seq 150)); : > d/file"
     made = place.operation(f'{body}; echo "\\"$PWD\\""')
     assert not Path(await call_operation(made)).exists()
+
+
+def test_what_clears_a_directory_has_no_more_rights_than_the_program(place: Place) -> None:
+    user = (65534, 65534) if is_root() else None
+    made = launch._make_directory(policy(["/bin/true"], temporary=str(place.directory), user=user))
+    kept = Path(made, "foreign") if is_root() else place.home
+    if is_root():  # as what root would reach by a link that another process puts there
+        kept.mkdir(mode=0o755)
+        (kept / "file").touch()
+    else:
+        Path(made, "link").symlink_to(kept)
+    launch._remove(made, user)
+    assert kept.exists()
+    if is_root():
+        shutil.rmtree(kept)
+        (Path(made) / "file").touch()
+        launch._remove(made, None)
+    assert not Path(made).exists()
 
 
 async def test_what_is_allowed_is_allowed(place: Place) -> None:
