@@ -76,8 +76,16 @@ def test_round_robin_goes_on_where_it_was_when_others_come_and_go(
     gone = data.draw(st.sets(st.sampled_from(others), max_size=len(others)))
     for peer in gone:
         candidates.remove(peer)
+    expected = after(candidates, last)
+    assert candidates.next_in_turn() is expected
+    for peer in gone:
+        candidates.add(peer)
+    assert candidates.next_in_turn() is after(candidates, expected)
+
+
+def after(candidates: Candidates, last: AttachedPeer) -> AttachedPeer:
     later = [peer for peer in candidates.available if peer.order > last.order]
-    assert candidates.next_in_turn() is (later or candidates.available)[0]
+    return (later or candidates.available)[0]
 
 
 def test_first_keeps_to_the_one_that_is_attached_the_longest() -> None:
