@@ -60,7 +60,7 @@ class Admitted:
     @property
     def op_type(self) -> str:
         """Of ``query``, ``mutation``, ``upload`` (`run`), ``subscription``, ``bidi`` (`stream`)."""
-        return self._operation.spec.op_type.value
+        return self._operation.spec.op_type
 
     @property
     def identity(self) -> Identity:

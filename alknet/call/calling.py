@@ -61,14 +61,16 @@ MOST_DISOWNED = 64
 
 
 class _Kind(enum.Enum):
-    CALL = enum.auto()
-    SUBSCRIPTION = enum.auto()
-    UPLOAD = enum.auto()
-    BIDI = enum.auto()
+    """What we ask for: do items come back, and are items sent."""
 
+    CALL = (False, False)
+    SUBSCRIPTION = (True, False)
+    UPLOAD = (False, True)
+    BIDI = (True, True)
 
-_HAVE_ITEMS = frozenset({_Kind.SUBSCRIPTION, _Kind.BIDI})
-_SEND_ITEMS = frozenset({_Kind.UPLOAD, _Kind.BIDI})
+    def __init__(self, has_items: bool, sends_items: bool) -> None:
+        self.has_items = has_items
+        self.sends_items = sends_items
 
 
 class Calling:
@@ -283,20 +285,20 @@ class Calling:
         kind: _Kind,
     ) -> Pending:
         deadline = self._deadline(options, kind)
-        request = _request(operation, input, options)
+        data = encode_input(input)
         try:
-            stream = await self._stream(request, options, deadline, kind)
+            stream = await self._stream(len(data), options, deadline, kind)
             # From here to the end nothing waits: a cancel leaves no entry without a request.
-            return self._put(stream, request, options, deadline, kind)
+            request = self._request(stream, operation, data, options, deadline, kind)
+            return self._put(stream, request, deadline, kind)
         except CallError as exc:
             exc.is_unsent = True
             raise
 
     async def _stream(
-        self, request: Requested, options: CallOptions, deadline: float, kind: _Kind
+        self, size: int, options: CallOptions, deadline: float, kind: _Kind
     ) -> CallStream:
         self._session.check_live()
-        size = len(request.input)
         is_bulk = size > SHARED_REQUEST_BYTES - ENVELOPE_BYTES or options.get("large_output", False)
         lanes = self._session.lanes
         is_own = is_bulk or kind is not _Kind.CALL
@@ -309,27 +311,37 @@ class Calling:
                 raise too_slow()
         return stream
 
-    def _put(
+    def _request(
         self,
         stream: CallStream,
-        request: Requested,
+        operation: str,
+        data: msgspec.Raw,
         options: CallOptions,
         deadline: float,
         kind: _Kind,
-    ) -> Pending:
-        call_id = self._next_id()
-        window = self._window(stream) if kind in _HAVE_ITEMS else None
+    ) -> Requested:
         timeout_ms = None
         if options.get("timeout_s") is not None and deadline < math.inf:
             left_s = deadline - GRACE_S - trio.current_time()
             timeout_ms = min(max(1, math.ceil(left_s * 1000)), MAX_SAFE_INTEGER)
-        request = msgspec.structs.replace(
-            request,
-            id=call_id,
-            window=window,
+        peer = options.get("peer")
+        return Requested(
+            id=self._next_id(),
+            operation=operation.removeprefix("/"),
+            input=data,
+            auth_token=options.get("token"),
+            forwarded_for=options.get("forwarded_for"),
             timeout_ms=timeout_ms,
-            has_input_items=bool(request.peer) and kind in _SEND_ITEMS,
+            traceparent=options.get("traceparent"),
+            window=self._window(stream) if kind.has_items else None,
+            peer=peer,
+            path=options.get("path", ()),
+            has_input_items=bool(peer) and kind.sends_items,
+            idempotency_key=options.get("idempotency_key"),
         )
+
+    def _put(self, stream: CallStream, request: Requested, deadline: float, kind: _Kind) -> Pending:
+        call_id, window = request.id, request.window
         body = encode_event(request)
         if len(body) > self._limits.frame_bytes or is_too_deep(body):
             self._session.lanes.done_with(stream)
@@ -341,7 +353,7 @@ class Calling:
         else:
             grants = ReceiveWindow(window)
             pending = PendingItems(call_id, stream, grants, self._session.budget, deadline)
-        if kind in _SEND_ITEMS:
+        if kind.sends_items:
             self._senders[call_id] = InputSender(pending, self._limits.frame_bytes)
         is_alone = not stream.pending
         self.pending[call_id] = stream.pending[call_id] = pending
@@ -392,22 +404,8 @@ class Calling:
     def _deadline(self, options: CallOptions, kind: _Kind) -> float:
         timeout_s = options.get("timeout_s")
         if timeout_s is None:
-            timeout_s = math.inf if kind in _HAVE_ITEMS else self._limits.call_timeout_max_s
+            timeout_s = math.inf if kind.has_items else self._limits.call_timeout_max_s
         return trio.current_time() + timeout_s + GRACE_S
-
-
-def _request(operation: str, input: object, options: CallOptions) -> Requested:  # noqa: A002
-    return Requested(
-        id="",
-        operation=operation.removeprefix("/"),
-        input=encode_input(input),
-        auth_token=options.get("token"),
-        forwarded_for=options.get("forwarded_for"),
-        traceparent=options.get("traceparent"),
-        idempotency_key=options.get("idempotency_key"),
-        peer=options.get("peer"),
-        path=options.get("path", ()),
-    )
 
 
 def encode_input(value: object) -> msgspec.Raw:
