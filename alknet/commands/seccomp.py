@@ -62,6 +62,8 @@ def _program(*, may_connect: bool) -> Sequence[bytes]:
     for numbers, wanted in _OF_ITSELF.values():
         checks = [line for place, value in wanted.items() for line in _argument_is(place, value)]
         lines += _only_for(numbers[column], [*checks, _return(_ALLOW)])
+    for numbers, create, mode in _TAKE_MODES.values():
+        lines += _only_for(numbers[column], _without_set_id(create, mode))
     # A pair of datagram sockets could still send to any other.
     pair = [_load(_AT_FIRST_ARGUMENT + 8), _and(_SOCKET_KIND), *_when(_SOCK_DGRAM, _EACCES)]
     lines += _only_for(_SOCKETPAIR[column], [*pair, _return(_ALLOW)])
@@ -82,8 +84,21 @@ def _unless(value: int, action: int) -> list[bytes]:
     return [_jump(_JEQ, value, 1, 0), _return(action)]
 
 
-def _only_for(number: int, lines: list[bytes]) -> list[bytes]:
-    return [_jump(_JEQ, number, 0, len(lines)), *lines]
+def _only_for(number: int | None, lines: list[bytes]) -> list[bytes]:
+    return [] if number is None else [_jump(_JEQ, number, 0, len(lines)), *lines]
+
+
+def _without_set_id(create: int | None, mode: int) -> list[bytes]:
+    """Refuse set-user-ID and set-group-ID in argument *mode*, where *create* says that it counts.
+
+    Whoever runs such a file, outside of any sandbox, becomes the user of the program.
+    """
+    lines = [_load(_AT_FIRST_ARGUMENT + 8 * mode), _jump(_JSET, _SET_ID, 0, 1), _return(_EPERM)]
+    lines.append(_return(_ALLOW))
+    if create is not None:
+        lines[:0] = [_load(_AT_FIRST_ARGUMENT + 8 * create), _jump(_JSET, _CREATES, 1, 0)]
+        lines.insert(2, _return(_ALLOW))
+    return lines
 
 
 def _argument_is(place: int, value: int) -> list[bytes]:
@@ -123,9 +138,21 @@ _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _SOCKET = (41, 198)
 _AF_INET, _AF_INET6, _AF_NETLINK = 2, 10, 16
 _CLONE = (56, 220)
-_MISSING = {"clone3": (435, 435), "io_uring_setup": (425, 425)}
+# Of the last, what counts lies in memory, where no filter looks.
+_MISSING = {"clone3": (435, 435), "io_uring_setup": (425, 425), "openat2": (437, 437)}
 _SOCKETPAIR = (53, 199)
 _SOCKET_KIND, _SOCK_DGRAM = 0xF, 2
+_SET_ID = 0o6000
+_CREATES = 0o100 | 0o20000000  # O_CREAT, and what makes O_TMPFILE more than O_DIRECTORY
+# What gives files their modes: the places of the flags that may create one, and of the mode.
+_TAKE_MODES: dict[str, tuple[tuple[int, int | None], int | None, int]] = {
+    "open": ((2, None), 1, 2),
+    "openat": ((257, 56), 2, 3),
+    "creat": ((85, None), None, 1),
+    "mknod": ((133, None), None, 1),
+    "mknodat": ((259, 33), None, 2),
+    "fchmod": ((91, 52), None, 1),
+}
 # What changes processes, and what its arguments must be to change the caller: who is 0, and by
 # what (a process, and not its user) is PRIO_PROCESS and IOPRIO_WHO_PROCESS.
 _OF_ITSELF: dict[str, tuple[tuple[int, int], dict[int, int]]] = {
@@ -153,6 +180,7 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
     "lremovexattr": (198, 15),
     "setxattrat": (463, 463),
     "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
     "utime": (132, None),
     "utimes": (235, None),
     "futimesat": (261, None),

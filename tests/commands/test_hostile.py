@@ -78,6 +78,32 @@ attempt("by link", lambda: open("link/vault.alk").read())
     assert home.stat().st_mode & 0o777 == 0o700
 
 
+async def test_no_file_can_be_left_that_makes_others_the_user(place: Place) -> None:
+    body = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def made(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "")
+    os.close(result)
+flags = os.O_CREAT | os.O_WRONLY
+os.umask(0)
+attempt("create", lambda: made(os.open("a", flags, 0o4755)))
+attempt("group", lambda: made(os.open("b", flags, 0o2755)))
+attempt("without a name", lambda: made(os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o4755)))
+attempt("make", lambda: os.mknod("c", 0o104755))
+attempt("change", lambda: os.fchmod(os.open("d", flags), 0o4755))
+attempt("change itself", lambda: os.fchmod(os.open(sys.argv[0], os.O_RDONLY), 0o4755))
+attempt("usual", lambda: made(os.open("e", flags, 0o755)))
+attempt("open", lambda: made(libc.openat(-100, b"e", os.O_RDONLY, 0o4755)))
+attempt("change usually", lambda: os.fchmod(os.open("e", os.O_RDONLY), 0o700))
+"""
+    found = await attempts(place, body)
+    assert {found.pop(name) for name in ("usual", "open", "change usually")} == {"done"}
+    assert set(found.values()) == {"PermissionError"}
+    assert len(found) == 6
+
+
 async def test_the_control_socket_is_out_of_reach_even_of_the_nodes_own_user(
     place: Place,
 ) -> None:
