@@ -34,6 +34,7 @@ class OutboundTarget(msgspec.Struct, frozen=True, kw_only=True):
         addresses: Where to dial it.
         problem: Why it cannot be dialled as things are; empty if it can.
         in_config: It stands in ``node.toml``, and ends only there.
+        joined: Differs each time that the node has joined it: who joins wants a connection now.
     """
 
     name: str
@@ -41,6 +42,7 @@ class OutboundTarget(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[Address, ...] = ()
     problem: str = ""
     in_config: bool = False
+    joined: int = 0
 
 
 class OutboundSource(Protocol):

@@ -80,8 +80,9 @@ class StoredOutbound:
 
     def targets(self) -> Sequence[OutboundTarget]:
         """Return all, by name, with what their records say now."""
-        names = {*self._config, *(row.peer for row in self._rows())}
-        return [self._target(name) for name in sorted(names)]
+        joined = {row.value.peer: row.version for row in self._rows()}
+        names = {*self._config, *joined}
+        return [self._target(name, joined.get(name, 0)) for name in sorted(names)]
 
     def check_joinable(self, peer: Peer) -> None:
         """Raise Conflict if what is in memory says that `join` would refuse *peer*."""
@@ -103,8 +104,8 @@ class StoredOutbound:
         """Know *peer*, and keep a connection to it from now on, in one step; return its record.
 
         A peer of that name and key that is known already keeps all but its scopes, which become
-        those of *peer*, and gains the addresses. Done once more, it changes nothing. Cancelled,
-        all was done or nothing.
+        those of *peer*, and gains the addresses. Done once more, it changes nothing but the
+        target's `OutboundTarget.joined`. Cancelled, all was done or nothing.
 
         Args:
             peer: With the one key that it must prove.
@@ -127,12 +128,13 @@ class StoredOutbound:
             else:
                 record = row = _merged(peer, found, keep_scopes)
                 ops = _written(row, found)
-            ops += await self._dialled(record)
-            if not ops:
-                return record
-            entry = Entry("outbound.add", peer.name, _shown(record))
+            dialled, is_new = await self._dialled(record)
             try:
-                await self._identities.audit.write(ops, entry)
+                if ops or is_new:
+                    entry = Entry("outbound.add", peer.name, _shown(record))
+                    await self._identities.audit.write([*ops, dialled], entry)
+                else:
+                    await self._store.write(dialled)
             except RowConflict as exc:
                 if exc.holder is not None:
                     key = peer.fingerprints[0]
@@ -157,15 +159,15 @@ class StoredOutbound:
         entry = Entry("outbound.remove", name)
         await self._identities.audit.write([Delete(OUTBOUND, found.key)], entry)
 
-    def _rows(self) -> Iterator[OutboundRow]:
+    def _rows(self) -> Iterator[Row[OutboundRow]]:
         """Iterate over those of this node whose peer is the one that they were made for."""
         for row in self._store.rows(OUTBOUND):
             if row.value.node == self._node and row.value.incarnation == self._incarnation(
                 row.value.peer
             ):
-                yield row.value
+                yield row
 
-    def _target(self, name: str) -> OutboundTarget:
+    def _target(self, name: str, joined: int) -> OutboundTarget:
         fixed = self._config.get(name)
         peer = self._identities.peer(name)
         if peer is None:
@@ -185,9 +187,11 @@ class StoredOutbound:
             addresses=tuple(addresses),
             problem="this is the node itself" if is_self else problem,
             in_config=fixed is not None,
+            joined=joined,
         )
 
-    async def _dialled(self, record: Peer) -> list[Op]:
+    async def _dialled(self, record: Peer) -> tuple[Op, bool]:
+        """Return the write of a peer's row, and whether there was none like it."""
         incarnation = (
             record.incarnation
             if isinstance(record, PeerRow)
@@ -195,9 +199,8 @@ class StoredOutbound:
         )
         row = OutboundRow(node=self._node, peer=record.name, incarnation=incarnation)
         found = await self._store.fetch(OUTBOUND, self._key(record.name))
-        if found is not None and found.value == row:
-            return []
-        return [Put(OUTBOUND, self._key(record.name), row, _version(found))]
+        put = Put(OUTBOUND, self._key(record.name), row, _version(found))
+        return put, found is None or found.value != row
 
     def _incarnation(self, name: str) -> str | None:
         return self._identities.incarnation(f"peer:{name}")

@@ -31,24 +31,26 @@ async def test_to_join_makes_a_peer_and_a_target_in_one_step(opener: Opener) -> 
         assert outbound.targets() == []
         record = await outbound.join(hub("jobs:run"))
         assert (record.name, record.scopes) == ("hub", ("jobs:run",))
-        assert outbound.targets() == [
-            OutboundTarget(name="hub", keys=(HUB,), addresses=(Address("h", 1),))
-        ]
+        [target] = outbound.targets()
+        assert target == OutboundTarget(
+            name="hub", keys=(HUB,), addresses=(Address("h", 1),), joined=target.joined
+        )
         assert identities.peer("hub") == hub("jobs:run")
         [row] = await identities.audit.newest(None)
         assert (row.action, row.target) == ("outbound.add", "hub")
         assert row.details["scopes"] == "jobs:run"
 
 
-async def test_to_join_again_changes_nothing_or_what_is_asked(opener: Opener) -> None:
+async def test_to_join_again_changes_no_right_or_what_is_asked(opener: Opener) -> None:
     async with opener() as store:
         identities = StoredIdentities(store)
         outbound = StoredOutbound(identities, ME)
         await outbound.join(hub("a"))
-        version = store.version
+        known = identities.version
         await outbound.join(hub("a"))
         await outbound.join(hub(), keep_scopes=True)
-        assert store.version == version
+        assert identities.version == known
+        assert len(await identities.audit.newest(None)) == 1
         await outbound.join(hub("b", address="h:2"))
         assert identities.peer("hub") == Peer(
             name="hub",
@@ -61,6 +63,21 @@ async def test_to_join_again_changes_nothing_or_what_is_asked(opener: Opener) ->
         assert outbound.targets() == []
         await outbound.join(hub("c"))
         assert len(outbound.targets()) == 1
+
+
+async def test_to_join_again_makes_a_target_that_differs_so_that_it_is_dialled_at_once(
+    opener: Opener,
+) -> None:
+    async with opener() as store:
+        outbound = StoredOutbound(StoredIdentities(store), ME)
+        await outbound.join(hub("a"))
+        [first] = outbound.targets()
+        version = outbound.version
+        await outbound.join(hub("a"))
+        assert await outbound.wait_changed(version) > version
+        [again] = outbound.targets()
+        assert again != first
+        assert (again.keys, again.addresses) == (first.keys, first.addresses)
 
 
 async def test_what_conflicts_is_refused_and_changes_nothing(opener: Opener) -> None:
