@@ -62,8 +62,8 @@ def _program(*, may_connect: bool) -> Sequence[bytes]:
     for numbers, wanted in _OF_ITSELF.values():
         checks = [line for place, value in wanted.items() for line in _argument_is(place, value)]
         lines += _only_for(numbers[column], [*checks, _return(_ALLOW)])
-    for numbers, create, mode in _TAKE_MODES.values():
-        lines += _only_for(numbers[column], _without_set_id(create, mode))
+    for takers, create, mode in _TAKE_MODES.values():
+        lines += _only_for(takers[column], _without_set_id(create, mode))
     # A pair of datagram sockets could still send to any other.
     pair = [_load(_AT_FIRST_ARGUMENT + 8), _and(_SOCKET_KIND), *_when(_SOCK_DGRAM, _EACCES)]
     lines += _only_for(_SOCKETPAIR[column], [*pair, _return(_ALLOW)])
