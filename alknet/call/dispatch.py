@@ -89,6 +89,8 @@ class OperationDispatcher:
         self.peers = PeerEnvironment() if peers is None else peers
         self.resources = resources
         self.repeated = RepeatedCalls(lambda: self.limits)
+        if resources is not None:
+            self.repeated.incarnation = resources.ownership.incarnation
         self.forwarder: Forwarder | None = None
         self.survivors = Survivors(lambda: self.limits)
         self._scopes = ScopeVerdicts()

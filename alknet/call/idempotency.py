@@ -28,8 +28,8 @@ class CallKey(NamedTuple):
 
     Attributes:
         identity: The id of whom the call runs for.
-        stranger: What tells apart those that are all ``anonymous``, and the operations that only
-            one session has; None for others.
+        stranger: What tells apart those that are all ``anonymous``, the operations that only one
+            session has, and peers of one name, of which the first was removed; None for others.
         originator: The id of whom the caller says that it acts for, as a hub does for its users.
         key: As it was sent.
     """

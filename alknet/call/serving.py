@@ -194,11 +194,14 @@ class Serving:
 
     def _keyed(self, request: Requested, admitted: AdmittedCall, text: str) -> KeyedCall:
         identity = admitted.identity
-        stranger = None
+        stranger: object
         if self._is_of_session(request):
             stranger = self._stranger
         elif identity.is_anonymous:
             stranger = self._session.connection.peer_key or self._stranger
+        else:
+            assert self._session.dispatcher is not None
+            stranger = self._session.dispatcher.repeated.incarnation(identity.id)
         originator = None if request.forwarded_for is None else request.forwarded_for.id
         key = CallKey(identity.id, stranger, originator, text)
         operation, fingerprint = request.operation, fingerprint_of(request)

@@ -62,10 +62,17 @@ class RepeatedCalls:
 
     Attributes:
         answers: Of calls that have ended.
+        incarnation: Tells an identity from an earlier one of its id; None for none.
     """
 
-    def __init__(self, limits: Callable[[], Limits]) -> None:
+    def __init__(
+        self,
+        limits: Callable[[], Limits],
+        *,
+        incarnation: Callable[[str], str | None] = lambda _identity_id: None,
+    ) -> None:
         """Make an empty one; *limits* are asked for each time, and may change."""
+        self.incarnation = incarnation
         self.answers = IdempotencyTable(limits)
         self._running: dict[CallKey, _SharedRun] = {}
 
