@@ -46,10 +46,11 @@ Listed = dict[str, Any]
 def peers(target: str | None, depth: int, **options: Any) -> None:
     """Show which peers can be called through a node, and how they are.
 
-    Shown are those that are connected and serve operations, with the path to each ('by'), how long
-    small calls to it take, its calls in flight, and how many of its operations you may call. Of
-    other nodes you see what they re-export to you, if they list their peers at all. Those that this
-    node dials and does not reach stand below, with the reason.
+    Shown are those that are connected and serve operations, with the path to each ('by') and its
+    round-trip time, how long small calls took of late, their work included, the calls in flight,
+    and how many of its operations you may call. Of other nodes you see what they re-export to you,
+    if they list their peers at all. Those that this node dials and does not reach stand below, with
+    the reason.
     """
     from alknet.cli.running import run
 
@@ -101,6 +102,8 @@ def _add_paths(found: Sequence[Listed], connections: Sequence[Mapping[str, Any]]
     for one in found:
         mine = [c for c in connections if c["identity"] == f"peer:{one['name']}"]
         one["paths"] = [f"{c['carrier']} {c['address']}" for c in mine]
+        known = [(c.get("transport") or {}).get("rtt_s") for c in mine]
+        one["path_rtt_ms"] = min((1000 * rtt_s for rtt_s in known if rtt_s), default=None)
 
 
 async def _add_theirs(
@@ -131,7 +134,7 @@ async def _add_theirs(
             nursery.start_soon(ask, one)
 
 
-_HEADERS = ("peer", "state", "by", "rtt ms", "in flight", "operations")
+_HEADERS = ("peer", "state", "by", "rtt ms", "call ms", "in flight", "operations")
 
 
 def _flat(found: Sequence[Listed], indent: str = "") -> Iterator[tuple[str, Listed]]:
@@ -142,12 +145,12 @@ def _flat(found: Sequence[Listed], indent: str = "") -> Iterator[tuple[str, List
 
 
 def _row(name: str, one: Listed) -> tuple[object, ...]:
-    rtt_ms = one["rtt_ms"]
+    times_ms = (one.get("path_rtt_ms"), one["rtt_ms"])
     return (
         name,
         "up" if one["is_healthy"] else "ejected",
         ", ".join(one.get("paths", ())) or "-",
-        "-" if rtt_ms is None else f"{rtt_ms:.1f}",
+        *("-" if time_ms is None else f"{time_ms:.1f}" for time_ms in times_ms),
         one["in_flight"],
         len(one.get("operations", ())),
     )

@@ -67,9 +67,11 @@ def test_peers_are_shown_as_a_tree_with_their_paths(fleet: Fleet) -> None:
     [w1] = fleet.hub.ok("peers", "--json").json["peers"]
     assert (w1["name"], w1["is_healthy"], w1["in_flight"]) == ("w1", True, 0)
     assert w1["rtt_ms"] > 0
+    assert w1["path_rtt_ms"] > 0
     assert w1["paths"][0].startswith("quic 127.0.0.1:")
     assert "echo/unary" in w1["operations"]
-    _, row = fleet.hub.ok("peers", "--depth", "1").out.splitlines()
+    header, row = fleet.hub.ok("peers", "--depth", "1").out.splitlines()
+    assert "RTT MS  CALL MS" in header
     assert row.startswith("└─ w1  up     quic 127.0.0.1:")
     # The worker sees the hub, and what the hub tells it of itself.
     tree = fleet.worker.ok("peers", "--json").json["peers"]
