@@ -31,7 +31,7 @@ imports: $(STAMP)        ## layers
 
 test: $(STAMP)           ## all tests; foreign programs are installed where apt is allowed
 	PYTHON=$(BIN)/python tests/install-foreign
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 cover: $(STAMP)          ## tests with the coverage floor
 	$(BIN)/coverage erase

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-# Loggers whose levels alknet and its commands set.
-SET = ("", "alknet", "quic")
+# Of the loggers that alknet and its commands set: as Python makes them.
+LEVELS = {"": logging.WARNING, "alknet": logging.NOTSET, "quic": logging.NOTSET}
 
 
 def pytest_configure() -> None:
@@ -19,11 +19,13 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _log_as_it_was() -> Iterator[None]:
-    """A level that one test left behind would hide records from the tests after it."""
+def _log_as_at_first() -> Iterator[None]:
+    """What one test, or a fixture that several share, has set would hide records from others."""
     root = logging.getLogger()
-    handlers, levels = list(root.handlers), {name: logging.getLogger(name).level for name in SET}
+    handlers = list(root.handlers)
+    for name, level in LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     yield
     root.handlers[:] = handlers
-    for name, level in levels.items():
+    for name, level in LEVELS.items():
         logging.getLogger(name).setLevel(level)
