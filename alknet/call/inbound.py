@@ -31,6 +31,7 @@ class InboundCall:
     Attributes:
         id: Chosen by the peer.
         operation: Registry name.
+        op_type: The kind of that operation.
         identity: Whom it runs for.
         auth_token: The token that it came with, if that is why it runs. Secret.
         stream: Where it came and where its answer goes.
@@ -51,6 +52,7 @@ class InboundCall:
         "input_bytes",
         "inputs",
         "keyed",
+        "op_type",
         "operation",
         "scope",
         "stream",
@@ -71,6 +73,7 @@ class InboundCall:
         self.identity: Identity = admitted.identity
         self.auth_token = request.auth_token if admitted.used_token else None
         self.admitted = admitted
+        self.op_type = admitted.op_type
         self.stream = stream
         self.credit = None if request.window is None else SendCredit(request.window)
         self.inputs: InputItems | None = None

@@ -74,7 +74,7 @@ class Serving:
         self.calls[call.id] = call
         stream.serving.add(call)
         self._input_bytes += call.input_bytes
-        if call.admitted.op_type in _TAKES_ITEMS:
+        if call.op_type in _TAKES_ITEMS:
             self._open_inputs(call)
         if self._workers is None:  # a session that only calls needs none
             self._workers = Workers(self._session.spawn, self._run)
@@ -118,7 +118,7 @@ class Serving:
         if call.stream is not stream:
             raise Violation("input left the stream of its request")
         if call.inputs is None:
-            why = f"a {call.admitted.op_type} takes no input items"
+            why = f"a {call.op_type} takes no input items"
             call.end(failed(call.id, ErrorCode.INVALID_OPERATION_TYPE, why))
             return
         try:
@@ -181,14 +181,17 @@ class Serving:
             raise error_of(exc, request.operation) from None
         if admitted.used_token:
             session.token_accepted()
-        _check_type(request, admitted)
-        deadline = min(
-            arrived_at + _or_inf(admitted.timeout_s),
-            arrived_at + _or_inf(request.timeout_ms) / 1000,
-        )
+        deadline = math.inf
+        if admitted.timeout_s is not None:
+            deadline = arrived_at + admitted.timeout_s
+        if request.timeout_ms is not None:
+            deadline = min(deadline, arrived_at + request.timeout_ms / 1000)
         expires_at = session.token_ends_at(admitted.identity) if admitted.used_token else math.inf
         call = InboundCall(request, admitted, stream, deadline=deadline, expires_at=expires_at)
-        if request.idempotency_key is not None and admitted.op_type in _REMEMBERED:
+        if request.window is not None and call.op_type not in _HAS_ITEMS:
+            why = f"a {call.op_type} has no items: call it"
+            raise CallError(ErrorCode.INVALID_OPERATION_TYPE, why)
+        if request.idempotency_key is not None and call.op_type in _REMEMBERED:
             call.keyed = self._keyed(request, admitted, request.idempotency_key)
         return call
 
@@ -256,7 +259,7 @@ class Serving:
 
     async def _outcome(self, call: InboundCall) -> Event:
         try:
-            if call.admitted.op_type in _HAS_ITEMS:
+            if call.op_type in _HAS_ITEMS:
                 await self._pump(call)
                 return Completed(call.id)
             if call.keyed is None:
@@ -287,7 +290,6 @@ class Serving:
                 outbox.put(encode_frame(body))
 
     def _frame(self, event: Event, operation: str) -> bytes:
-        call_id = getattr(event, "id", "")
         error: CallError | None
         try:
             body = encode_event(event)
@@ -295,7 +297,7 @@ class Serving:
         except Exception as exc:  # noqa: BLE001  # boundary: an error with details that are no JSON
             body, error = b"", error_of(exc, operation)
         if error is not None:
-            body = encode_event(Failed.of(call_id, error))
+            body = encode_event(Failed.of(getattr(event, "id", ""), error))
         return encode_frame(body)
 
     def _forget(self, call: InboundCall) -> None:
@@ -305,12 +307,6 @@ class Serving:
             call.stream.inputs.discard(call.inputs)
             call.inputs.close()
         self._input_bytes -= call.input_bytes
-
-
-def _check_type(request: Requested, admitted: AdmittedCall) -> None:
-    kind = admitted.op_type
-    if request.window is not None and kind not in _HAS_ITEMS:
-        raise CallError(ErrorCode.INVALID_OPERATION_TYPE, f"a {kind} has no items: call it")
 
 
 _HAS_ITEMS = frozenset({"subscription", "bidi"})
@@ -327,7 +323,3 @@ def _unsendable(body: bytes, limit: int) -> CallError | None:
     if is_too_deep(body):
         return CallError(ErrorCode.INTERNAL, f"an answer nests deeper than {MAX_DEPTH} levels")
     return None
-
-
-def _or_inf(value: float | None) -> float:
-    return math.inf if value is None else value

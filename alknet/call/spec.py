@@ -40,12 +40,16 @@ class OpType(enum.StrEnum):
     @property
     def has_items(self) -> bool:
         """Its outputs are a stream of items."""
-        return self in {OpType.SUBSCRIPTION, OpType.BIDI}
+        return self in _HAVE_ITEMS
 
     @property
     def takes_items(self) -> bool:
         """Its caller sends a stream of items, beside the input."""
-        return self in {OpType.UPLOAD, OpType.BIDI}
+        return self in _TAKE_ITEMS
+
+
+_HAVE_ITEMS = frozenset({OpType.SUBSCRIPTION, OpType.BIDI})
+_TAKE_ITEMS = frozenset({OpType.UPLOAD, OpType.BIDI})
 
 
 class CompositionAuthority(msgspec.Struct, frozen=True):
