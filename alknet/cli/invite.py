@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from alknet.core.ticket import Ticket
-    from alknet.stores.enrolment import EnrolmentTokens
+    from alknet.stores.enrolment import EnrolmentTokens, MintedEnrolment
     from alknet.stores.tables import EnrolmentRow
 
 __all__ = ["invite", "invites", "uninvite"]
@@ -68,6 +68,7 @@ def invite(
     from alknet.core.clock import wall_clock
     from alknet.core.identity import check_peer_name
     from alknet.core.invitation import Invitation
+    from alknet.errors import Conflict
     from alknet.stores.enrolment import LONGEST_LIFE_S
 
     with usage_errors("NAME"):
@@ -76,9 +77,15 @@ def invite(
         raise click.BadParameter("an invitation lives for 30d at most", param_hint="--ttl")
     allowed, granted = check_scopes(scopes), grants(resources)
     ticket, runs = _own_ticket(addresses)
-    minted = _with_tokens(
-        lambda tokens: tokens.create(name, lifetime_s=ttl, scopes=allowed, resources=granted)
-    )
+
+    async def create(tokens: EnrolmentTokens) -> MintedEnrolment:
+        try:
+            return await tokens.create(name, lifetime_s=ttl, scopes=allowed, resources=granted)
+        except Conflict as exc:
+            hint = f"take another name, or let it go first: 'alknet peer remove {name}'"
+            raise CommandError("CONFLICT", str(exc), hint=hint) from exc
+
+    minted = _with_tokens(create)
     invitation = str(Invitation(ticket, minted.secret))
     expires_at = wall_clock() + ttl
     if is_json():

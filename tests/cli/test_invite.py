@@ -76,11 +76,9 @@ def test_what_makes_no_sense_is_wrong_usage(made: Cli, arguments: tuple[str, ...
 def test_a_name_that_a_peer_has_gets_no_invitation(made: Cli) -> None:
     made.ok("peer", "add", "bob", made.ok("id", "--json").json["id"])
     result = made.fails(1, "peer", "invite", "bob", "--address", "h:1", "--json")
-    assert result.error == {
-        "code": "CONFLICT",
-        "message": "a peer named 'bob' exists",
-        "retryable": False,
-    }
+    assert result.error["code"] == "CONFLICT"
+    assert result.error["message"] == "a peer named 'bob' exists"
+    assert "'alknet peer remove bob'" in result.error["hint"]
 
 
 def test_without_an_address_there_is_no_invitation(made: Cli) -> None:
