@@ -81,7 +81,7 @@ def run(is_quick: bool) -> Table:
     if is_quick:
         rows = trio.run(measure, (1, 100), (8,), 1_000, 2)
     else:
-        rows = trio.run(measure, COUNTS, QUIC_COUNTS, 1_500, 41)
+        rows = trio.run(measure, COUNTS, QUIC_COUNTS, 2_000, 15)
     return Table("routing", "Choosing a peer", DIRECT, rows, NOTES, AIMS)
 
 
