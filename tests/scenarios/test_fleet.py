@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,10 +18,13 @@ import trio
 
 from alknet.call.codes import CallError
 from alknet.call.session import CallSession
-from alknet.client import open_control_session
+from alknet.client import open_control_session, open_session
+from alknet.core.config import load_config
 from alknet.core.home import CONFIG_FILE
+from alknet.stores.home import open_home_identities
 from tests.commands.kit import Place, open_place
 from tests.scenarios.homes import Process, process_node
+from tests.scenarios.rig import make_friend
 from tests.scenarios.test_workers import address_of, homes, join, until
 
 WORKERS = ("w1", "w2", "w3")
@@ -40,6 +44,12 @@ read = ["{directory}"]
 write = ["{directory}"]
 concurrent = 16
 timeout_s = 60
+"""
+RE_EXPORT = """
+[[re_export]]
+peers = ["any"]
+operations = ["jobs/*"]
+scopes_all = ["jobs"]
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -81,7 +91,7 @@ class Ledger:
 
 
 class Fleet:
-    """The nodes that run, and the jobs that are called at the hub by its owner."""
+    """The nodes that run, and the jobs that are called at the hub."""
 
     def __init__(self, hub_home: Path, worker_homes: dict[str, Path]) -> None:
         self.hub_home = hub_home
@@ -90,8 +100,8 @@ class Fleet:
         self.done: dict[int, str] = {}
         self.failed: dict[int, CallError] = {}
 
-    async def run_job(self, owner: CallSession, number: int) -> None:
-        asked = owner.call("jobs/run", {"job": number}, peer=("any",), timeout_s=60)
+    async def run_job(self, caller: CallSession, number: int) -> None:
+        asked = caller.call("jobs/run", {"job": number}, peer=("any",), timeout_s=60)
         try:
             self.done[number] = msgspec.json.decode(await asked, type=str)
         except CallError as exc:
@@ -111,11 +121,26 @@ class Fleet:
 
 
 @asynccontextmanager
+async def laptop(hub_home: Path, hub: Process) -> AsyncGenerator[CallSession]:
+    """Connect as a peer of the hub that may call jobs, by the hub's rule."""
+    friend = make_friend("laptop", "jobs")
+    async with open_home_identities(hub_home, load_config(hub_home / CONFIG_FILE)) as identities:
+        await identities.put_peer(friend.peer)
+    async with open_session(hub.ticket, key=friend.key) as session:
+        with trio.fail_after(PATIENCE_S):
+            while (await session.call_as(dict[str, Any], "node/whoami"))["id"] != "peer:laptop":
+                await trio.sleep(0.02)
+        yield session
+
+
+@asynccontextmanager
 async def fleet(directory: Path, ledger: Ledger) -> AsyncGenerator[tuple[Fleet, Process]]:
     """Run the hub and the workers; the caller may kill and start any of them."""
     async with AsyncExitStack() as stack:
         hub_home, worker_homes = await stack.enter_async_context(homes(directory, *WORKERS))
         found = Fleet(hub_home, worker_homes)
+        with (hub_home / CONFIG_FILE).open("a") as config:
+            config.write(RE_EXPORT)
         hub = await stack.enter_async_context(process_node(hub_home))
         for name, home in worker_homes.items():
             with (home / CONFIG_FILE).open("a") as config:
@@ -130,10 +155,14 @@ async def test_only_the_calls_of_a_killed_worker_end_and_none_is_begun_twice(
     tmp_path: Path, place: Place
 ) -> None:
     ledger = Ledger(place)
-    async with fleet(tmp_path, ledger) as (nodes, _), open_control_session(nodes.hub_home) as owner:
+    async with (
+        fleet(tmp_path, ledger) as (nodes, hub),
+        open_control_session(nodes.hub_home) as owner,
+        laptop(nodes.hub_home, hub) as peer,
+    ):
         async with trio.open_nursery() as nursery:
             for number in range(JOBS):
-                nursery.start_soon(nodes.run_job, owner, number)
+                nursery.start_soon(nodes.run_job, (owner, peer)[number % 2], number)
             await until(lambda: sum(map(len, ledger.begun().values())) == JOBS)
             begun = ledger.begun()
             assert set(begun) == set(WORKERS)
@@ -156,7 +185,7 @@ async def test_only_the_calls_of_a_killed_worker_end_and_none_is_begun_twice(
         async with process_node(nodes.worker_homes["w2"]):
             await nodes.until_offered(*WORKERS)
             for job in nodes.failed.copy():
-                await nodes.run_job(owner, job)
+                await nodes.run_job(peer, job)
         assert sorted(nodes.done) == list(range(JOBS))
 
 
