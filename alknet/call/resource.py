@@ -18,13 +18,16 @@ from alknet.core.ownership import OwnedResource, OwnershipStore
 from alknet.core.storage import OutcomeUnknown
 from alknet.errors import AlknetError, Conflict, LocalError, NotFound, StoreError, Unavailable
 
-__all__ = ["RELEASE_WITHIN_S", "Resource", "ResourceLife"]
+__all__ = ["LONGEST_ORIGINATOR", "RELEASE_WITHIN_S", "Resource", "ResourceLife"]
 
 log = logging.getLogger(__name__)
 
 # How long the end of a resource is held up by a store that does not answer, also at the end of the
 # node. What is not released by then is tried again, or left to the next start.
 RELEASE_WITHIN_S = 5.0
+# Characters of it that are shown: the longest that this project gives has 68, and a caller can say
+# 4 KiB, of which the resources of a node would make a list that fits no frame.
+LONGEST_ORIGINATOR = 128
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -86,8 +89,8 @@ class Resource(Generic[T]):
 
     @property
     def spawned_for(self) -> str | None:
-        """The id of whom its owner named as the one it is for."""
-        return None if self._forwarded_for is None else self._forwarded_for.id
+        """The id of whom its owner named as the one it is for; the end of a long one is cut off."""
+        return None if self._forwarded_for is None else self._forwarded_for.id[:LONGEST_ORIGINATOR]
 
     @property
     def key(self) -> tuple[str, str]:

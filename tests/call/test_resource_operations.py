@@ -6,8 +6,9 @@ import pytest
 import trio
 
 from alknet.call.codes import CallError
+from alknet.call.resource import LONGEST_ORIGINATOR
 from alknet.call.resource_operations import resource_operations
-from alknet.core.identity import NodeId, Peer
+from alknet.core.identity import Identity, NodeId, Peer
 from alknet.core.limits import Limits
 from alknet.stores.memory import MemoryIdentityStore
 from alknet.stores.ownership import StoredOwnership
@@ -40,6 +41,15 @@ async def test_they_list_and_end_what_nobody_owns_any_more() -> None:
         assert await call_operation(listing) == [{**about, **one}]
         with pytest.raises(CallError, match="NOT_FOUND"):
             await call_operation(release, {"type": "tty", "id": "2"})
+
+
+async def test_nobody_makes_the_list_too_long_to_be_sent() -> None:
+    async with open_resources() as resources:
+        listing, _ = resource_operations(resources)
+        speaks_for = Identity("x" * 4000)  # of which a node may have 4,096 resources
+        await resources.own(peer("a"), "tty", "1", life, forwarded_for=speaks_for)
+        [listed] = await call_operation(listing)
+        assert listed["spawned_for"] == "x" * LONGEST_ORIGINATOR
 
 
 async def test_only_they_do() -> None:
