@@ -65,11 +65,10 @@ from alknet.core.vault_pipe import receive_entropy, remove_stale_pipes
 from alknet.core.vault_service import VaultService
 from alknet.errors import AlknetError, LocalError
 from alknet.http import NotFoundHandler, NotFoundOverQuic
-from alknet.stores.audit import Entry, acting_as
 from alknet.stores.credentials import Credentials
 from alknet.stores.deferred import DeferredStore
 from alknet.stores.enrolment import EnrolmentTokens
-from alknet.stores.home import HomeStore
+from alknet.stores.home import HomeStore, describe_store
 from alknet.stores.homelock import hold_home
 from alknet.stores.identities import StoredIdentities
 from alknet.stores.lease import hold_lease
@@ -372,20 +371,14 @@ class Node:
             "handshakes": self.endpoint.handshakes,
             "calls": sum(len(session.serving.calls) for session in self._calls.sessions),
             "connections": msgspec.to_builtins(
-                self.endpoint.connections(
-                    {
-                        session.connection: len(session.serving.calls)
-                        + len(session.calling.pending)
-                        for session in self._calls.sessions
-                    }
-                )
+                self.endpoint.connections(self._calls.calls_by_connection())
             ),
             "peers": [self._peer_status(peer) for peer in self.identities.peers()],
             "not_told_of_new_key": self._teller.untold_names(),
             "outbound": msgspec.to_builtins(self._outbound.status()),
             "resources": self.resources.counts(),
             "surviving_calls": len(self._dispatcher.survivors),
-            "store": self._store_status(),
+            "store": describe_store(self._home_store, self.identities),
             "datagrams_without_connection": [dict(quic.counters) for quic in self._quic],
         }
 
@@ -396,18 +389,6 @@ class Node:
             "fingerprints": list(peer.fingerprints),
             "scopes": list(peer.scopes),
             "waiting_keys": [str(one.key) for one in self.successors.waiting(peer)],
-        }
-
-    def _store_status(self) -> dict[str, Any]:
-        place = self._home_store
-        return {
-            "kind": "memory" if place is None else place.kind,
-            "where": None if place is None else place.where,
-            "size_bytes": None if place is None else place.size_bytes(),
-            "version": self.identities.store.version,
-            "staleness_s": round(self.identities.staleness, 3),
-            "max_staleness_s": self.identities.max_staleness_s,
-            "conflicts": list(self.identities.conflicts),
         }
 
     # Reloading.
@@ -467,7 +448,7 @@ class Node:
             log.info("config.reloaded", extra={"needs_restart": needs_restart})
             changed = what_changed(before, self.config)
             if changed:
-                await self._note("owner", "config.change", " ".join(changed))
+                await self.identities.audit.note("owner", "config.change", " ".join(changed))
 
     async def _follow_config(self) -> None:
         while self._config_file is not None:
@@ -482,7 +463,8 @@ class Node:
         limits = self.config.limits
         self.registry = Registry()
         self.registry.extend(self._builtins(), builtin=True)
-        self.registry.extend(audited(resource_operations(self.resources), self._note), builtin=True)
+        note = self.identities.audit.note
+        self.registry.extend(audited(resource_operations(self.resources), note), builtin=True)
         self._views = OperationViews(self.registry, describe_fully, self.identities)
         discovery = discovery_operations(self.registry, self._views, self._describe_at_peer)
         self.registry.extend(discovery, builtin=True)
@@ -499,7 +481,7 @@ class Node:
         if self.vault is not None and self._home is not None:
             receive = partial(receive_entropy, self._home)
             secrets = vault_operations(self.vault, receive_entropy=receive)
-            self.registry.extend(audited(secrets, self._note), builtin=True)
+            self.registry.extend(audited(secrets, note), builtin=True)
         self.registry.extend(operations)
         self._federation = Federation(self.peers, self.registry, self.identities, self.config)
         self._commands = CommandRunner(lambda: self.config.limits.commands)
@@ -542,15 +524,6 @@ class Node:
             environment=self.peers,
             follow=self._federation.follow,
         )
-
-    async def _note(self, who: str, action: str, target: str) -> None:
-        """Write to the audit log what was done already; where it fails, the log has it."""
-        try:
-            with acting_as(who):
-                await self.identities.audit.record(Entry(action, target))
-        except AlknetError as exc:
-            about = {"who": who, "action": action, "target": target, "error": str(exc)}
-            log.error("audit.failed", extra=about)  # noqa: TRY400  the text says it all
 
     def _describe_at_peer(
         self, identity: Identity, route: Sequence[str], name: str

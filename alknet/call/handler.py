@@ -101,6 +101,13 @@ class CallHandler:
                 await nursery.start(session.run)
                 yield session
 
+    def calls_by_connection(self) -> dict[Connection, int]:
+        """Return how many calls run on each connection, in both directions."""
+        return {
+            session.connection: len(session.serving.calls) + len(session.calling.pending)
+            for session in self.sessions
+        }
+
     async def wait_served(self) -> None:
         """Wait until no call runs here for anyone. Cancelled, no effect."""
         while any(session.serving.calls for session in self.sessions):  # noqa: ASYNC110  rarely

@@ -14,6 +14,7 @@ stays as the anchor from which the chain is verified.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,10 +24,12 @@ import trio
 
 from alknet.core.clock import WallClock, wall_clock
 from alknet.core.storage import ABSENT, Delete, Op, Put, Row, RowConflict, Store
-from alknet.errors import StoreError, Unavailable
+from alknet.errors import AlknetError, StoreError, Unavailable
 from alknet.stores.tables import AUDIT, AUDIT_HEADS, AuditHead, AuditRow
 
 __all__ = ["ROWS_KEPT", "Audit", "Entry", "Verdict", "acting_as", "row_hash"]
+
+log = logging.getLogger(__name__)
 
 # Years of a busy administrator, and some 30 MB.
 ROWS_KEPT = 100_000
@@ -106,6 +109,18 @@ class Audit:
     async def record(self, entry: Entry) -> None:
         """Append *entry* for what happened outside the store. Cancelled, it is there or not."""
         await self.write((), entry)
+
+    async def note(self, who: str, action: str, target: str) -> None:
+        """Record what *who* has done already; where that fails, the log of the program has it.
+
+        Cancelled, it is there or not.
+        """
+        try:
+            with acting_as(who):
+                await self.record(Entry(action, target))
+        except AlknetError as exc:
+            about = {"who": who, "action": action, "target": target, "error": str(exc)}
+            log.error("audit.failed", extra=about)  # noqa: TRY400  the text says it all
 
     async def write(self, ops: Sequence[Op], entry: Entry) -> None:
         """Do *ops* and append *entry*, together or not at all; raises like `Store.write`.

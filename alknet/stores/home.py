@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from alknet.core.config import NodeConfig
 from alknet.core.storage import Store
@@ -17,7 +17,7 @@ from alknet.stores.sqlite import open_sqlite_store
 from alknet.stores.tables import NODE_TABLES
 from alknet.vault.durable import store_errors
 
-__all__ = ["DATABASE_FILE", "HomeStore", "database_files", "open_home_identities"]
+__all__ = ["DATABASE_FILE", "HomeStore", "database_files", "describe_store", "open_home_identities"]
 
 DATABASE_FILE = "node.db"
 """The database of a node that names no other store."""
@@ -96,6 +96,19 @@ class HomeStore:
                     f"chmod 600 '{self._file}'"
                 )
             return self._file.read_text().strip()
+
+
+def describe_store(place: HomeStore | None, identities: StoredIdentities) -> dict[str, Any]:
+    """Return what ``node/status`` shows of a store: that of *place*, or none but memory."""
+    return {
+        "kind": "memory" if place is None else place.kind,
+        "where": None if place is None else place.where,
+        "size_bytes": None if place is None else place.size_bytes(),
+        "version": identities.store.version,
+        "staleness_s": round(identities.staleness, 3),
+        "max_staleness_s": identities.max_staleness_s,
+        "conflicts": list(identities.conflicts),
+    }
 
 
 @asynccontextmanager
