@@ -44,7 +44,7 @@ async def test_they_list_and_end_what_nobody_owns_any_more() -> None:
 
 
 async def test_nobody_makes_the_list_too_long_to_be_sent() -> None:
-    async with open_resources() as resources:
+    async with open_resources(["a"]) as resources:
         listing, _ = resource_operations(resources)
         speaks_for = Identity("x" * 4000)  # of which a node may have 4,096 resources
         await resources.own(peer("a"), "tty", "1", life, forwarded_for=speaks_for)
@@ -53,7 +53,7 @@ async def test_nobody_makes_the_list_too_long_to_be_sent() -> None:
 
 
 async def test_only_they_do() -> None:
-    async with open_resources() as resources:
+    async with open_resources(["a"]) as resources:
         for operation in resource_operations(resources):
             with pytest.raises(CallError, match="admin:node"):
                 await call_operation(operation, {"type": "tty", "id": "1"}, identity=peer("a", "*"))
