@@ -53,7 +53,7 @@ table ip wall {
 
 @dataclass
 class Site:
-    """A worker with its router, as the hub's provider and the family at home know them."""
+    """A worker and its router; *network* is that of the router and the hub, a prefix of /24."""
 
     name: str
     network: str
@@ -115,16 +115,15 @@ async def sites(hub: Machine) -> AsyncGenerator[list[Site]]:
 
 
 def assert_no_route() -> None:
-    """The hub knows no way to the workers, and their routers let nothing in."""
+    """The hub knows no way to the workers' network."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         assert probe.connect_ex((WORKER, PORT)) == errno.ENETUNREACH
 
 
 class Hub:
-    """Its owner: what is called, and what is seen, at the hub alone."""
+    """What the owner of the hub sees and calls, by the control socket."""
 
-    def __init__(self, home: Path, session: CallSession) -> None:
-        self.home = home
+    def __init__(self, session: CallSession) -> None:
         self._session = session
 
     async def offering(self) -> dict[str, int]:
@@ -236,7 +235,7 @@ async def scenario(directory: Path) -> None:
         home = make_home(machine, directory, "hub")
         await stack.enter_async_context(node(machine, home, f"0.0.0.0:{PORT}"))
         owner = await stack.enter_async_context(open_control_session(home))
-        hub = Hub(home, owner)
+        hub = Hub(owner)
         for site in places:
             invite = ("peer", "invite", site.name, "--address", f"{site.hub}:{PORT}")
             invitation = machine.alknet(home, *invite)["invitation"]
