@@ -80,6 +80,8 @@ def _bubblewrapped(policy: ProgramPolicy, directory: str) -> list[str]:
     argv = [policy["bwrap"], "--unshare-all", "--die-with-parent", "--cap-drop", "ALL"]
     if policy["network"]:
         argv.append("--share-net")
+    if seccomp.is_supported():
+        argv += ["--seccomp", str(_filter_file(may_connect=policy["network"]))]
     for path in (*SYSTEM_PATHS, *policy["read"], policy["argv"][0]):
         argv += ["--ro-bind-try", path, path]
     argv += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  its own
@@ -90,6 +92,15 @@ def _bubblewrapped(policy: ProgramPolicy, directory: str) -> list[str]:
     for path in (*policy["write"], directory):
         argv += ["--bind-try", path, path]
     return [*argv, "--chdir", directory, "--", *policy["argv"]]
+
+
+def _filter_file(*, may_connect: bool) -> int:
+    """Return a file with the filter, which bubblewrap reads and closes: it needs more itself."""
+    fd = os.memfd_create("filter", 0)
+    os.write(fd, seccomp.filter_bytes(may_connect=may_connect))
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.set_inheritable(fd, True)
+    return fd
 
 
 def _reset_signals() -> None:

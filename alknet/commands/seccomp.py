@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-__all__ = ["is_supported", "restrict"]
+__all__ = ["filter_bytes", "is_supported", "restrict"]
 
 
 def is_supported() -> bool:
@@ -39,12 +39,17 @@ def restrict(*, may_connect: bool) -> None:
     """
     if os.uname().machine not in _MACHINES:
         raise OSError(f"no seccomp filter for {os.uname().machine}")
-    program = b"".join(_program(may_connect=may_connect))
+    program = filter_bytes(may_connect=may_connect)
     buffer = ctypes.create_string_buffer(program, len(program))
     filter_ = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
     if _LIBC.prctl(_PR_SET_SECCOMP, _MODE_FILTER, filter_, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"seccomp: {os.strerror(number)}")
+
+
+def filter_bytes(*, may_connect: bool) -> bytes:
+    """Return the filter of `restrict`, for a program that loads it itself."""
+    return b"".join(_program(may_connect=may_connect))
 
 
 def _program(*, may_connect: bool) -> Sequence[bytes]:

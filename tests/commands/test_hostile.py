@@ -304,6 +304,9 @@ async def test_bubblewrap_shows_no_home_and_no_other_process(place: Place) -> No
 attempt("home", lambda: os.listdir({str(place.home)!r}))
 attempt("tcp", lambda: socket.create_connection(("127.0.0.1", 9)))
 attempt("init", lambda: open("/proc/1/environ").read())
+attempt("set-ID", lambda: os.open("file", os.O_CREAT | os.O_WRONLY, 0o4755))
+attempt("unix", lambda: socket.socket(socket.AF_UNIX))
+found["files"] = str(os.listdir("/proc/self/fd"))
 found["processes"] = str(len([name for name in os.listdir("/proc") if name.isdecimal()]))
 print(json.dumps(found))
 """
@@ -314,8 +317,11 @@ print(json.dumps(found))
     inside = place.python(REPORT + body, sandbox="bwrap")
     found = await call_operation(inside)
     assert found["home"] == "FileNotFoundError"
-    assert found["tcp"] in {"OSError", "ConnectionRefusedError"}
+    assert found["tcp"] in {"OSError", "ConnectionRefusedError", "PermissionError"}
     assert int(found["processes"]) <= 3
+    if seccomp.is_supported():
+        assert found["set-ID"] == found["unix"] == "PermissionError"
+    assert found["files"] == "['0', '1', '2', '3']"  # the last is that of the list
     pids = place.operation("echo 1; sleep 600", op_type="subscription", sandbox="bwrap")
     assert await collect_items(pids, limit=1) == [1]
     assert _processes_with(str(place.directory)) == []
