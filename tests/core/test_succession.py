@@ -53,7 +53,7 @@ def test_several_rotations_are_followed_from_any_known_key() -> None:
 def test_an_altered_statement_is_not_believed(at: int, change: int) -> None:
     data = bytearray(chain(0, 1)[0].encode())
     data[at] ^= change
-    with pytest.raises(Denied):
+    with pytest.raises((Denied, Malformed)):  # no calendar has the time that it may say now
         follow_succession([decode_succession_untrusted(bytes(data))], {PUBLIC[0]}, PUBLIC[1])
 
 
