@@ -134,10 +134,19 @@ async def laptop(hub_home: Path, hub: Process) -> AsyncGenerator[CallSession]:
 
 
 @asynccontextmanager
-async def fleet(directory: Path, ledger: Ledger) -> AsyncGenerator[tuple[Fleet, Process]]:
-    """Run the hub and the workers; the caller may kill and start any of them."""
+async def fleet(
+    directory: Path, ledger: Ledger, *, patient: bool = False
+) -> AsyncGenerator[tuple[Fleet, Process]]:
+    """Run the hub and the workers; the caller may kill and start any of them.
+
+    Args:
+        patient: Nobody notices by silence alone that another is gone, for much longer than a test.
+    """
     async with AsyncExitStack() as stack:
         hub_home, worker_homes = await stack.enter_async_context(homes(directory, *WORKERS))
+        if patient:
+            for home in (hub_home, *worker_homes.values()):
+                (home / CONFIG_FILE).write_text("[limits]\nidle_timeout_s = 600.0\n")
         found = Fleet(hub_home, worker_homes)
         with (hub_home / CONFIG_FILE).open("a") as config:
             config.write(RE_EXPORT)
@@ -187,6 +196,27 @@ async def test_only_the_calls_of_a_killed_worker_end_and_none_is_begun_twice(
             for job in nodes.failed.copy():
                 await nodes.run_job(peer, job)
         assert sorted(nodes.done) == list(range(JOBS))
+
+
+async def test_calls_of_a_worker_that_is_back_do_not_wait_for_the_idle_time_out(
+    tmp_path: Path, place: Place
+) -> None:
+    """Killed and started again at once, as by a supervisor, where silence may be long."""
+    ledger = Ledger(place)
+    async with fleet(tmp_path, ledger, patient=True) as (nodes, hub):
+        async with open_control_session(nodes.hub_home) as owner, trio.open_nursery() as nursery:
+            for number in range(JOBS):
+                nursery.start_soon(nodes.run_job, owner, number)
+            await until(lambda: sum(map(len, ledger.begun().values())) == JOBS)
+            lost = ledger.begun()["w2"]
+            nodes.workers["w2"].kill()
+            async with process_node(nodes.worker_homes["w2"]):
+                await until(lambda: len(nodes.failed) == len(lost))
+                assert set(nodes.failed) == set(lost)
+                assert {error.code for error in nodes.failed.values()} == {"UNAVAILABLE"}
+                assert "peer.silent" in {line["event"] for line in hub.lines}
+                ledger.go()
+        assert set(nodes.done) == set(range(JOBS)) - set(lost)
 
 
 async def _call_all_the_time(owner: CallSession, worker: str) -> None:

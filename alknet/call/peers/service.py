@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
@@ -11,10 +12,15 @@ from alknet.call.codes import CallError, ErrorCode
 from alknet.call.peers.attached import AttachedPeer
 from alknet.call.peers.environment import PeerEnvironment
 from alknet.call.session import CallSession
+from alknet.core.contracts import CloseCode
 
 __all__ = ["Follow", "PeerService", "run_attached"]
 
 log = logging.getLogger(__name__)
+
+SILENT_S = 5.0
+"""An older session of a peer that has come back is given up when nothing comes on it for so long:
+any network has acknowledged a request by then, so the process that was there has been killed."""
 
 Follow = Callable[[AttachedPeer, CallSession], Awaitable[None]]
 """Keeps `AttachedPeer.operations` what the peer says on a session, until cancelled.
@@ -45,11 +51,29 @@ async def run_attached(
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(follow, attached, session, name=f"operations of {name}")
+                for older in attached.sessions:
+                    if older is not session:
+                        nursery.start_soon(_end_if_silent, older, name, name=f"older {name}")
                 await session.connection.wait_closed()
                 nursery.cancel_scope.cancel()
         finally:
             session.wait_unneeded = None
             log.info("peer.detached", extra=about)
+
+
+async def _end_if_silent(older: CallSession, name: str) -> None:
+    """End a session of a peer that has come back, unless somebody is there yet.
+
+    Whoever was killed has said no goodbye, and its calls would wait for the idle time-out. One that
+    lives acknowledges at least, however busy it is, and ends what it has.
+    """
+    status = older.connection.transport_status
+    heard = status().packets_received
+    with trio.move_on_after(SILENT_S) as scope, suppress(CallError):
+        await older.call("node/ping")
+    if scope.cancelled_caught and heard is not None and status().packets_received == heard:
+        log.info("peer.silent", extra={"peer": name})
+        older.end(CloseCode.OK, "the peer has connected again, and is silent here")
 
 
 class PeerService:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from alknet.call.codes import CallError
 from alknet.call.peers import AttachedPeer, PeerEnvironment
@@ -52,6 +53,32 @@ async def test_a_peer_whose_operations_nobody_follows_stays_attached() -> None:
         assert environment.get("w1") is not None
         nursery.cancel_scope.cancel()
     assert environment.get("w1") is None
+
+
+async def test_an_older_session_goes_on_where_nobody_knows_whether_it_is_silent(
+    autojump_clock: MockClock,
+) -> None:
+    environment = PeerEnvironment()
+    stuck = Operations()
+    stuck.queries["node/ping"] = stuck.queries["echo/slow"]
+    async with (
+        session_pair("memory", stuck) as (older, _),
+        session_pair("memory", Operations()) as (newer, _),
+        trio.open_nursery() as nursery,
+    ):
+        for session in (older, newer):
+
+            async def run(session: CallSession = session) -> None:
+                await run_attached(environment, "w1", session, follow=follow_nothing)
+
+            nursery.start_soon(run)
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(60)
+        peer = environment.get("w1")
+        assert peer is not None
+        assert peer.sessions == (newer, older)
+        assert stuck.cancelled == 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_who_offers_is_attached_once_under_the_name_of_its_key() -> None:

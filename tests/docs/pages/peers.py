@@ -20,6 +20,7 @@ from alknet.call.peers import (
 )
 from alknet.call.peers.environment import MOST_TRIES, SMALL_BYTES
 from alknet.call.peers.policies import DRAWS, EXACT, FEWEST
+from alknet.call.peers.service import SILENT_S
 from alknet.core.limits import Limits
 from tests.call.peers.fleet import Fleet, Worker, open_fleet
 from tests.docs.pages.markdown import GENERATED, first_line, table
@@ -90,6 +91,11 @@ A peer that connects again before the old connection is known to be dead has two
 the new calls; what runs on the older one goes on, and if that one outlives the newer, it takes over
 again. What the peer offers is what the newest connection that has told us says. Only with its last
 connection is the peer detached.
+
+The older one is asked `node/ping`. If nothing at all comes on it for {SILENT_S:g} s, not even an
+acknowledgement, the process that was there has been killed: it is ended, and its calls with
+`UNAVAILABLE`. Of a peer that is killed and does not come back, its silence for `idle_timeout_s` is
+all that tells ([limits](config.md#limits)); over TCP, its system says so at once.
 
 ## Peers that fail
 
