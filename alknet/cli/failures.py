@@ -177,7 +177,8 @@ def _call_failed(error: Any, *, hint: str = "") -> Failure:
 _HINTS = {
     "FORBIDDEN": "'alknet whoami' with the same target and token shows what you are granted; "
     "the node's owner grants more with 'alknet peer set' or 'alknet token create'",
-    "NOT_FOUND": "'alknet ops' with the same target lists what you may call",
+    "NOT_FOUND": "'alknet ops' with the same target lists what you may call; with --peers, what "
+    "its peers offer",
     "TIMEOUT": "give it more time with --timeout",
     "RESOURCE_EXHAUSTED": "wait a little and try again",
 }

@@ -45,7 +45,7 @@ def ops(words: Sequence[str], prefix: str, peers: bool, **options: Any) -> None:
         raise click.UsageError("--peers lists: name no operation")
     output = run(lambda: _ask(remote, operation, prefix.removeprefix("/"), peers))
     if isinstance(output, dict):
-        _list_offers(output)
+        _list_offers(output, target)
     elif is_json():
         emit_raw(output)
     elif operation is not None:
@@ -74,12 +74,15 @@ async def _ask(
     return dict(sorted(offers.items()))
 
 
-def _list_offers(offers: Mapping[str, Sequence[str]]) -> None:
+def _list_offers(offers: Mapping[str, Sequence[str]], target: str | None) -> None:
     if is_json():
         emit({"operations": [{"name": name, "peers": who} for name, who in offers.items()]})
         return
     rows = [(name, len(who), ", ".join(who)) for name, who in offers.items()]
-    table(("operation", "peers", "offered by"), rows, empty="no operations that you may call")
+    empty = "no operations of peers that you may call"
+    if target is not None:  # [federation] list_peers there
+        empty = f"{target}: {empty}, or none that are told of"
+    table(("operation", "peers", "offered by"), rows, empty=empty)
 
 
 def _list(output: bytes) -> None:

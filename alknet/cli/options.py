@@ -27,6 +27,8 @@ __all__ = [
 
 _HOME = "alknet.home"
 _JSON = "alknet.json"
+# Longer than the first sentence of any help.
+SENTENCE = 200
 
 
 class Command(click.Command):
@@ -57,6 +59,13 @@ class Group(click.Group):
         kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the first sentence of each command in whole; click cuts it at the line's end."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, one.get_short_help_str(SENTENCE)) for name, one in found if one is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples below the commands."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json
 from alknet.cli.output import emit, note, table
 from alknet.cli.remote import TARGET, Remote, make_remote, remote_options
@@ -60,7 +61,8 @@ def peers(target: str | None, depth: int, **options: Any) -> None:
         emit(found)
         return
     rows = [_row(*one) for one in _flat(found["peers"])]
-    table(_HEADERS, rows, empty="no peers are connected")
+    theirs = f"{target} tells of no peers that you may call; it may keep them to itself"
+    table(_HEADERS, rows, empty="no peers are connected" if target is None else theirs)
     for one in found["not_connected"]:
         wait = one["next_try_in_s"]
         then = "" if wait is None else f", next try in {duration(wait)}"
@@ -87,7 +89,7 @@ async def _ask(remote: Remote, depth: int) -> dict[str, Any]:
     import msgspec
 
     async with remote.session() as session:
-        found = await listed_peers(session, **remote.options)
+        found = await _own_peers(session, remote)
         state: dict[str, Any] = {}
         if remote.target is None:  # as its owner we see more
             state = msgspec.json.decode(await session.call("node/status"), type=dict[str, Any])
@@ -96,6 +98,18 @@ async def _ask(remote: Remote, depth: int) -> dict[str, Any]:
     connected = {one["name"] for one in found}
     outbound = [one for one in state.get("outbound", ()) if one["peer"] not in connected]
     return {"peers": found, "not_connected": outbound}
+
+
+async def _own_peers(session: CallSession, remote: Remote) -> list[Listed]:
+    from alknet.call.codes import CallError, ErrorCode
+
+    try:
+        return await listed_peers(session, **remote.options)
+    except CallError as exc:
+        if not remote.route or exc.code != ErrorCode.NOT_FOUND:
+            raise
+        hint = "only the owner of a node is passed on to its peers for this: ask the node itself"
+        raise CommandError("NOT_FOUND", f"cannot ask {remote.target}", hint=hint) from exc
 
 
 def _add_paths(found: Sequence[Listed], connections: Sequence[Mapping[str, Any]]) -> None:

@@ -39,6 +39,8 @@ TARGET = "[@PEER[/PEER…]|@any|TICKET|HOST:PORT]"
 STDIN = "-"
 # The name of no peer: whichever offers the operation.
 ANY = "any"
+# The shortest form of a node id, z-base-32.
+NODE_ID_LETTERS = 52
 # One line of text; what is longer is another file.
 MAX_TOKEN_BYTES = 4096
 
@@ -215,12 +217,23 @@ async def _way_to(text: str | None) -> _Way:
         return _Way(None)
     if not text.startswith("@"):
         with usage_errors("target"):
+            _refuse_bare_name(text)
             return _Way(parse_target(text))
     name, *route = text.removeprefix("@").split("/")
     _check_route(route)
     if name == ANY:
         return _Way(None, route=(name, *route))
     return await _way_to_peer(name, tuple(route))
+
+
+def _refuse_bare_name(text: str) -> None:
+    """Raise LocalError for what is too short for a key: most likely a peer without its ``@``."""
+    from alknet.errors import LocalError
+
+    if ":" not in text and len(text) < NODE_ID_LETTERS:
+        raise LocalError(
+            f"{text!r} is no ticket, node id or HOST:PORT; a peer is written '@{text}'"
+        )
 
 
 def _check_route(route: Sequence[str]) -> None:

@@ -64,7 +64,8 @@ def worker() -> None:
     "--allow",
     metavar="SCOPE",
     multiple=True,
-    help="What the hub may do here, as 'jobs:run' or 'fs:*'; repeatable. By default nothing.",
+    help="What the hub may do here, as 'jobs:run' or 'fs:*'; repeatable. By default public "
+    "operations alone.",
 )
 @click.option("--as", "own_name", metavar="NAME", help="Refuse an invitation for another name.")
 def join(
@@ -205,7 +206,10 @@ def _explained(exc: Exception) -> CommandError | None:
     from alknet.errors import Conflict
 
     if isinstance(exc, Conflict):
-        hint = "choose another name with --name, or see 'alknet peer list'"
+        hint = (
+            "'alknet peer list' shows who has this key or name: join with --name and the name of "
+            "the peer that has the key, or else one that nobody has"
+        )
         return CommandError("CONFLICT", f"{exc} on this node", hint=hint)
     if isinstance(exc, CallError) and exc.code == ErrorCode.FORBIDDEN:
         hint = "have its owner make a new one: 'alknet peer invite NAME'"

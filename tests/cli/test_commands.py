@@ -54,6 +54,13 @@ def test_every_help_can_be_shown(cli: Cli, name: str, command: Command | Group) 
     assert command.examples[0] in result.out
 
 
+@pytest.mark.parametrize(("name", "command"), EVERY_COMMAND)
+def test_what_a_command_does_is_listed_in_whole(
+    cli: Cli, name: str, command: Command | Group
+) -> None:
+    assert "..." not in cli.ok(*name.split(), "--help").out.partition("Commands:")[2]
+
+
 def test_the_help_names_every_command(cli: Cli) -> None:
     out = cli.ok("--help").out
     for name, (_, text) in COMMANDS.items():

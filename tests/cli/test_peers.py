@@ -85,6 +85,20 @@ def test_of_another_node_those_are_shown_that_it_lets_us_reach(fleet: Fleet) -> 
     assert "node_id" not in w1
 
 
+def test_what_another_node_does_not_tell_is_not_said_to_be_missing(fleet: Fleet) -> None:
+    assert "@w1 tells of no peers" in fleet.hub.ok("peers", "@w1").err
+    assert "none that are told of" in fleet.hub.ok("ops", "@w1", "--peers").err
+    failed = fleet.laptop.fails(1, "peers", "@hub/w1", "--json")
+    assert failed.error["message"] == "cannot ask @hub/w1"
+    assert "ask the node itself" in failed.error["hint"]
+
+
+@pytest.mark.parametrize("name", ["w1", "hub/w1"])
+def test_a_peer_without_its_at_sign_is_told_how_it_is_written(fleet: Fleet, name: str) -> None:
+    failed = fleet.laptop.fails(2, "peers", name)
+    assert f"a peer is written '@{name}'" in failed.err
+
+
 def test_what_is_dialled_in_vain_is_told_with_the_reason(
     fleet: Fleet, made: Cli, tmp_path: Path
 ) -> None:

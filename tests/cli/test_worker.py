@@ -108,7 +108,7 @@ def test_what_conflicts_here_is_refused_before_the_invitation_is_used(
     made.ok("peer", "add", "centre", node.ticket)
     result = made.fails(1, "worker", "join", "--json", stdin=invitation)
     assert "belongs to peer 'centre' on this node" in result.error["message"]
-    assert "--name" in result.error["hint"]
+    assert "--name and the name of the peer that has the key" in result.error["hint"]
     unused = hub_cli.ok("peer", "invites", "--json").json["invitations"]
     assert "w1" in [one["name"] for one in unused]
     made.ok("worker", "join", "--name", "centre", stdin=invitation)
