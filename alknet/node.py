@@ -147,7 +147,13 @@ class Node:
         self.peers = PeerEnvironment(self.id)
         self.sealed = Credentials(self.identities)
         self.enrolments = EnrolmentTokens(self.identities)
-        self.outbound = StoredOutbound(self.identities, self.id, self.config.outbound)
+        self._signed_over = () if home is None else read_succession(home, bytes(self.id))
+        self.outbound = StoredOutbound(
+            self.identities,
+            self.id,
+            self.config.outbound,
+            former=[NodeId(one.old) for one in self._signed_over],
+        )
         self.successors = StoredSuccessors(self.identities)
         self._home_store: HomeStore | None = None
         self.listening: tuple[Listening, ...] = ()
@@ -468,13 +474,12 @@ class Node:
         self._views = OperationViews(self.registry, describe_fully, self.identities)
         discovery = discovery_operations(self.registry, self._views, self._describe_at_peer)
         self.registry.extend(discovery, builtin=True)
-        before = () if self._home is None else read_succession(self._home, bytes(self.id))
-        served = [succession_operation(before), succeed_operation(self.successors)]
+        served = [succession_operation(self._signed_over), succeed_operation(self.successors)]
         self.registry.extend(served, builtin=True)
         self._teller = SuccessionTeller(
-            before,
+            self._signed_over,
             peers=self.identities,
-            told=StoredTold(self.identities, self.id, before),
+            told=StoredTold(self.identities, self.id, self._signed_over),
             credentials=self.credentials,
             limits=limits,
         )

@@ -194,10 +194,13 @@ def _outbound(identities: StoredIdentities) -> StoredOutbound:
     from alknet.cli.home import load_home_config, need_node
     from alknet.core.nodeid import NodeId
     from alknet.stores.outbound import StoredOutbound
+    from alknet.stores.succession import read_succession
     from alknet.vault.homevault import home_public_key
 
-    node_id = NodeId(home_public_key(need_node()))
-    return StoredOutbound(identities, node_id, load_home_config().outbound)
+    home = need_node()
+    key = home_public_key(home)
+    former = [NodeId(one.old) for one in read_succession(home, key)]
+    return StoredOutbound(identities, NodeId(key), load_home_config().outbound, former=former)
 
 
 def _explained(exc: Exception) -> CommandError | None:

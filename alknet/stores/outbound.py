@@ -33,6 +33,7 @@ class StoredOutbound:
         identities: Whom the node knows; its store holds the rows.
         node: Which node dials.
         config: Those of ``node.toml``.
+        former: Keys that the node had before a rotation: what it joined then, it still dials.
     """
 
     def __init__(
@@ -40,10 +41,13 @@ class StoredOutbound:
         identities: StoredIdentities,
         node: NodeId,
         config: Sequence[OutboundConfig] = (),
+        *,
+        former: Sequence[NodeId] = (),
     ) -> None:
         self._identities = identities
         self._store = identities.store
         self._node = str(node)
+        self._nodes = (self._node, *map(str, former))
         self._config = {one.name: one for one in config}
         self._own_changes = 0
         self._changed = trio.Event()
@@ -80,7 +84,9 @@ class StoredOutbound:
 
     def targets(self) -> Sequence[OutboundTarget]:
         """Return all, by name, with what their records say now."""
-        joined = {row.value.peer: row.version for row in self._rows()}
+        joined: dict[str, int] = {}
+        for row in self._rows():
+            joined[row.value.peer] = max(row.version, joined.get(row.value.peer, 0))
         names = {*self._config, *joined}
         return [self._target(name, joined.get(name, 0)) for name in sorted(names)]
 
@@ -151,20 +157,20 @@ class StoredOutbound:
             StoreError: The store could not be written.
             Unavailable: The store is busy or out of reach.
         """
-        found = await self._store.fetch(OUTBOUND, self._key(name)) if name else None
-        if found is None:
+        fetched = [await self._store.fetch(OUTBOUND, f"{node}/{name}") for node in self._nodes]
+        found = [row for row in fetched if row is not None]
+        if not found:
             if name in self._config:
                 raise Conflict(f"{name!r} stands in [[outbound]] of node.toml: remove it there")
             raise NotFound(f"no connection is kept to a peer named {name[:80]!r}")
         entry = Entry("outbound.remove", name)
-        await self._identities.audit.write([Delete(OUTBOUND, found.key)], entry)
+        await self._identities.audit.write([Delete(OUTBOUND, row.key) for row in found], entry)
 
     def _rows(self) -> Iterator[Row[OutboundRow]]:
         """Iterate over those of this node whose peer is the one that they were made for."""
         for row in self._store.rows(OUTBOUND):
-            if row.value.node == self._node and row.value.incarnation == self._incarnation(
-                row.value.peer
-            ):
+            is_ours = row.value.node in self._nodes
+            if is_ours and row.value.incarnation == self._incarnation(row.value.peer):
                 yield row
 
     def _target(self, name: str, joined: int) -> OutboundTarget:

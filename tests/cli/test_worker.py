@@ -192,6 +192,20 @@ def test_a_running_worker_connects_lists_and_leaves(
     made.fails(1, "worker", "leave", "hub")
 
 
+@pytest.mark.slow
+def test_a_worker_with_a_new_key_comes_back_once_its_hub_follows(
+    made: Cli, hub_cli: Cli, invitation: str
+) -> None:
+    made.ok("worker", "join", "--allow", "echo", stdin=invitation)
+    made.ok("key", "rotate", "--yes")
+    assert joined(made) == ["hub"]
+    with running_node(made.home):
+        wait_until(lambda: hub_cli("peer", "follow", "w1", "--yes").status == 0)
+        wait_until(lambda: "connected for" in made.ok("worker", "list").out)
+    made.ok("worker", "leave", "hub")
+    assert joined(made) == []
+
+
 def test_a_hub_of_node_toml_is_listed_and_left_only_there(made: Cli) -> None:
     (made.home / "node.toml").write_text('[[outbound]]\nname = "hub"\n')
     [row] = made.ok("worker", "list", "--json").json["hubs"]

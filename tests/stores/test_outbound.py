@@ -121,6 +121,19 @@ async def test_nodes_that_share_a_store_dial_their_own(opener: Opener) -> None:
         assert [target.name for target in theirs.targets()] == ["hub"]
 
 
+async def test_a_node_with_a_new_key_dials_whom_it_joined_by_the_old_one(opener: Opener) -> None:
+    async with opener() as store:
+        identities = StoredIdentities(store)
+        await StoredOutbound(identities, ME).join(hub())
+        rotated = StoredOutbound(identities, OTHER_NODE, former=[ME])
+        assert [target.name for target in rotated.targets()] == ["hub"]
+        await rotated.join(hub())
+        assert [target.name for target in rotated.targets()] == ["hub"]
+        await rotated.leave("hub")
+        assert rotated.targets() == []
+        assert StoredOutbound(identities, ME).targets() == []
+
+
 async def test_a_target_ends_with_its_peer_and_moves_with_its_name(opener: Opener) -> None:
     async with opener() as store:
         identities = StoredIdentities(store)
