@@ -133,6 +133,8 @@ def test_a_signal_while_it_starts_leaves_nothing(
     # Python itself may be starting still: then the signal killed it, without a word from us. Or
     # the node was ready already, and has drained.
     expected = {0, 128 + number} if stage else {128 + number, -number}
+    if "runpy" in result.err or "init_import_site" in result.err:
+        expected |= {1}  # of a Ctrl-C before Python has its modules
     assert result.status in expected, result.err
     assert all_files(made.home) <= STARTED
     with running_node(made.home):
