@@ -58,6 +58,13 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert anchor in _anchors(page), f"{path.relative_to(ROOT)} links to {target}"
 
 
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"\]\(([^)]+)\)", index)
+    pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").glob("*/*.md")]
+    assert sorted(named) == sorted(pages)
+
+
 def test_wildcards_stand_for_anything_and_all_else_for_itself() -> None:
     assert matches("id  abc\nhome  /x/y\n", "id  ...\nhome  /x/y")
     assert matches("a\nb\nc\n", "a\n...\nc")
