@@ -39,4 +39,5 @@ def examine_commands(config: NodeConfig) -> CommandFinding:
     if gaps:
         return CommandFinding("warn", "; ".join(gaps), "run Linux 6.12 or later, or bubblewrap")
     number = len(config.commands)
-    return CommandFinding("ok", f"{number} programs; what can confine them: {', '.join(found)}")
+    programs = f"{number} program{'' if number == 1 else 's'}"
+    return CommandFinding("ok", f"{programs}; what can confine them: {', '.join(found)}")
