@@ -14,6 +14,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.cli.command_checks import examine_commands
+from alknet.cli.config import check_wiring
 from alknet.client import open_control_session, open_session
 from alknet.core.address import Address
 from alknet.core.clock import wall_clock
@@ -150,10 +151,12 @@ def _config(home: Path) -> Finding:
     path = home / CONFIG_FILE
     try:
         problems = check_config(path)
+        if problems:
+            todo = "alknet config check lists all problems"
+            return Finding("config", "fail", f"{problems[0]}", todo)
+        check_wiring(load_config(path))
     except AlknetError as exc:
         return Finding("config", "fail", str(exc))
-    if problems:
-        return Finding("config", "fail", f"{problems[0]}", "alknet config check lists all problems")
     return Finding("config", "ok", str(path) if path.exists() else "none, the defaults apply")
 
 

@@ -15,7 +15,7 @@ from alknet.cli.output import emit, say
 if TYPE_CHECKING:
     from alknet.core.config import NodeConfig
 
-__all__ = ["config"]
+__all__ = ["check_wiring", "config"]
 
 
 @click.group(
@@ -39,7 +39,7 @@ def check() -> None:
     path = config_path()
     problems = check_config(path)
     if not problems:
-        _wire(load_config(path))
+        check_wiring(load_config(path))
     if is_json():
         found = [
             {"line": p.line, "key": p.key, "message": p.message, "hint": p.hint} for p in problems
@@ -83,8 +83,12 @@ def path() -> None:
         say(str(config_path()))
 
 
-def _wire(config: NodeConfig) -> None:
-    """Make a node of it, which does not run: that loads certificates and looks for handlers."""
+def check_wiring(config: NodeConfig) -> None:
+    """Make a node of it, which does not run: that loads certificates and looks for handlers.
+
+    Raises:
+        CommandError: It says what keeps a node from being made.
+    """
     from alknet.errors import LocalError
     from alknet.node import Node
 

@@ -12,6 +12,7 @@ from alknet.call.codes import ErrorCode
 from alknet.call.context import Context
 from alknet.call.documents import DocumentShape
 from alknet.call.operations import Operation
+from alknet.call.registry import BUILTIN_NAMESPACES
 from alknet.call.signature import Signature
 from alknet.call.spec import ErrorSpec, OperationSpec, OpType, check_operation_name
 from alknet.commands.contain import SYSTEM_PATHS
@@ -48,7 +49,7 @@ def warn_of_unconfined(commands: Iterable[CommandConfig]) -> None:
 
 def _operation(command: CommandConfig, runner: CommandRunner) -> Operation[..., Any]:
     try:
-        check_operation_name(command.name)
+        _check_name(command.name)
         confinement = choose(command.table.sandbox, command.table.user)
         _check_home(command, confinement)
         operation = Operation(
@@ -57,6 +58,12 @@ def _operation(command: CommandConfig, runner: CommandRunner) -> Operation[..., 
     except LocalError as exc:
         raise LocalError(f"{command.where}: command {command.name!r}: {exc}") from exc
     return operation
+
+
+def _check_name(name: str) -> None:
+    check_operation_name(name)
+    if name.partition("/")[0] in BUILTIN_NAMESPACES:
+        raise LocalError("the namespace is reserved for the node itself")
 
 
 def _check_home(command: CommandConfig, confinement: Confinement) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,10 @@ def test_the_check_names_what_only_a_node_sees(made: Cli) -> None:
         failed = made.fails(1, "config", "check", "--json")
         assert name in failed.error["message"]
         assert says in failed.error["message"]
+        doctor = made.fails(1, "doctor")
+        assert re.search(rf"fail  config .*{says}", doctor.out)
+    path.write_text(command.format("node/own"))
+    assert f"{path}:1: " in made.fails(1, "config", "check", "--json").error["message"]
 
 
 def test_the_configuration_is_shown_as_it_can_be_written(served: Cli) -> None:
