@@ -74,7 +74,7 @@ same peers finds the same one for a key, and if a peer goes, only its own keys m
 
 A call that certainly has not started may go to another peer, {MOST_TRIES} in all. One that may have
 started never does by itself: whether it may run twice, only its caller knows ([how to call
-again](../howto/write-operations.md)). Tried out when this page was made, with `PeerRef.any()`:
+again](../howto/retry-calls.md)). Tried out when this page was made, with `PeerRef.any()`:
 
 {table(["what happens at the first peer", "the call", "begun, first and second peer"], _moves())}
 `PeerRef.specific` gets the error of the first peer, in each case. A subscription, upload or
