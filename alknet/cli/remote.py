@@ -220,7 +220,7 @@ async def _way_to(text: str | None) -> _Way:
             _refuse_bare_name(text)
             return _Way(parse_target(text))
     name, *route = text.removeprefix("@").split("/")
-    _check_route(route)
+    _check_route(name, *route)
     if name == ANY:
         return _Way(None, route=(name, *route))
     return await _way_to_peer(name, tuple(route))
@@ -236,13 +236,16 @@ def _refuse_bare_name(text: str) -> None:
         )
 
 
-def _check_route(route: Sequence[str]) -> None:
+def _check_route(first: str, *others: str) -> None:
     from alknet.core.identity import check_peer_name
+    from alknet.errors import LocalError
 
     with usage_errors("target"):
-        for name in route:
+        for name in others:
             if name != ANY:
                 check_peer_name(name)
+        if ANY in (first, *others)[:-1]:
+            raise LocalError(f"'{ANY}' can only be the last name of a route")
 
 
 async def _way_to_peer(name: str, route: tuple[str, ...]) -> _Way:

@@ -140,6 +140,8 @@ def test_others_call_a_worker_through_the_hub(fleet: Fleet, target: str) -> None
         ("@hub/w2", "echo/unary", 1),
         ("@hub/w1/w1", "echo/unary", 1),
         ("@hub/W 1", "echo/unary", 2),
+        ("@hub/any/w1", "echo/unary", 2),
+        ("@any/w1", "echo/unary", 2),
     ],
 )
 def test_what_the_hub_does_not_pass_on_is_not_there(
