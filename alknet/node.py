@@ -302,6 +302,7 @@ class Node:
         warn_of_unconfined(self.config.commands)
         await nursery.start(self.identities.watch_staleness)
         await nursery.start(self.peers.run)
+        await self.ownership.take_over([NodeId(one.old) for one in self._signed_over])
         await nursery.start(self.resources.serve)
         await nursery.start(self._dispatcher.survivors.serve)
         nursery.start_soon(self._views.follow_rights, name="rights of watchers")

@@ -104,6 +104,26 @@ class StoredOwnership:
         for start in range(0, len(ops), MAX_OPS):
             await self._store.write(ops[start : start + MAX_OPS])
 
+    async def take_over(self, former: Collection[NodeId]) -> None:
+        """Make the rows of keys that this node had before a rotation its own.
+
+        Cancelled, some were made so; once more does the rest.
+
+        Raises:
+            StoreError: The store could not be written.
+            Unavailable: The store is busy or out of reach.
+        """
+        keys = set(map(str, former))
+        rows = [row for row in self._store.rows(OWNERSHIP) if row.value.node in keys]
+        for row in rows:
+            key = self._key(row.value.resource_type, row.value.resource_id)
+            ops: list[Op] = [Delete(OWNERSHIP, row.key, row.version)]
+            if self._store.get(OWNERSHIP, key) is None:
+                ops.append(
+                    Put(OWNERSHIP, key, msgspec.structs.replace(row.value, node=self._node), ABSENT)
+                )
+            await self._store.write(ops)
+
     def _recording(self, row: OwnershipRow) -> list[Op]:
         incarnation = self.identities.incarnation(row.owner)
         if incarnation is None:

@@ -77,6 +77,26 @@ async def test_a_node_sees_only_its_own(opener: Opener) -> None:
         assert others.recorded() == [OwnedResource("tty", "1", "peer:b", ends_with_node=False)]
 
 
+async def test_a_node_with_a_new_key_keeps_what_it_had(opener: Opener) -> None:
+    async with opener() as store:
+        before, after = await ownership(store, OTHER), await ownership(store)
+        await before.record("peer:a", "pod", "1")
+        await before.record("peer:b", "tty", "1", ends_with_node=True)
+        await before.record("peer:b", "tty", "2")
+        await after.record("peer:a", "tty", "2")  # made anew meanwhile
+        for _ in range(2):
+            await after.take_over([OTHER])
+            assert before.recorded() == []
+            assert sorted(after.recorded(), key=lambda one: (one.resource_type, one.owner)) == [
+                OwnedResource("pod", "1", "peer:a", ends_with_node=False),
+                OwnedResource("tty", "2", "peer:a", ends_with_node=False),
+                OwnedResource("tty", "1", "peer:b", ends_with_node=True),
+            ]
+        assert after.owns("peer:a", "pod", "1")
+        await before.take_over([])
+        assert len(after.recorded()) == 3
+
+
 @pytest.mark.parametrize("how", ["removed", "renamed"])
 async def test_a_new_peer_of_an_old_name_inherits_nothing(opener: Opener, how: str) -> None:
     async with opener() as store:
