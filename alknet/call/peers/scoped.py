@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import trio
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from alknet.call.retrying import RetryPolicy
 
 __all__ = ["ScopedPeerEnv"]
+
+S = TypeVar("S")
+C = TypeVar("C")
 
 
 class ScopedPeerEnv:
@@ -77,64 +80,72 @@ class ScopedPeerEnv:
             self._check_local(exc, operation)
         return await self._local.call(parent, operation, input)
 
-    @asynccontextmanager
-    async def subscribe(
+    def subscribe(
         self,
         parent: Context,
         operation: str,
         input: object,  # noqa: A002
-    ) -> AsyncGenerator[AsyncIterator[msgspec.Raw]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[msgspec.Raw]]:
         """Run a subscription; see `alknet.call.context.Context.subscribe`."""
-        async with AsyncExitStack() as stack:
-            items: AsyncIterator[msgspec.Raw]
-            try:
-                name, options = self._check(parent.info, operation)
-                opening = self._environment.subscribe(self._ref, name, input, **options)
-                items = _PeerItems(await stack.enter_async_context(opening), operation)
-            except CallError as exc:
-                self._check_local(exc, operation)
-                here = self._local.subscribe(parent, operation, input)
-                items = await stack.enter_async_context(here)
-            yield items
+        return self._there_or_here(
+            parent,
+            operation,
+            there=lambda name, options: self._environment.subscribe(
+                self._ref, name, input, **options
+            ),
+            made_of=_PeerItems,
+            here=lambda: self._local.subscribe(parent, operation, input),
+        )
 
-    @asynccontextmanager
-    async def upload(
+    def upload(
         self,
         parent: Context,
         operation: str,
         input: object,  # noqa: A002
-    ) -> AsyncGenerator[UploadCall]:
+    ) -> AbstractAsyncContextManager[UploadCall]:
         """Run an upload; see `alknet.call.context.Context.upload`."""
-        async with AsyncExitStack() as stack:
-            upload: UploadCall
-            try:
-                name, options = self._check(parent.info, operation)
-                opening = self._environment.upload(self._ref, name, input, **options)
-                upload = _PeerUpload(await stack.enter_async_context(opening), operation)
-            except CallError as exc:
-                self._check_local(exc, operation)
-                here = self._local.upload(parent, operation, input)
-                upload = await stack.enter_async_context(here)
-            yield upload
+        return self._there_or_here(
+            parent,
+            operation,
+            there=lambda name, options: self._environment.upload(self._ref, name, input, **options),
+            made_of=_PeerUpload,
+            here=lambda: self._local.upload(parent, operation, input),
+        )
 
-    @asynccontextmanager
-    async def bidi(
+    def bidi(
         self,
         parent: Context,
         operation: str,
         input: object,  # noqa: A002
-    ) -> AsyncGenerator[BidiCall]:
+    ) -> AbstractAsyncContextManager[BidiCall]:
         """Run a bidirectional operation; see `alknet.call.context.Context.bidi`."""
+        return self._there_or_here(
+            parent,
+            operation,
+            there=lambda name, options: self._environment.bidi(self._ref, name, input, **options),
+            made_of=_PeerBidi,
+            here=lambda: self._local.bidi(parent, operation, input),
+        )
+
+    @asynccontextmanager
+    async def _there_or_here(
+        self,
+        parent: Context,
+        operation: str,
+        *,
+        there: Callable[[str, CallOptions], AbstractAsyncContextManager[S]],
+        made_of: Callable[[S, str], C],
+        here: Callable[[], AbstractAsyncContextManager[C]],
+    ) -> AsyncGenerator[C]:
+        """Open it at a peer, and give what is *made_of* that; or open it here, where it may be."""
         async with AsyncExitStack() as stack:
-            both: BidiCall
             try:
                 name, options = self._check(parent.info, operation)
-                opening = self._environment.bidi(self._ref, name, input, **options)
-                both = _PeerBidi(await stack.enter_async_context(opening), operation)
+                opened = made_of(await stack.enter_async_context(there(name, options)), operation)
             except CallError as exc:
                 self._check_local(exc, operation)
-                both = await stack.enter_async_context(self._local.bidi(parent, operation, input))
-            yield both
+                opened = await stack.enter_async_context(here())
+            yield opened
 
     def _check(self, parent: CallInfo, operation: str) -> tuple[str, CallOptions]:
         """Return the name and options of a call that *parent* may make. Raises CallError."""
