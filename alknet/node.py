@@ -148,11 +148,12 @@ class Node:
         self.sealed = Credentials(self.identities)
         self.enrolments = EnrolmentTokens(self.identities)
         self._signed_over = () if home is None else read_succession(home, bytes(self.id))
+        self._former = [NodeId(one.old) for one in self._signed_over]
         self.outbound = StoredOutbound(
             self.identities,
             self.id,
             self.config.outbound,
-            former=[NodeId(one.old) for one in self._signed_over],
+            former=self._former,
         )
         self.successors = StoredSuccessors(self.identities)
         self._home_store: HomeStore | None = None
@@ -302,7 +303,8 @@ class Node:
         warn_of_unconfined(self.config.commands)
         await nursery.start(self.identities.watch_staleness)
         await nursery.start(self.peers.run)
-        await self.ownership.take_over([NodeId(one.old) for one in self._signed_over])
+        if self._former:
+            await self.ownership.take_over(self._former)
         await nursery.start(self.resources.serve)
         await nursery.start(self._dispatcher.survivors.serve)
         nursery.start_soon(self._views.follow_rights, name="rights of watchers")
