@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from collections.abc import Iterator
 
 import pytest
 
-# Of the loggers that alknet and its commands set: as Python makes them.
-LEVELS = {"": logging.WARNING, "alknet": logging.NOTSET, "quic": logging.NOTSET}
+from tests.kept_log import LEVELS, kept_log, set_levels
 
 
 def pytest_configure() -> None:
@@ -21,11 +19,6 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _log_as_at_first() -> Iterator[None]:
     """What one test, or a fixture that several share, has set would hide records from others."""
-    root = logging.getLogger()
-    handlers = list(root.handlers)
-    for name, level in LEVELS.items():
-        logging.getLogger(name).setLevel(level)
-    yield
-    root.handlers[:] = handlers
-    for name, level in LEVELS.items():
-        logging.getLogger(name).setLevel(level)
+    set_levels(LEVELS)
+    with kept_log():
+        yield

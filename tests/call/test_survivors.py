@@ -26,28 +26,7 @@ from alknet.testing.contract import cancel_at_every_checkpoint
 from alknet.testing.memory import memory_connection_pair
 from alknet.testing.operations import admit_request, call_operation
 from tests.call.nodes import Hop, open_hop
-
-
-class Work:
-    """An operation that counts, and ends when it is told to."""
-
-    def __init__(self) -> None:
-        self.go = trio.Event()
-        self.started = self.running = self.finished = self.cancelled = 0
-
-    @operation("t/work", access=public())
-    async def work(self) -> str:
-        self.started += 1
-        self.running += 1
-        try:
-            await self.go.wait()
-            self.finished += 1
-        except trio.Cancelled:
-            self.cancelled += 1
-            raise
-        finally:
-            self.running -= 1
-        return "done"
+from tests.call.work import Work
 
 
 def _parent(*, continue_running: bool, calls: str = "t/work") -> Operation[..., Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import os
 import pty
 import re
@@ -23,6 +22,7 @@ from typing import Any
 import pytest
 
 from alknet.cli import main
+from tests.kept_log import kept_log
 
 PROGRAM = (sys.executable, "-m", "alknet")
 # For processes of a loaded machine; nothing waits so long when all is well.
@@ -86,7 +86,7 @@ class Cli:
             patch.setattr(sys, "stdin", io.StringIO(stdin))
             patch.setattr(sys, "stdout", out)
             patch.setattr(sys, "stderr", err)
-            with _log_restored(), pytest.raises(SystemExit) as ended:
+            with kept_log(), pytest.raises(SystemExit) as ended:
                 main(given)
             code = ended.value.code
             assert isinstance(code, int)
@@ -104,19 +104,6 @@ class Cli:
         result = self(*arguments, **options)
         assert result.status == status, (result.status, result.out, result.err)
         return result
-
-
-@contextlib.contextmanager
-def _log_restored() -> Iterator[None]:
-    """A command sets up the log for its process, which here is that of all tests."""
-    loggers = [logging.getLogger(name) for name in ("", "alknet", "quic")]
-    handlers, levels = list(loggers[0].handlers), [logger.level for logger in loggers]
-    try:
-        yield
-    finally:
-        loggers[0].handlers[:] = handlers
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 class Process:

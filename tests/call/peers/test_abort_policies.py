@@ -17,28 +17,7 @@ from alknet.call.session import CallSession
 from alknet.testing.contract import cancel_at_every_checkpoint
 from alknet.testing.operations import peer
 from tests.call.peers.federated import MemoryNode, open_world
-
-
-class Work:
-    """What the worker runs, and what became of it."""
-
-    def __init__(self) -> None:
-        self.go = trio.Event()
-        self.started = self.running = self.finished = self.cancelled = 0
-
-    @operation("t/work", access=public())
-    async def work(self) -> str:
-        self.started += 1
-        self.running += 1
-        try:
-            await self.go.wait()
-            self.finished += 1
-        except trio.Cancelled:
-            self.cancelled += 1
-            raise
-        finally:
-            self.running -= 1
-        return "done"
+from tests.call.work import Work
 
 
 @operation("t/cascade", access=public(), calls=["@w1/t/work"])
