@@ -122,7 +122,7 @@ class Admitted:
         operation = self._operation
         try:
             output = await operation.start(self.context, self._value, items)
-        except Exception:
+        except Exception:  # raised again: a bad item is the reason to tell, where it is one
             items.check()
             raise
         items.check()
@@ -206,7 +206,7 @@ class _Items:
             return await anext(self._items, _END)
         try:
             item = await anext(self._items, _END)
-        except Exception:
+        except Exception:  # raised again: a bad item is the reason to tell, where it is one
             self._inputs.check()
             raise
         self._inputs.check()

@@ -115,7 +115,7 @@ class _Once(ABC, Generic[R]):
             raise StopAsyncIteration
         try:
             return await self._next()
-        except Exception:
+        except Exception:  # raised again: the end, whatever it is
             self._is_over = True
             raise
 

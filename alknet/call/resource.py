@@ -117,7 +117,7 @@ class Resource(Generic[T]):
         """
         try:
             await self.up.wait()
-        except BaseException:
+        except BaseException:  # raised again: a cancel takes the resource with it
             self.scope.cancel()
             with trio.CancelScope(shield=True):
                 await self.ended.wait()

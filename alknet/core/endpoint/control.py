@@ -83,7 +83,7 @@ async def connect_control(home: Path, *, is_allowed: UidCheck = is_own_uid) -> S
     except PermissionError as exc:
         sock.close()
         raise Denied(f"{path} belongs to another user") from exc
-    except BaseException:
+    except BaseException:  # raised again: nobody else knows the socket
         sock.close()
         raise
     if not is_allowed(uid):

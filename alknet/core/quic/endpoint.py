@@ -166,7 +166,7 @@ class QuicEndpoint:
         self.schedule(connection)
         try:
             await connection.wait_confirmed()
-        except BaseException:
+        except BaseException:  # raised again: nobody else knows the connection
             connection.close(CloseCode.OK, "dial abandoned")
             raise
         return connection

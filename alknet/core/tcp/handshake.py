@@ -96,7 +96,7 @@ async def dial_tls(
         tls = TlsStream.client(
             stream, alpn=alpn, credentials=credentials, trust=trust, server_name=server_name
         )
-    except BaseException:
+    except BaseException:  # raised again: the stream was given to us
         await trio.aclose_forcefully(stream)
         raise
     await _shake_hands(tls)
@@ -114,6 +114,6 @@ async def dial_tls(
 async def _shake_hands(tls: TlsStream, turn: Turn = nullcontext) -> None:
     try:
         await tls.do_handshake(turn)
-    except BaseException:
+    except BaseException:  # raised again: half a handshake is of no use
         await tls.abort()
         raise
