@@ -399,8 +399,8 @@ ATTACKS: dict[str, Callable[[Address], Attack]] = {
 def run(attack: Attack, rate: float, is_over: Callable[[], bool]) -> dict[str, float]:
     """Strike *rate* times a second until *is_over*; what one falls behind by is not made up."""
     sent, began_at = 0, time.monotonic()
-    due, last_at = 0.0, began_at
-    while not is_over():
+    due, last_at = 1.0, began_at
+    while not sent or not is_over():
         now = time.monotonic()
         due = min(MAX_BURST, due + (now - last_at) * rate)
         last_at = now

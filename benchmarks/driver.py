@@ -112,7 +112,9 @@ class Client:
 
         async def worker(at: int) -> None:
             started_at = time.perf_counter()
-            while started_at < ends_at:
+            is_first = True  # one call each, even where all the time passed before this task ran
+            while is_first or started_at < ends_at:
+                is_first = False
                 await links[at % len(links)].call()
                 ended_at = time.perf_counter()
                 took.append(ended_at - started_at)
@@ -158,6 +160,8 @@ class Client:
                     found.update(await self.calls(runtime, seconds, in_flight, int(is_apart)))
                 else:
                     await runtime.sleep(seconds)
+                while not tally.received:  # a rate of nothing is no figure
+                    await runtime.sleep(0.01)
             finally:
                 tally.is_over = True
                 found["seconds"] = time.perf_counter() - started_at
