@@ -198,11 +198,16 @@ class Forwarder:
         return found
 
     def _op_type(self, request: Requested) -> OpType:
-        """Return how an operation runs that only nodes further on know: as its caller said."""
+        """Return how an operation runs that only nodes further on know: as its caller said.
+
+        A caller from whom the operation is kept does not know its kind, and calls it as a query:
+        that it may not is for the next node to say.
+        """
+        said = _OP_TYPES[request.window is not None, request.has_input_items]
         here = self._op_type_here(request.operation)
-        if here is not None:
-            return here
-        return _OP_TYPES[request.window is not None, request.has_input_items]
+        if here is None or _ways(here) != _ways(said):
+            return said
+        return here
 
 
 class ForwardedCall:
@@ -406,6 +411,10 @@ def _refusal(rule: ReExport, identity: Identity) -> Denied | None:
     except Denied as exc:
         return exc
     return None
+
+
+def _ways(op_type: OpType) -> tuple[bool, bool]:
+    return op_type.has_items, op_type.takes_items
 
 
 # By whether items come back, and whether the caller sends some.

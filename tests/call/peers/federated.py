@@ -59,6 +59,7 @@ class MemoryNode:
         federation: FederationTable | None = None,
         tokens: Mapping[str, Identity] | None = None,
         limits: Limits | None = None,
+        builtin: Sequence[Operation[..., Any]] = (),
     ) -> None:
         self.name = name
         self.id = NodeId(name.encode().ljust(32, b"\0"))
@@ -73,7 +74,7 @@ class MemoryNode:
             self.registry,
             at_peer=lambda *asked: self.federation.describe(*asked),  # noqa: PLW0108  made later
         )
-        self.registry.extend(discovery, builtin=True)
+        self.registry.extend((*discovery, *builtin), builtin=True)
         self.known: set[str] = set()
         self.identities = _Identities(tokens, self.known)
         self.federation = Federation(self.peers, self.registry, self.identities, self.config)

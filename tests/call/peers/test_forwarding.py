@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from alknet.call.builtin import echo_operations
 from alknet.call.codes import CallError
 from alknet.call.handles import CallOptions
 from alknet.call.operations import operation, public
@@ -420,6 +421,16 @@ async def test_the_wrong_way_to_call_is_told() -> None:
                 await anext(items)
 
         assert await code_of(subscribe()) == wrong
+
+
+@pytest.mark.parametrize("name", ["echo/unary", "echo/upload", "echo/stream", "echo/bidi"])
+async def test_why_the_peer_refuses_what_it_does_not_show_is_told(name: str) -> None:
+    hub, worker = (MemoryNode(node, builtin=echo_operations()) for node in ("hub", "w1"))
+    async with open_world(hub, worker) as world:
+        await world.link(worker, hub, back=["calc"])
+        owner = await world.client(hub, OWNER)
+        given = {"message": 1} if name == "echo/unary" else {"count": 1}
+        assert await code_of(owner.call(name, given, peer=("w1",))) == "FORBIDDEN"
 
 
 async def test_a_caller_that_does_not_read_holds_back_the_producer() -> None:
