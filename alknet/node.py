@@ -436,6 +436,8 @@ class Node:
         self.endpoint.limits = self._calls.limits = self._dispatcher.limits = config.limits
         self.resources.limits = config.limits
         self._federation.apply(config)
+        if config.re_exports != self.config.re_exports:
+            self._calls.judge_again()
         self._register.limits = config.limits
         for quic in self._quic:
             quic.limits = config.limits

@@ -15,6 +15,7 @@ from alknet.call.context import Context
 from alknet.call.operations import Operation
 from alknet.call.overlay import LayeredEntry, LayeredItems
 from alknet.call.schema import Mismatch, Shape
+from alknet.call.visibility import CheckedResource, check_scopes
 from alknet.core.identity import Identity
 
 if TYPE_CHECKING:
@@ -35,7 +36,15 @@ class Admitted:
         used_token: The request's token was accepted.
     """
 
-    __slots__ = ("_items", "_operation", "_value", "context", "timeout_s", "used_token")
+    __slots__ = (
+        "_items",
+        "_operation",
+        "_resource",
+        "_value",
+        "context",
+        "timeout_s",
+        "used_token",
+    )
 
     def __init__(
         self,
@@ -45,12 +54,15 @@ class Admitted:
         *,
         timeout_s: float | None,
         used_token: bool,
+        resource: CheckedResource | None = None,
     ) -> None:
+        """Make one; *resource* is that which *value* names, if the operation is on one."""
         self.context = context
         self.timeout_s = timeout_s
         self.used_token = used_token
         self._operation = operation
         self._value = value
+        self._resource = resource
         shape = operation.item
         self._items = None if shape is None else _InputItems(shape, None)
 
@@ -71,6 +83,18 @@ class Admitted:
     def large_output(self) -> bool:
         """The operation says that its output may be large."""
         return self._operation.spec.large_output
+
+    def readmit(self, identity: Identity) -> None:
+        """Let it go on as *identity*, which is its caller with other rights than before.
+
+        Raises:
+            CallError: `FORBIDDEN`, they are not enough.
+        """
+        if self._resource is None:
+            check_scopes(self._operation, identity)
+        else:
+            self._resource.check(self._operation, identity)
+        self.context.go_on_as(identity)
 
     def feed(self, items: AsyncIterator[msgspec.Raw]) -> None:
         """Give an upload or bidirectional call its input items; without, it has none.
@@ -159,9 +183,16 @@ class LayeredCall(Admitted):
         timeout_s: float | None,
         *,
         used_token: bool,
+        resource: CheckedResource | None = None,
     ) -> None:
-        operation = entry.operation
-        super().__init__(operation, context, value, timeout_s=timeout_s, used_token=used_token)
+        super().__init__(
+            entry.operation,
+            context,
+            value,
+            timeout_s=timeout_s,
+            used_token=used_token,
+            resource=resource,
+        )
         self._running = entry.running
 
     async def run(self) -> bytes:

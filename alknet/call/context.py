@@ -195,6 +195,10 @@ class Context:
         self._asked_visible |= {resource_type}
         return visible_ids(resource_type, ids, action, self.identity, self._ownership)
 
+    def go_on_as(self, identity: Identity) -> None:
+        """Make *identity*, the caller with the rights of now, whom the call runs as."""
+        self.info = msgspec.structs.replace(self.info, identity=identity)
+
     async def own(self, resource_type: str, resource_id: str, life: ResourceLife[T]) -> T:
         """Have the caller own something new, and run its *life* beside this call.
 

@@ -40,6 +40,14 @@ class AdmittedCall(Protocol):
     @property
     def large_output(self) -> bool: ...
 
+    def readmit(self, identity: Identity) -> None:
+        """Let it go on as *identity*, which is its caller with other rights than before.
+
+        Raises:
+            CallError: With these rights it would not be admitted. Nothing was changed.
+        """
+        ...
+
     def feed(self, items: AsyncIterator[msgspec.Raw]) -> None:
         """Give an upload or bidirectional call its input items, before `run` or `stream`."""
         ...

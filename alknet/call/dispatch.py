@@ -34,7 +34,13 @@ from alknet.call.schema import Mismatch
 from alknet.call.secret import CallSecrets
 from alknet.call.sharing import RepeatedCalls
 from alknet.call.survivors import Survivors
-from alknet.call.visibility import ScopeVerdicts, check_scopes, no_such_operation, operation_name
+from alknet.call.visibility import (
+    CheckedResource,
+    ScopeVerdicts,
+    check_scopes,
+    no_such_operation,
+    operation_name,
+)
 from alknet.core.access import MissingResourceId, check_access
 from alknet.core.contracts import Connection, IdentityProvider, OwnershipProvider, SecretProvider
 from alknet.core.identity import Identity
@@ -121,7 +127,7 @@ class OperationDispatcher:
         operation = entry.operation
         self._scopes.check(operation, identity)
         value = _decode_input_untrusted(operation, request.input)
-        self._check_resource(operation, identity, value)
+        resource = self._check_resource(operation, identity, value)
         info = CallInfo(
             request_id=request.id,
             operation=name,
@@ -136,8 +142,17 @@ class OperationDispatcher:
         timeout_s = self._timeout_s(operation)
         used_token = request.auth_token is not None
         if layered is not None:
-            return LayeredCall(layered, context, value, timeout_s, used_token=used_token)
-        return Admitted(operation, context, value, timeout_s=timeout_s, used_token=used_token)
+            return LayeredCall(
+                layered, context, value, timeout_s, used_token=used_token, resource=resource
+            )
+        return Admitted(
+            operation,
+            context,
+            value,
+            timeout_s=timeout_s,
+            used_token=used_token,
+            resource=resource,
+        )
 
     def admit_child(
         self,
@@ -214,16 +229,17 @@ class OperationDispatcher:
 
     def _check_resource(
         self, operation: Operation[..., Any], identity: Identity, value: object
-    ) -> None:
+    ) -> CheckedResource | None:
         pointer = operation.resource_id
         if pointer is None:
-            return
+            return None
         found = pointer.resolve(value)
+        resource_id = found if isinstance(found, str) else ""
         try:
             check_access(
                 operation.spec.access,
                 identity,
-                found if isinstance(found, str) else None,
+                resource_id,
                 has_resource_path=True,
                 ownership=self.ownership,
             )
@@ -231,6 +247,7 @@ class OperationDispatcher:
             raise _invalid_input(pointer.text, "a resource id is needed, a string") from None
         except (Denied, Unavailable) as exc:
             raise call_error_from(exc) or exc from None
+        return CheckedResource(resource_id, self.ownership)
 
     def _timeout_s(self, operation: Operation[..., Any]) -> float | None:
         declared = operation.spec.max_duration_s

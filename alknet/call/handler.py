@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 import trio
 
-from alknet.call.codes import CallError, ErrorCode
+from alknet.call.codes import ErrorCode
 from alknet.call.contracts import Dispatcher
-from alknet.call.inbound import REVOKED, InboundCall
-from alknet.call.proto import ConnectionClose, encode_event, encode_frame
+from alknet.call.inbound import REVOKED, InboundCall, failed
+from alknet.call.proto import Aborted, ConnectionClose, encode_event, encode_frame
 from alknet.call.session import CallSession
 from alknet.core.clock import WallClock, wall_clock
 from alknet.core.contracts import (
@@ -39,7 +40,8 @@ class CallHandler:
     """Serves calls on every connection that speaks `ALPN`, strangers' too.
 
     Strangers reach public operations, and others with a token. Calls that run under a token end
-    when the token is revoked (noticed when `IdentityProvider.version` changes) or expires.
+    when the token is revoked (noticed when `IdentityProvider.version` changes) or expires. When a
+    peer or token has fewer rights than before, its calls end that these do not admit to.
 
     Attributes:
         alpns: The one name.
@@ -113,6 +115,12 @@ class CallHandler:
         while any(session.serving.calls for session in self.sessions):  # noqa: ASYNC110  rarely
             await trio.sleep(SERVED_POLL_S)
 
+    def judge_again(self) -> None:
+        """Have all calls end that today's rules would refuse; the others go on."""
+        for session in list(self.sessions):
+            for call in list(session.serving.calls.values()):
+                call.go_on_as(call.identity)
+
     def farewell(self, reason: CloseReason) -> bytes:
         """Return the frame that tells *reason* on a carrier which cannot."""
         return encode_frame(encode_event(ConnectionClose(reason.code, reason.reason)))
@@ -127,9 +135,11 @@ class CallHandler:
             token_ends_at=self._token_ends_at,
         )
         self.sessions.add(session)
+        connection.identity_changed = partial(_rights_changed, session)
         try:
             yield session
         finally:
+            connection.identity_changed = None
             self.sessions.discard(session)
 
     async def _follow(self, identities: IdentityProvider) -> None:
@@ -137,10 +147,9 @@ class CallHandler:
         while True:
             version = await identities.wait_changed(version)
             for session in list(self.sessions):
-                session.abort_calls(lambda call: _is_revoked(identities, call), REVOKED)
-                _end_unknown(identities, session)
-                for call in session.serving.calls.values():
+                for call in list(session.serving.calls.values()):
                     if call.auth_token is not None:
+                        _judge_token(identities, call, call.auth_token)
                         call.expire_at(self._token_ends_at(call.identity))
 
     def _token_ends_at(self, identity: Identity) -> float:
@@ -152,29 +161,26 @@ class CallHandler:
         return trio.current_time() + expires_at - self._clock()
 
 
-def _end_unknown(identities: IdentityProvider, session: CallSession) -> None:
-    """End the calls under a token that nobody has been able to check for too long."""
-    try:
-        identities.check_fresh()
-    except TooStale as exc:
-        error = CallError(ErrorCode.UNAVAILABLE, str(exc))
-        for call in list(session.serving.calls.values()):
-            if call.auth_token is not None:
-                session.serving.faulted(call.id, error)
-    except Unavailable:
-        return
+def _rights_changed(session: CallSession) -> None:
+    identity = session.connection.identity
+    for call in list(session.serving.calls.values()):
+        if call.auth_token is None and call.identity.id == identity.id:
+            call.go_on_as(identity)
 
 
-def _is_revoked(identities: IdentityProvider, call: InboundCall) -> bool:
-    if call.auth_token is None:
-        return False
+def _judge_token(identities: IdentityProvider, call: InboundCall, token: str) -> None:
+    """End a call whose token is revoked, has too few rights now, or was unknowable for too long."""
     try:
-        identities.identify_token(call.auth_token)
+        identity = identities.identify_token(token)
     except Denied:
-        return True
+        call.end(Aborted(call.id, REVOKED))
+    except TooStale as exc:
+        call.end(failed(call.id, ErrorCode.UNAVAILABLE, str(exc)))
     except Unavailable:
-        return False  # a store that cannot say is no revocation; new calls are refused meanwhile
-    return False
+        return  # a store that cannot say is no revocation; new calls are refused meanwhile
+    else:
+        if identity != call.identity:
+            call.go_on_as(identity)
 
 
 _: type[ProtocolHandler] = CallHandler

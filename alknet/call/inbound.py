@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from alknet.call.streams import CallStream
 
 __all__ = ["REVOKED", "SHUTDOWN", "InboundCall", "failed"]
+
+log = logging.getLogger(__name__)
 
 # Reasons of a callee's ``call.aborted``.
 REVOKED = "revoked"
@@ -93,6 +96,19 @@ class InboundCall:
             self._verdict = Aborted(self.id, REVOKED) if is_sooner else None
             self.scope.deadline = min(self._deadline, expires_at)
 
+    def go_on_as(self, identity: Identity) -> None:
+        """Go on with the rights that its caller has now, or end where they are not enough."""
+        if self.scope.cancel_called:
+            return
+        try:
+            self.admitted.readmit(identity)
+        except CallError as exc:
+            log.info("call.revoked", extra=self._about(exc.message))
+            why = f"the right to it was taken away: {exc.message}"
+            self.end(failed(self.id, ErrorCode.FORBIDDEN, why))
+        else:
+            self.identity = identity
+
     def end(self, verdict: Event) -> None:
         """Cancel it; *verdict* is what the caller gets, unless it ends on its own before."""
         if not self.scope.cancel_called:
@@ -105,6 +121,14 @@ class InboundCall:
         if self._verdict is not None:
             return self._verdict
         return failed(self.id, ErrorCode.TIMEOUT, "the operation took longer than it may")
+
+    def _about(self, reason: str) -> dict[str, object]:
+        return {
+            "operation": self.operation,
+            "request_id": self.id,
+            "identity": self.identity.id,
+            "reason": reason,
+        }
 
 
 def failed(call_id: str, code: ErrorCode, message: str) -> Failed:

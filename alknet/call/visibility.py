@@ -7,18 +7,20 @@ schemas. Lists and schemas also hide what the caller lacks the scopes for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.operations import Operation
 from alknet.call.spec import MAX_NAME_BYTES, OPERATION_NAME
 from alknet.core.access import MissingResourceId, check_access
+from alknet.core.contracts import OwnershipProvider
 from alknet.core.identity import Identity
-from alknet.errors import Denied
+from alknet.errors import Denied, Unavailable
 
 __all__ = [
     "MOST_CALLERS",
     "NOBODY_OWNS",
+    "CheckedResource",
     "ScopeVerdicts",
     "check_scopes",
     "may_call",
@@ -66,6 +68,37 @@ def check_scopes(operation: Operation[..., Any], identity: Identity) -> None:
         return  # the scopes were enough to be asked for the resource
     except Denied as exc:
         raise CallError(ErrorCode.FORBIDDEN, exc.reason) from None
+
+
+class CheckedResource(NamedTuple):
+    """The resource of a call that was admitted.
+
+    Attributes:
+        id: As its input names it.
+        ownership: Who owns what.
+    """
+
+    id: str
+    ownership: OwnershipProvider
+
+    def check(self, operation: Operation[..., Any], identity: Identity) -> None:
+        """Do the whole access check again, for a call of *operation* that runs.
+
+        Raises:
+            CallError: `FORBIDDEN`. Not where nobody can tell who owns it: unknown is not gone.
+        """
+        try:
+            check_access(
+                operation.spec.access,
+                identity,
+                self.id,
+                has_resource_path=True,
+                ownership=self.ownership,
+            )
+        except Denied as exc:
+            raise CallError(ErrorCode.FORBIDDEN, exc.reason) from None
+        except Unavailable:
+            return
 
 
 class ScopeVerdicts:

@@ -169,7 +169,8 @@ def show(name: str) -> None:
 def set_peer(name: str, **options: Any) -> None:
     """Change what is known of a peer.
 
-    Each option replaces all values of its kind; what is not named stays.
+    Each option replaces all values of its kind; what is not named stays. Calls of the peer that run
+    and would be refused now end within a second.
     """
     changes = _changes(options)
     if not changes:

@@ -215,7 +215,9 @@ class Connection(ABC):
         remote_address: ``ip:port``, a path, or what the carrier can say.
         local_address: The same for our side.
         server_name: The SNI that the dialler sent, if any.
-        identity: Who the peer is; the endpoint replaces it when the peer's record changes.
+        identity: Who the peer is; the endpoint replaces it when the peer's record changes, by
+            `become`.
+        identity_changed: Called by `become`: what the peer has running may be too much for it now.
         draining: Set when the node wants to stop: finish what runs, take nothing new, return.
         farewell: On a carrier without close codes: makes the last bytes, by which the peer learns
             why we close with another code than 0 (see `HasFarewell`). They are left out where
@@ -243,6 +245,7 @@ class Connection(ABC):
         self.identity: Identity = ANONYMOUS
         self.draining = trio.Event()
         self.farewell: Callable[[CloseReason], bytes] | None = None
+        self.identity_changed: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         side = "to" if self.is_dialer else "from"
@@ -250,6 +253,12 @@ class Connection(ABC):
             f"<{type(self).__name__} {self.alpn} {side} {self.remote_address} "
             f"over {self.carrier.name} as {self.identity.id}>"
         )
+
+    def become(self, identity: Identity) -> None:
+        """Make *identity* the peer's, and have judged anew what runs for it."""
+        self.identity = identity
+        if self.identity_changed is not None:
+            self.identity_changed()
 
     @abstractmethod
     async def accept_stream(self) -> Stream:

@@ -53,6 +53,12 @@ class Call:
         self.used_token = request.auth_token is not None
         self.large_output = False
 
+    def readmit(self, identity: Identity) -> None:
+        needed = self._owner.needed_scopes.get(self._name)
+        if needed is not None and not identity.has_scope(needed):
+            raise CallError(ErrorCode.FORBIDDEN, f"scope {needed!r} missing")
+        self.identity = identity
+
     def feed(self, items: AsyncIterator[msgspec.Raw]) -> None:
         self._items = items
 
@@ -111,6 +117,7 @@ class Operations:
         self.bidis: dict[str, BidiOf] = {"echo/each": _each}
         self.timeouts: dict[str, float] = {}
         self.tokens: dict[str, Identity] = {}
+        self.needed_scopes: dict[str, str] = {}
         self.repeated = RepeatedCalls(Limits)
         self.requests: list[Requested] = []
         self.running = self.started = self.cancelled = 0

@@ -117,6 +117,9 @@ class Handler:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
+    def readmit(self, identity: Identity) -> None:
+        raise NotImplementedError
+
     def feed(self, items: AsyncIterator[msgspec.Raw]) -> None:
         raise NotImplementedError
 

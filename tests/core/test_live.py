@@ -42,6 +42,20 @@ async def test_removing_a_peer_closes_its_connection() -> None:
         assert (await dialer.wait_closed()).code == CloseCode.REVOKED
 
 
+async def test_other_rights_are_told_with_the_new_identity_in_place() -> None:
+    identities = TableIdentities({ALICE: PEER})
+    async with followed(identities) as (_, entry, dialer):
+        seen: list[Identity] = []
+        entry.connection.identity_changed = lambda: seen.append(entry.connection.identity)
+        identities.set(ALICE, Identity("peer:alice", scopes=("echo",)))
+        await wait_all_tasks_blocked()
+        assert seen == []  # nothing that matters has changed
+        identities.set(ALICE, Identity("peer:alice"))
+        await wait_all_tasks_blocked()
+        assert seen == [Identity("peer:alice")]
+        assert dialer.close_reason is None
+
+
 async def test_a_revocation_before_the_follower_runs_is_not_missed() -> None:
     identities = TableIdentities({ALICE: PEER})
     live = LiveConnections(identities)

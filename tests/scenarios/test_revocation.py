@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import apsw
 import msgspec
@@ -19,15 +21,26 @@ from alknet.client import open_session
 from alknet.core.address import Address
 from alknet.core.config import NodeConfig
 from alknet.core.contracts import CloseCode
+from alknet.core.home import CONFIG_FILE
 from alknet.node import Node
 from alknet.stores.home import DATABASE_FILE, open_home_identities
 from alknet.testing.nodes import open_node
 from alknet.vault.keyfile import create_home
-from tests.scenarios.homes import process_running
-from tests.scenarios.rig import TRANSPORTS, Friend, bystander, ended, make_friend, new_token
+from tests.scenarios.homes import command, make_home, process_running, serving
+from tests.scenarios.rig import (
+    TRANSPORTS,
+    Friend,
+    bystander,
+    ended,
+    eventually,
+    make_friend,
+    new_token,
+)
+from tests.scenarios.test_federation import worker_of
 from tests.vault.oldhome import write_key
 
 SLOW = {"message": 1, "delay_ms": 60_000}
+ENDLESS = {"count": 2**31 - 1, "interval_ms": 1}
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
@@ -77,17 +90,151 @@ async def test_a_peer_that_is_revoked(transport: str, how: str) -> None:
                 )
 
 
-async def test_a_scope_that_is_taken_away_counts_from_the_next_call(transport: str) -> None:
-    friend = make_friend("friend", "echo")
+@asynccontextmanager
+async def ended_within_a_second(
+    session: CallSession, within_s: float = 1, **options: Any
+) -> AsyncGenerator[None]:
+    """A call and streams run; the block takes their right away; they end, and nothing else does."""
+    async with trio.open_nursery() as nursery:
+        errors: list[CallError] = []
+
+        async def note_end(run: Callable[[], Awaitable[object]]) -> None:
+            with pytest.raises(CallError) as caught:
+                await run()
+            errors.append(caught.value)
+
+        kinds = (
+            partial(session.call, "echo/unary", SLOW, **options),
+            partial(_take_all, session, **options),
+            partial(_converse, session, **options),
+        )
+        for kind in kinds:
+            nursery.start_soon(note_end, kind)
+        async with session.subscribe("services/watch") as versions:
+            await anext(versions)
+            await session.call("node/ping")
+            running = len(session.calling.pending)
+            yield
+            with trio.fail_after(within_s):
+                while len(errors) < len(kinds):
+                    await trio.sleep(0.005)
+            # What is open to everybody goes on.
+            assert len(session.calling.pending) == running - len(kinds)
+    assert {error.code for error in errors} == {"FORBIDDEN"}
+    assert {error.message for error in errors} == {
+        "the right to it was taken away: scope 'echo' missing"
+    }
+    with pytest.raises(CallError, match=r"FORBIDDEN|NOT_FOUND"):
+        await session.call("echo/unary", {"message": 1}, **options)
+    assert session.close_reason is None
+
+
+async def test_scopes_that_are_taken_away_end_what_runs_by_them(transport: str) -> None:
+    friend = make_friend("friend", "echo", "more")
     async with open_node() as node, bystander(node, transport):
         await node.identities.put_peer(friend.peer)
         async with open_session(node.ticket, key=friend.key, transports=[transport]) as session:
-            await session.call("echo/unary", {"message": 1})
-            await node.identities.update_peer(msgspec.structs.replace(friend.peer, scopes=()))
-            await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(CallError, match="FORBIDDEN"):
-                await session.call("echo/unary", {"message": 1})
-            assert session.close_reason is None
+            fewer = msgspec.structs.replace(friend.peer, scopes=("more",))
+            async with ended_within_a_second(session):
+                await node.identities.update_peer(fewer)
+
+
+@pytest.mark.slow
+async def test_a_command_that_takes_scopes_away(transport: str, tmp_path: Path) -> None:
+    friend = make_friend("friend", "echo")
+    async with (
+        node_with_home(tmp_path, friend) as node,
+        bystander(node, transport),
+        open_session(node.ticket, key=friend.key, transports=[transport]) as session,
+    ):
+        home = str(tmp_path / "home")
+        written: list[float] = []
+        async with ended_within_a_second(session, within_s=10):
+            await trio.run_process(command("--home", home, "peer", "set", "friend", "--no-scopes"))
+            written.append(trio.current_time())
+        # The command has started and ended; from the write on it took no second.
+        assert trio.current_time() - written[0] < 1
+
+
+async def test_a_file_that_takes_scopes_away(transport: str, tmp_path: Path) -> None:
+    friend = make_friend("friend")
+
+    def text(scopes: str) -> str:
+        return (
+            f'[[peers]]\nname = "friend"\nscopes = [{scopes}]\n'
+            f'fingerprints = ["{friend.peer.fingerprints[0]}"]\n'
+        )
+
+    home = await make_home(tmp_path, config=text('"echo"'))
+    async with (
+        serving(home) as node,
+        bystander(node, transport),
+        open_session(node.ticket, key=friend.key, transports=[transport]) as session,
+        ended_within_a_second(session),
+    ):
+        (home / CONFIG_FILE).write_text(text('"other"'))
+        assert node.reload() == []
+
+
+async def test_a_token_that_may_less_than_before(transport: str) -> None:
+    friend = make_friend("friend", "echo")
+    async with (
+        open_node(peers=[friend.peer]) as node,
+        bystander(node, transport),
+        open_session(node.ticket, key=friend.key, transports=[transport]) as session,
+        trio.open_nursery() as nursery,
+    ):
+        token = await new_token(node, "echo")
+        nursery.start_soon(session.call, "echo/unary", SLOW)
+        [kept] = node.identities.api_keys()
+        async with ended_within_a_second(session, token=token):
+            await node.identities.put_api_key(msgspec.structs.replace(kept, scopes=("other",)))
+        assert len(session.calling.pending) == 1  # the one that ran under the key
+        nursery.cancel_scope.cancel()
+
+
+RELAYED = """\
+[[re_export]]
+peers = ["w1"]
+operations = ["echo/**"]
+scopes_all = ["echo"]
+"""
+
+
+async def test_a_relay_ends_what_it_passes_on(transport: str, tmp_path: Path) -> None:
+    friend = make_friend("friend", "echo")
+    home = await make_home(tmp_path, friend.peer, config=RELAYED)
+    async with (
+        serving(home) as hub,
+        bystander(hub, transport),
+        worker_of(hub, "w1", allows=("echo",)) as worker,
+        open_session(hub.ticket, key=friend.key, transports=[transport]) as session,
+    ):
+        fewer = msgspec.structs.replace(friend.peer, scopes=())
+        async with ended_within_a_second(session, peer=("w1",)):
+            await eventually(lambda: _calls(worker) == 3)
+            await hub.identities.update_peer(fewer)
+        await eventually(lambda: _calls(worker) == 0, 1)
+
+
+async def test_a_worker_ends_what_its_hub_may_not_any_more(transport: str, tmp_path: Path) -> None:
+    friend = make_friend("friend", "echo")
+    home = await make_home(tmp_path, friend.peer, config=RELAYED)
+    async with (
+        serving(home) as hub,
+        bystander(hub, transport),
+        worker_of(hub, "w1", allows=("echo",)) as worker,
+        open_session(hub.ticket, key=friend.key, transports=[transport]) as session,
+    ):
+        [known] = worker.identities.peers()
+        async with ended_within_a_second(session, peer=("w1",)):
+            await eventually(lambda: _calls(worker) == 3)
+            worker.identities.set_config_peers([msgspec.structs.replace(known, scopes=())])
+
+
+def _calls(node: Node) -> int:
+    """Return how many calls run there, watches of operations in both directions apart."""
+    return sum(one["calls"] or 0 for one in node.status()["connections"]) - 2
 
 
 @pytest.mark.parametrize("how", ["revoked", "expired"])
@@ -111,7 +258,7 @@ async def test_a_token_that_is_revoked_ends_its_calls_and_no_other(
 
             async def subscribe() -> None:
                 with pytest.raises(CallError, match="FORBIDDEN: the authorization was revoked"):
-                    await _take_all(session, token)
+                    await _take_all(session, token=token)
 
             calls.start_soon(call)
             calls.start_soon(subscribe)
@@ -126,11 +273,15 @@ async def test_a_token_that_is_revoked_ends_its_calls_and_no_other(
         nursery.cancel_scope.cancel()
 
 
-async def _take_all(session: CallSession, token: str) -> None:
-    endless = {"count": 2**31 - 1, "interval_ms": 1}
-    async with session.subscribe("echo/stream", endless, token=token) as items:
+async def _take_all(session: CallSession, **options: Any) -> None:
+    async with session.subscribe("echo/stream", ENDLESS, **options) as items:
         async for _ in items:
             pass
+
+
+async def _converse(session: CallSession, **options: Any) -> None:
+    async with session.bidi("echo/bidi", **options) as bidi:
+        await anext(bidi)
 
 
 @asynccontextmanager

@@ -60,6 +60,7 @@ class Forwarder:
     """Decides which requests pass this node.
 
     Attributes:
+        environment: The peers of this node.
         rules: Of this node; may be replaced at any time, for the requests that come after.
     """
 
@@ -84,7 +85,7 @@ class Forwarder:
             knows_peer: Whether there is such a peer, here or not.
         """
         self.rules = tuple(rules)
-        self._environment = environment
+        self.environment = environment
         self._node_id = str(node_id)
         self._limits = limits
         self._op_type_here = op_type_here
@@ -104,8 +105,7 @@ class Forwarder:
         """
         route, name = request.peer, request.operation
         assert route
-        if not identity.is_owner:
-            self._check_rules(identity, route, name)
+        self.check_rules(identity, route, name)
         self._check_path(request.path)
         ref = reference(route[0], name)
         known = self._offer(ref, request, identity)
@@ -114,7 +114,7 @@ class Forwarder:
         op_type = known.op_type if known is not None else self._op_type(request)
         longest_s = self._limits().call_timeout_max_s
         return ForwardedCall(
-            self._environment,
+            self,
             ref,
             request,
             identity=identity,
@@ -143,16 +143,23 @@ class Forwarder:
         """Return the rules by which *identity* may pass; the owner needs none and gets none."""
         return tuple(rule for rule in self.rules if _refusal(rule, identity) is None)
 
-    def _check_rules(self, identity: Identity, route: Sequence[str], name: str) -> None:
+    def check_rules(self, identity: Identity, route: Sequence[str], operation: str) -> None:
+        """Return if the rules of now let *identity* pass.
+
+        Raises:
+            CallError: `NOT_FOUND` or `FORBIDDEN`, they do not.
+        """
+        if identity.is_owner:
+            return
         refusal: Denied | None = None
         for rule in self.rules:
-            if rule.covers(route, name):
+            if rule.covers(route, operation):
                 denied = _refusal(rule, identity)
                 if denied is None:
                     return
                 refusal = refusal or denied
         if refusal is None:
-            raise no_such_operation(name)
+            raise no_such_operation(operation)
         raise CallError(ErrorCode.FORBIDDEN, refusal.reason)
 
     def _check_path(self, path: Sequence[str]) -> None:
@@ -181,9 +188,9 @@ class Forwarder:
         """
         name, is_last = request.operation, len(request.peer or ()) == 1
         if ref.name is None:
-            offered = self._environment.offer_of(name)
+            offered = self.environment.offer_of(name)
             return offered if is_last else None
-        peer = self._environment.get(ref.name)
+        peer = self.environment.get(ref.name)
         if peer is None:
             if not self._knows_peer(ref.name):
                 raise no_such_operation(name)
@@ -223,6 +230,7 @@ class ForwardedCall:
 
     __slots__ = (
         "_environment",
+        "_forwarder",
         "_items",
         "_options",
         "_ref",
@@ -236,7 +244,7 @@ class ForwardedCall:
 
     def __init__(
         self,
-        environment: PeerEnvironment,
+        forwarder: Forwarder,
         ref: PeerRef,
         request: Requested,
         *,
@@ -251,7 +259,8 @@ class ForwardedCall:
         self.identity = identity
         self.used_token = request.auth_token is not None
         self.large_output = options["large_output"]
-        self._environment = environment
+        self._forwarder = forwarder
+        self._environment = forwarder.environment
         self._ref = ref
         self._request = request
         self._options = options
@@ -259,6 +268,17 @@ class ForwardedCall:
 
     def __repr__(self) -> str:
         return f"<ForwardedCall {self._request.operation} to {self._ref}>"
+
+    def readmit(self, identity: Identity) -> None:
+        """Let it go on as *identity*, which is its caller with other rights than before.
+
+        Raises:
+            CallError: The rules of now do not let it pass.
+        """
+        route = self._request.peer
+        assert route
+        self._forwarder.check_rules(identity, route, self._request.operation)
+        self.identity = identity
 
     def feed(self, items: AsyncIterator[msgspec.Raw]) -> None:
         """Give an upload or bidirectional call its input items."""

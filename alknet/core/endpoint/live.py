@@ -82,9 +82,9 @@ class LiveConnection:
 
     def become(self, identity: Identity) -> None:
         """Make *identity* the connection's, also in the counters."""
-        self.connection.identity = identity
         if self.place is not None:
             self.place.move_to(identity)
+        self.connection.become(identity)
 
 
 class LiveConnections:
