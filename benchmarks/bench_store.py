@@ -164,8 +164,9 @@ def _wake(path: Path, how: str, commits: int) -> dict[str, float]:
             # Not in step with a listener's milliseconds: parts by the golden ratio are even.
             time.sleep(0.005 + number * 0.618 % 1 / 100)
             connection.execute("BEGIN IMMEDIATE")
+            version = newest_change(connection) + 1
+            os.pwrite(bell, version.to_bytes(VERSION_BYTES, "big"), 0)
             _put(connection, number, KEY)
-            os.pwrite(bell, newest_change(connection).to_bytes(VERSION_BYTES, "big"), 0)
             connection.execute("COMMIT")
             committed_at = time.monotonic()
             os.utime(bell)

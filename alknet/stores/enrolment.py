@@ -156,6 +156,7 @@ class EnrolmentTokens:
             scopes=row.value.scopes,
             resources=row.value.resources,
             addresses=addresses,
+            may_offer=True,  # who is invited comes to work
         ).normalized()
         self._identities.check_new(peer)
         used = msgspec.structs.replace(row.value, used_by=key.fingerprint)

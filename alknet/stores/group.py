@@ -104,6 +104,11 @@ class GroupCommit:
             self._batch_done.set()
             self._ended.set()
 
+    @property
+    def is_committing(self) -> bool:
+        """Whether a batch is not answered yet."""
+        return not self._batch_done.is_set()
+
     async def wait_batch(self) -> None:
         """Wait until the batch that is being committed, if any, is answered."""
         await self._batch_done.wait()

@@ -409,6 +409,7 @@ def new_peer_row(peer: Peer, incarnation: str | None = None) -> PeerRow:
         resources=peer.resources,
         display_name=peer.display_name,
         addresses=peer.addresses,
+        may_offer=peer.may_offer,
         enabled=peer.enabled,
         incarnation=secrets.token_hex(8) if incarnation is None else incarnation,
     )
@@ -422,6 +423,7 @@ def _peer_of(row: PeerRow) -> Peer:
         resources=row.resources,
         display_name=row.display_name,
         addresses=row.addresses,
+        may_offer=row.may_offer,
         enabled=row.enabled,
     )
 
@@ -434,6 +436,8 @@ def _shown(peer: Peer) -> dict[str, str]:
     shown = {"keys": " ".join(peer.fingerprints), **_rights(peer)}
     if peer.addresses:
         shown["addresses"] = " ".join(peer.addresses)
+    if peer.may_offer:
+        shown["may offer"] = "yes"
     if not peer.enabled:
         shown["enabled"] = "no"
     return shown
@@ -450,7 +454,11 @@ def _difference(old: PeerRow, new: PeerRow) -> Mapping[str, str]:
     """Return the fields that differ, as they are now."""
     before, after = msgspec.structs.asdict(old), msgspec.structs.asdict(new)
     changed = [field for field, value in after.items() if value != before[field]]
-    texts = {"fingerprints": "keys", "display_name": "display name"}
+    texts = {
+        "fingerprints": "keys",
+        "display_name": "display name",
+        "may_offer": "may offer",
+    }
     return {texts.get(field, field): _as_text(after[field]) for field in changed}
 
 

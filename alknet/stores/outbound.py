@@ -90,6 +90,10 @@ class StoredOutbound:
         names = {*self._config, *joined}
         return [self._target(name, joined.get(name, 0)) for name in sorted(names)]
 
+    def is_target(self, name: str) -> bool:
+        """Return whether a connection to the peer *name* is to be kept."""
+        return name in self._config or any(row.value.peer == name for row in self._rows())
+
     def check_joinable(self, peer: Peer) -> None:
         """Raise Conflict if what is in memory says that `join` would refuse *peer*."""
         known = self._identities.peer(peer.name)

@@ -61,6 +61,7 @@ async def test_the_key_that_has_used_it_gets_the_same_answer_again(opener: Opene
                 peer.scopes,
                 peer.addresses,
             )
+            assert found.may_offer  # it comes to work
         await identities.rename_peer("bob", "robert")
         assert (await tokens.consume(minted.secret, KEYS[0])).name == "robert"
         await identities.remove_peer("robert")

@@ -31,6 +31,14 @@ def test_a_row_under_another_key_than_its_field_keeps_that_key() -> None:
     assert (row.key, row.value.name) == ("bob", "alice")
 
 
+def test_a_peer_of_an_older_alknet_may_not_offer() -> None:
+    old = '{"name":"w1","fingerprints":["ed25519:ab"],"scopes":["echo"],"incarnation":"0a"}'
+    row = decoded(PEERS, "w1", 1, old)
+    assert row is not None
+    assert row.value.scopes == ("echo",)
+    assert not row.value.may_offer
+
+
 def test_the_field_of_the_key_must_exist() -> None:
     with pytest.raises(LocalError, match="no field 'nick'"):
         Table("peer", PeerRow, key_field="nick")

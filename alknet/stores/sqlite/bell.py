@@ -3,8 +3,9 @@
 Watching the database or its log would wake too early, before the commit can be seen, and now and
 then not at all; a file of our own is touched when all is done. To ring is to set its times, which
 is what we watch. It also holds the newest version: whoever commits writes it while the database is
-locked, so it never falls behind what was rung, and who has that version need not look. Where the
-system cannot watch files, the bell counts as rung twenty times a second.
+locked, so it never falls behind what was rung, and who has that version need not look. That it was
+written is heard too: a ring will follow as soon as the disk has what is committed. Where the system
+cannot watch files, the bell counts as rung twenty times a second.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ log = logging.getLogger(__name__)
 BLIND_STEP_S = 0.05
 
 VERSION_BYTES = 8
+IN_MODIFY = 0x2
 IN_ATTRIB = 0x4
 IN_NONBLOCK = os.O_NONBLOCK
 IN_CLOEXEC = os.O_CLOEXEC
+# struct inotify_event of a watch on a file, which has no name in it: watch, mask, cookie, length.
+EVENT_BYTES = 16
+MASK = slice(4, 8)
+ANNOUNCED = IN_MODIFY.to_bytes(4, sys.byteorder)
 
 
 class Bell:
@@ -74,13 +80,17 @@ class Bell:
             return True
         return int.from_bytes(found, "big") != version
 
-    async def wait(self) -> None:
-        """Wait until it may have rung. Cancelled, no ring is lost."""
+    async def wait(self) -> bool:
+        """Wait until it may have rung, or something was announced; say whether it may have rung.
+
+        Cancelled, no ring is lost.
+        """
         if self._watch is None:
             await trio.sleep(BLIND_STEP_S)
-            return
+            return True
         await trio.lowlevel.wait_readable(self._watch)
-        os.read(self._watch, 65_536)
+        events = os.read(self._watch, 256 * EVENT_BYTES)
+        return len(events) > EVENT_BYTES or events[MASK] != ANNOUNCED
 
     def renew(self) -> bool:
         """Take up the file at the path, if it is not the one that we have; say whether it was.
@@ -127,14 +137,14 @@ def _open(path: Path) -> int:
 
 
 def _inotify(path: Path) -> int | None:
-    """Return a descriptor that is readable once *path* was written to; None if there is no such."""
+    """Return a descriptor that is readable once *path* was touched; None if there is no such."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor: int = libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
     if descriptor < 0:
         raise _last_error()
-    if libc.inotify_add_watch(descriptor, os.fsencode(path), IN_ATTRIB) < 0:
+    if libc.inotify_add_watch(descriptor, os.fsencode(path), IN_MODIFY | IN_ATTRIB) < 0:
         error = _last_error()
         os.close(descriptor)
         raise error

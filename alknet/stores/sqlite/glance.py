@@ -14,6 +14,7 @@ from alknet.core.storage import Changed
 from alknet.stores.resident import Delta, RowChange
 from alknet.stores.sqlite.place import Place
 from alknet.stores.sqlite.reading import Tables, decoded
+from alknet.stores.sqlite.schema import layout_of
 
 __all__ = ["Glance"]
 
@@ -25,8 +26,7 @@ FLAGS = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI
 _QUERY = f"""
     SELECT change.seq, change.tab, change.key, row.version,
         iif(octet_length(row.value) <= {LONGEST_BYTES}, row.value, NULL),
-        (SELECT min(seq) FROM change),
-        (SELECT user_version FROM pragma_user_version)
+        (SELECT min(seq) FROM change)
     FROM change LEFT JOIN row ON row.tab = change.tab AND row.key = change.key
     WHERE change.seq > ? ORDER BY change.seq LIMIT {MOST_CHANGES + 1}
 """  # noqa: S608  numbers of ours
@@ -52,15 +52,16 @@ class Glance:
         """Return what changed after *cursor*; None if that is nothing, much, or unclear."""
         try:
             found = self._connection.execute(_QUERY, (cursor,)).fetchall()
+            layout = layout_of(self._connection)  # it only grows, so that of the rows is no other
         except apsw.Error:
             return None  # the thread will say what it is
-        if not 1 <= len(found) <= MOST_CHANGES:
+        if not 1 <= len(found) <= MOST_CHANGES or layout != self.layout:
             return None
         changes = []
-        for seq, tab, key, version, value, oldest, layout in found:
+        for seq, tab, key, version, value, oldest in found:
             table = self._tables.get(str(tab))
             is_gone = version is None
-            if int(oldest or 0) > cursor + 1 or layout != self.layout:
+            if int(oldest or 0) > cursor + 1:
                 return None
             change = Changed(int(seq or 0), str(tab), str(key), gone=is_gone)
             if is_gone or table is None or not table.is_resident:

@@ -78,7 +78,7 @@ class SqliteStore(EngineReads):
             bell,
             glance,
             self._resident,
-            self._group.wait_batch,
+            self._group,
         )
 
     @property

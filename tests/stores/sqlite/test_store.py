@@ -10,10 +10,11 @@ import apsw
 import pytest
 import trio
 
-from alknet.core.storage import Changed, Delete, Put, Reloaded, RowConflict, Table
+from alknet.core.storage import Changed, Delete, Expect, Put, Reloaded, RowConflict, Table
 from alknet.errors import LocalError, StoreError
 from alknet.stores.sqlite import bell, follower, open_sqlite_store, place, writing
 from alknet.stores.sqlite.bell import Bell
+from alknet.stores.sqlite.place import Place
 from alknet.testing.store_contract import LOG, NOTES, TABLES, Line, Note
 from alknet.testing.store_contract.harness import until, values
 
@@ -229,6 +230,51 @@ async def test_a_deleted_bell_is_made_anew(tmp_path: Path) -> None:
         await two.wait()
     one.close()
     two.close()
+
+
+async def test_a_bell_tells_what_was_announced_from_what_was_rung(tmp_path: Path) -> None:
+    one, two = Bell(tmp_path / "bell"), Bell(tmp_path / "bell")
+    with trio.fail_after(60):
+        one.announce(7)
+        assert not await two.wait()
+        one.ring()
+        assert await two.wait()
+        one.announce(8)
+        one.ring()
+        assert await two.wait()
+    one.close()
+    two.close()
+
+
+async def test_what_is_announced_and_never_rung_does_not_put_off_the_look(
+    path: Path, looks: list[follower.Follower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "LOOK_INTERVAL_S", 0.1)
+    async with open_sqlite_store(path, TABLES) as store:
+        await store.write(Put(NOTES, "a", Note("1")))
+        bell = Bell(Place(path).bell_path)
+        looks.clear()
+        with trio.fail_after(60):
+            while not looks:  # somebody whose disk is full tries again and again
+                bell.announce(99)
+                await trio.sleep(0.01)
+        bell.close()
+        assert store.get(NOTES, "a") is not None
+
+
+async def test_a_commit_that_was_announced_with_a_wrong_number_is_heard(
+    path: Path, looks: list[follower.Follower]
+) -> None:
+    async with open_sqlite_store(path, TABLES) as one, open_sqlite_store(path, TABLES) as two:
+        await one.write([Put(NOTES, "a", Note("1")), Delete(NOTES, "b"), Expect(NOTES, "c", 0)])
+        await until(lambda: two.version == one.version == 1)
+        assert not one._bell.has_news(1)
+        with pytest.raises(RowConflict):
+            await one.write(Put(NOTES, "a", Note("2")), expect=9)
+        await one.write(Put(NOTES, "a", Note("3")), expect=1)
+        await until(lambda: two.version == one.version == 2)
+        assert not two._bell.has_news(2)
+    assert looks == []
 
 
 async def test_edits_in_a_shell_are_seen_with_all_that_belongs_to_them(
