@@ -14,7 +14,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.cli.command_checks import examine_commands
-from alknet.cli.config import check_wiring
+from alknet.cli.config_checks import find_doubts, find_obstacles
 from alknet.client import open_control_session, open_session
 from alknet.core.address import Address
 from alknet.core.clock import wall_clock
@@ -71,7 +71,7 @@ async def examine(home: Path) -> list[Finding]:
     status, finding = await _node(home)
     found.append(finding)
     if status is None:
-        found += _ports(home)
+        found += [*_ports(home), *await _undialled(home)]
     else:
         found += [await _reach(home, status, transport) for transport in ("quic", "tcp")]
         found += _outbound(status)
@@ -150,13 +150,12 @@ def _unlocks(home: Path, vault: Vault) -> Finding:
 def _config(home: Path) -> Finding:
     path = home / CONFIG_FILE
     try:
-        problems = check_config(path)
-        if problems:
-            todo = "alknet config check lists all problems"
-            return Finding("config", "fail", f"{problems[0]}", todo)
-        check_wiring(load_config(path))
+        problems = check_config(path) or find_obstacles(path, load_config(path))
     except AlknetError as exc:
         return Finding("config", "fail", str(exc))
+    if problems:
+        todo = "alknet config check lists all problems"
+        return Finding("config", "fail", f"{problems[0]}", todo)
     return Finding("config", "ok", str(path) if path.exists() else "none, the defaults apply")
 
 
@@ -169,6 +168,15 @@ def _outbound(status: Status) -> Iterator[Finding]:
             why = one["last_error"] or one["state"]
             message = f"no connection to {one['peer']}: {why}"
             yield Finding("outbound", "warn", message, "alknet worker list shows the next try")
+
+
+async def _undialled(home: Path) -> list[Finding]:
+    """The peers that the node would try in vain to keep a connection to."""
+    try:
+        doubts = await find_doubts(home, _config_or_defaults(home))
+    except AlknetError:
+        return []  # what is wrong with the store is found by itself
+    return [Finding("outbound", "warn", f"{one.key}: {one.message}", one.hint) for one in doubts]
 
 
 def _commands(home: Path) -> Finding:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Group, is_json
-from alknet.cli.output import emit, say
+from alknet.cli.output import emit, note, say
+from alknet.cli.table import printable
 
 if TYPE_CHECKING:
-    from alknet.core.config import NodeConfig
+    from alknet.core.config import ConfigProblem, NodeConfig
 
-__all__ = ["check_wiring", "config"]
+__all__ = ["config"]
 
 
 @click.group(
@@ -32,32 +34,35 @@ def config() -> None:
 
 @config.command(examples=["alknet config check", "alknet config check --json"])
 def check() -> None:
-    """Say everything that is wrong with node.toml, by line; exits with 1 if anything is."""
+    """Say everything that is wrong with node.toml, by line; exits with 1 if anything is.
+
+    What is wrong keeps a node from starting, and a running node keeps what it had. A warning is
+    of what a node runs with, and which will not work: a peer to dial that nobody knows.
+    """
+    from alknet.cli.config_checks import find_obstacles
     from alknet.cli.home import config_path
-    from alknet.core.config import NEEDS_RESTART, check_config, load_config
+    from alknet.core.config import check_config, load_config
 
     path = config_path()
     problems = check_config(path)
+    doubts: list[ConfigProblem] = []
     if not problems:
-        check_wiring(load_config(path))
+        found = load_config(path)
+        problems = find_obstacles(path, found)
+        doubts = _doubts(found)
     if is_json():
-        found = [
-            {"line": p.line, "key": p.key, "message": p.message, "hint": p.hint} for p in problems
-        ]
-        emit({"file": str(path), "exists": path.exists(), "problems": found})
-    if problems and not is_json():
-        for problem in problems:
-            say(str(problem))
+        shown = {"problems": list(map(_as_json, problems)), "warnings": list(map(_as_json, doubts))}
+        emit({"file": str(path), "exists": path.exists(), **shown})
+    else:
+        _show(problems, doubts)
     if problems:
         raise CommandError(
             "CONFIG",
-            f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {path}",
+            f"{_count(problems, 'problem')} in {path}",
             hint="a running node keeps what it had until all are mended",
         )
-    if is_json():
-        return
-    say(f"{path} is good" if path.exists() else f"{path} does not exist: the defaults apply")
-    say(f"A change of these needs a restart: {', '.join(NEEDS_RESTART)}.")
+    if not is_json():
+        _show_good(path, doubts)
 
 
 @config.command(examples=["alknet config show", "alknet config show --json | jq .limits"])
@@ -83,19 +88,49 @@ def path() -> None:
         say(str(config_path()))
 
 
-def check_wiring(config: NodeConfig) -> None:
-    """Make a node of it, which does not run: that loads certificates and looks for handlers.
+def _doubts(found: NodeConfig) -> list[ConfigProblem]:
+    from alknet.cli.config_checks import find_doubts
+    from alknet.cli.options import the_home
+    from alknet.cli.running import run
+    from alknet.errors import AlknetError
 
-    Raises:
-        CommandError: It says what keeps a node from being made.
-    """
-    from alknet.errors import LocalError
-    from alknet.node import Node
+    async def find() -> list[ConfigProblem]:
+        try:
+            return await find_doubts(the_home(), found)
+        except AlknetError as exc:  # the file may be good all the same
+            note(f"Not checked whether the peers of [[outbound]] are known: {exc}")
+            return []
 
-    try:
-        Node(config=config)
-    except LocalError as exc:
-        raise CommandError("CONFIG", str(exc)) from exc
+    return run(find)
+
+
+def _show(problems: Sequence[ConfigProblem], doubts: Sequence[ConfigProblem]) -> None:
+    for problem in problems:
+        say(printable(str(problem)))
+    for doubt in doubts:
+        say(printable(f"warning: {doubt}"))
+
+
+def _show_good(path: Path, doubts: Sequence[ConfigProblem]) -> None:
+    from alknet.core.config import NEEDS_RESTART
+
+    but = f", but for {_count(doubts, 'warning')}" if doubts else ""
+    exists = path.exists()
+    say(f"{path} is good{but}" if exists else f"{path} does not exist: the defaults apply")
+    say(f"A change of these needs a restart: {', '.join(NEEDS_RESTART)}.")
+
+
+def _count(found: Sequence[object], what: str) -> str:
+    return f"{len(found)} {what}{'' if len(found) == 1 else 's'}"
+
+
+def _as_json(problem: ConfigProblem) -> dict[str, object]:
+    return {
+        "line": problem.line,
+        "key": problem.key,
+        "message": problem.message,
+        "hint": problem.hint,
+    }
 
 
 def as_values(config: NodeConfig) -> dict[str, Any]:

@@ -113,12 +113,14 @@ def test_the_check_names_what_only_a_node_sees(made: Cli) -> None:
     ):
         path.write_text(command.format(name))
         failed = made.fails(1, "config", "check", "--json")
-        assert name in failed.error["message"]
-        assert says in failed.error["message"]
+        [problem] = failed.json["problems"]
+        assert problem["key"] == "command[0]"
+        assert name in problem["message"]
+        assert says in problem["message"]
         doctor = made.fails(1, "doctor")
         assert re.search(rf"fail  config .*{says}", doctor.out)
     path.write_text(command.format("node/own"))
-    assert f"{path}:1: " in made.fails(1, "config", "check", "--json").error["message"]
+    assert f"{path}:1: command[0]: command 'node/own'" in made.fails(1, "config", "check").out
 
 
 def test_the_configuration_is_shown_as_it_can_be_written(served: Cli) -> None:

@@ -11,7 +11,8 @@ def test_a_good_file_and_no_file_pass(made: Cli) -> None:
     (made.home / "node.toml").unlink()
     assert "defaults apply" in made.ok("config", "check").out
     checked = made.ok("config", "check", "--json").json
-    assert checked == {"file": str(made.home / "node.toml"), "exists": False, "problems": []}
+    file = str(made.home / "node.toml")
+    assert checked == {"file": file, "exists": False, "problems": [], "warnings": []}
 
 
 def test_problems_are_named_with_line_and_hint(made: Cli) -> None:
