@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alknet.cli.dialled import short_error
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json
 from alknet.cli.output import emit, note, table
 from alknet.cli.remote import TARGET, Remote, make_remote, remote_options
+from alknet.cli.table import printable
 from alknet.cli.units import duration
 
 if TYPE_CHECKING:
@@ -66,7 +68,8 @@ def peers(target: str | None, depth: int, **options: Any) -> None:
     for one in found["not_connected"]:
         wait = one["next_try_in_s"]
         then = "" if wait is None else f", next try in {duration(wait)}"
-        note(f"{one['peer']} is not connected: {one['last_error'] or one['state']}{then}")
+        why = short_error(one["last_error"] or one["state"])
+        note(f"{one['peer']} is not connected: {printable(why)}{then}")
 
 
 async def listed_peers(session: CallSession, **options: Any) -> list[Listed]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alknet.cli import transport
+from alknet.cli.dialled import short_error
 from alknet.cli.options import Command, is_json
 from alknet.cli.output import emit_raw, fields, say, table
 from alknet.cli.remote import TARGET, make_remote, remote_options
@@ -130,7 +131,7 @@ def _show_outbound(kept: Sequence[Mapping[str, Any]]) -> None:
             one["state"],
             one["attempts"] or "-",
             "-" if one["next_try_in_s"] is None else duration(one["next_try_in_s"]),
-            one["last_error"] or "-",
+            short_error(one["last_error"] or "-"),
         )
         for one in kept
     ]

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from alknet.cli.failures import CommandError
+from alknet.cli.hubs import list_hubs, own_outbound, running_outbound
 from alknet.cli.options import Group, is_json, usage_errors
-from alknet.cli.output import emit, fields, note, say, table
+from alknet.cli.output import emit, fields, note, say
 from alknet.cli.rights import check_scopes, listed
-from alknet.cli.units import duration
 
 if TYPE_CHECKING:
     from alknet.call.enrolment import Claimed
     from alknet.core.identity import Peer
     from alknet.core.invitation import Invitation
-    from alknet.stores.identities import StoredIdentities
-    from alknet.stores.outbound import StoredOutbound
 
 __all__ = ["worker"]
 
-# What a running node says of its connections is a courtesy: one that hangs is not waited for.
-ASK_WITHIN_S = 2.0
 NOTHING = "nothing but public operations"
 
 
@@ -100,7 +96,7 @@ def join(
 
         addresses = tuple(map(str, load_home_config().advertise))
         async with open_store() as identities:
-            outbound = _outbound(identities)
+            outbound = own_outbound(identities)
             try:
                 return await join_hub(
                     invitation,
@@ -119,32 +115,7 @@ def join(
     _show_joined(invitation, *run(joined))
 
 
-@worker.command("list", examples=["alknet worker list", "alknet worker list --json"])
-def list_hubs() -> None:
-    """List the hubs that this node dials, and how the connections are doing if it runs."""
-    from alknet.cli.home import read_store
-
-    targets = read_store(lambda identities: _outbound(identities).targets())
-    running = _running_status()
-    rows: list[dict[str, Any]] = [
-        {
-            "peer": target.name,
-            "addresses": list(map(str, target.addresses)),
-            "in_config": target.in_config,
-            "problem": target.problem or None,
-            "connection": None if running is None else running.get(target.name),
-        }
-        for target in targets
-    ]
-    if is_json():
-        emit({"running": running is not None, "hubs": rows})
-        return
-    lines = [
-        (row["peer"], *_condition(row, running is not None), listed(row["addresses"]))
-        for row in rows
-    ]
-    empty = "no hubs; 'alknet worker join' reads an invitation and adds one"
-    table(("hub", "state", "tries", "last error", "addresses"), lines, empty=empty)
+worker.add_command(list_hubs)
 
 
 @worker.command(examples=["alknet worker leave hub", "alknet worker leave hub --forget"])
@@ -162,7 +133,7 @@ def leave(name: str, forget: bool) -> None:
 
     async def left() -> None:
         async with open_store() as identities:
-            await _outbound(identities).leave(name)
+            await own_outbound(identities).leave(name)
             if forget:
                 await identities.remove_peer(name)
 
@@ -188,19 +159,6 @@ def _read_invitation(file: Path | None) -> Invitation:
         text = sys.stdin.read(most)
     with usage_errors("--file" if file is not None else "standard input"):
         return Invitation.parse(text)
-
-
-def _outbound(identities: StoredIdentities) -> StoredOutbound:
-    from alknet.cli.home import load_home_config, need_node
-    from alknet.core.nodeid import NodeId
-    from alknet.stores.outbound import StoredOutbound
-    from alknet.stores.succession import read_succession
-    from alknet.vault.homevault import home_public_key
-
-    home = need_node()
-    key = home_public_key(home)
-    former = [NodeId(one.old) for one in read_succession(home, key)]
-    return StoredOutbound(identities, NodeId(key), load_home_config().outbound, former=former)
 
 
 def _explained(exc: Exception) -> CommandError | None:
@@ -246,45 +204,5 @@ def _show_joined(invitation: Invitation, claimed: Claimed, hub: Peer) -> None:
             "it may do here": ", ".join(hub.scopes) or NOTHING,
         }
     )
-    if _running_status() is None:
+    if running_outbound() is None:
         note("This node does not run: 'alknet up' connects it to the hub.")
-
-
-def _running_status() -> dict[str, Any] | None:
-    """Return how the connections of the running node are doing, by name; None if none runs."""
-    from alknet.cli.options import the_home
-    from alknet.cli.running import run
-
-    if not (the_home() / "control.sock").exists():
-        return None
-
-    async def ask() -> dict[str, Any] | None:
-        import msgspec
-        import trio
-
-        from alknet.client import open_control_session
-        from alknet.errors import AlknetError
-
-        try:
-            with trio.move_on_after(ASK_WITHIN_S):
-                async with open_control_session(the_home()) as session:
-                    found = msgspec.json.decode(await session.call("node/status", {}))
-                    return {one["peer"]: one for one in found["outbound"]}
-        except (AlknetError, OSError):
-            return None  # `alknet status` says what is wrong with it
-        return None
-
-    return run(ask)
-
-
-def _condition(row: Mapping[str, Any], is_running: bool) -> tuple[str, str, str]:
-    """Return state, tries and last error of a hub, for a table."""
-    found = row["connection"]
-    if found is None:
-        return ("-" if is_running else "the node does not run"), "-", row["problem"] or "-"
-    state = found["state"]
-    if state == "connected":
-        state += f" for {duration(found['connected_for_s'])}"
-    elif found["next_try_in_s"] is not None:
-        state += f" {duration(found['next_try_in_s'])}"
-    return state, found["attempts"] or "-", found["last_error"] or "-"
