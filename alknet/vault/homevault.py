@@ -248,7 +248,8 @@ class _SlotMaker:
         slots = []
         if self._has_key_file:
             path = self._home / HOME_KEY_FILE
-            path.unlink(missing_ok=True)  # of an attempt that did not come to its vault
+            if path.exists():  # of an attempt that was killed, or of a vault that was moved away
+                path.replace(path.with_name(f"{HOME_KEY_FILE}.old"))
             with create_key_file(path) as key:
                 self._made = path
                 slots.append(

@@ -497,7 +497,7 @@ class Vault:
         except Damaged:
             raise Damaged(
                 f"{self._file.path} does not open with this: it is the key of another vault, "
-                "or the file was altered"
+                f"or the file was altered{self._file.hint()}"
             ) from None
         self._container, self._signature = container, signature
 

@@ -56,15 +56,16 @@ class VaultFile:
         self._seen = home / "vault.seen"
 
     def exists(self) -> bool:
-        """Return whether there is a vault."""
-        return self.path.exists()
+        """Return whether there is a vault, or what is left of one: the generation before."""
+        return self.path.exists() or self._previous.exists()
 
     def read(self) -> Container:
         """Read the newest generation.
 
         Raises:
             NotFound: There is no vault.
-            LocalError: It is damaged or no vault; the message says where an intact one may be.
+            LocalError: It is gone, damaged or no vault; the message says where an intact one may
+                be.
             StoreError: The system refuses.
         """
         with store_errors(f"cannot read {self.path}"):
@@ -73,13 +74,13 @@ class VaultFile:
                     check_private(self.path, os.fstat(file.fileno()))
                     data = file.read(MAX_VAULT_BYTES + 1)
             except FileNotFoundError:
-                raise NotFound(f"no vault in {self.path.parent}: 'alknet init' makes one") from None
+                raise self._missing() from None
         if len(data) > MAX_VAULT_BYTES:
             raise LocalError(f"{self.path} is longer than {MAX_VAULT_BYTES} bytes")
         try:
             return decode_container_untrusted(data)
         except Malformed as exc:
-            raise LocalError(f"{self.path}: {exc}{self._hint()}") from exc
+            raise LocalError(f"{self.path}: {exc}{self.hint()}") from exc
 
     def write(self, data: bytes, header: Header) -> None:
         """Put a new generation in place; call it within `writing`.
@@ -170,6 +171,12 @@ class VaultFile:
             return None
         return found.st_mtime_ns, found.st_ino, found.st_size
 
+    def hint(self) -> str:
+        """Return where to look for an intact file, to go on after a message."""
+        if not self._previous.exists():
+            return "; restore it from a backup ('alknet restore') or from the words"
+        return f"; the generation before is in {self._previous}"
+
     def _holds(self, data: bytes) -> bool:
         try:
             return self.path.read_bytes() == data
@@ -195,7 +202,10 @@ class VaultFile:
         except (OSError, msgspec.DecodeError):
             return None  # a lost note must not lock anybody out
 
-    def _hint(self) -> str:
-        if not self._previous.exists():
-            return "; restore it from a backup ('alknet restore') or from the words"
-        return f"; the generation before is in {self._previous}"
+    def _missing(self) -> LocalError:
+        if self._previous.exists():
+            return LocalError(
+                f"{self.path} is gone{self.hint()}: copy that file to its place, then "
+                "'alknet vault verify --accept-older' goes on with it"
+            )
+        return NotFound(f"no vault in {self.path.parent}: 'alknet init' makes one")

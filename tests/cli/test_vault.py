@@ -220,7 +220,7 @@ def test_an_altered_file_is_noticed(kept: Cli) -> None:
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     err = kept.fails(1, "vault", "list").err
-    assert "it is the key of another vault, or the file was altered" in err
+    assert "it is the key of another vault, or the file was altered; the generation before" in err
 
 
 def test_an_old_copy_in_the_file_s_place_is_noticed_until_it_is_accepted(kept: Cli) -> None:
@@ -363,3 +363,16 @@ def test_the_environment_names_a_key_file(kept: Cli, tmp_path: Path) -> None:
     given = os.fspath(tmp_path / "elsewhere")
     with process("vault", "get", "mail/smtp", home=kept.home, ALKNET_UNLOCK_FILE=given) as running:
         assert running.end().out == "hunter2"
+
+
+def test_a_lost_vault_is_no_reason_to_make_another_node(kept: Cli, tmp_path: Path) -> None:
+    vault, before = kept.home / "vault.alk", kept.home / "vault.alk.prev"
+    vault.unlink()
+    for command in (("vault", "list"), ("vault", "status"), ("id",), ("up",), ("key", "history")):
+        err = kept.fails(1, *command).err
+        assert f"{vault} is gone; the generation before is in {before}" in err
+    assert "holds a node already" in kept.fails(1, "init", "--words-file", tmp_path / "w").err
+    assert not (tmp_path / "w").exists()
+    shutil.copy(before, vault)
+    kept.ok("vault", "verify", "--accept-older")
+    kept.ok("vault", "list")

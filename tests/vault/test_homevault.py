@@ -154,3 +154,13 @@ def test_there_is_nothing_to_migrate_in_an_empty_home(home: Path) -> None:
     with pytest.raises(NotFound):
         migrate_key_file(home, home / "backup", now=1.0)
     assert not has_vault(home)
+
+
+def test_the_key_file_of_a_vault_that_was_moved_away_still_opens_it(home: Path) -> None:
+    create_home_vault(home, LockedBuffer.of(ENTROPY), now=1.0)
+    moved = (home / "vault.alk").rename(home.with_name("moved"))
+    create_home_vault(home, LockedBuffer.random(32), now=2.0)
+    moved.replace(home / "vault.alk")
+    vault = open_home_vault(home)
+    unlock_home_vault(vault, home, UnlockWith(key_files=(home / "vault.key.old",)))
+    assert vault.is_unlocked
