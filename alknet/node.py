@@ -370,6 +370,7 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """Return what ``node/status`` shows, as JSON values."""
+        away_for_s = self.endpoint.away_for_s()
         return {
             "id": str(self.id),
             "ticket": str(self.ticket),
@@ -382,7 +383,10 @@ class Node:
             "connections": msgspec.to_builtins(
                 self.endpoint.connections(self._calls.calls_by_connection())
             ),
-            "peers": [self._peer_status(peer) for peer in self.identities.peers()],
+            "peers": [
+                self._peer_status(peer, away_for_s.get(f"peer:{peer.name}"))
+                for peer in self.identities.peers()
+            ],
             "not_told_of_new_key": self._teller.untold_names(),
             "outbound": msgspec.to_builtins(self._outbound.status()),
             "resources": self.resources.counts(),
@@ -391,12 +395,13 @@ class Node:
             "datagrams_without_connection": [dict(quic.counters) for quic in self._quic],
         }
 
-    def _peer_status(self, peer: Peer) -> dict[str, Any]:
+    def _peer_status(self, peer: Peer, away_for_s: float | None) -> dict[str, Any]:
         return {
             "name": peer.name,
             "enabled": peer.enabled,
             "fingerprints": list(peer.fingerprints),
             "scopes": list(peer.scopes),
+            "away_for_s": None if away_for_s is None else round(away_for_s, 3),
             "waiting_keys": [str(one.key) for one in self.successors.waiting(peer)],
         }
 

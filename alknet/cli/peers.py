@@ -33,6 +33,7 @@ Listed = dict[str, Any]
     examples=[
         "alknet peers                     those that this home's node is connected to, and theirs",
         "alknet peers --depth 1           its own alone",
+        "alknet peers --connected         without those that are away",
         "alknet peers @hub                those that hub lets this node reach",
         "alknet peers --json | jq '.peers[].name'",
     ],
@@ -45,31 +46,43 @@ Listed = dict[str, Any]
     show_default=True,
     help="1: the node's own peers; 2: theirs too, as far as they tell …",
 )
+@click.option("--connected", is_flag=True, help="Leave out the node's peers that are not.")
 @remote_options
-def peers(target: str | None, depth: int, **options: Any) -> None:
+def peers(target: str | None, depth: int, connected: bool, **options: Any) -> None:
     """Show which peers can be called through a node, and how they are.
 
-    Shown are those that are connected and serve operations, with the path to each ('by') and its
+    First come those that are connected and serve operations, with the path to each ('by') and its
     round-trip time, how long small calls took of late, their work included, the calls in flight,
-    and how many of its operations you may call. Of other nodes you see what they re-export to you,
-    if they list their peers at all. Those that this node dials and does not reach stand below, with
-    the reason.
+    and how many of its operations you may call. Of this home's node all other peers follow:
+    'away', and for how long if they were here since it started; 'serves none' while connected; or
+    'disabled'. Those that it dials and does not reach stand below, with the reason.
+
+    Of other nodes you see what they re-export to you, if they list their peers at all.
     """
     from alknet.cli.running import run
 
     remote = make_remote(target, **options)
     found = run(lambda: _ask(remote, depth))
+    if connected:
+        found["others"] = []
     if is_json():
         emit(found)
         return
-    rows = [_row(*one) for one in _flat(found["peers"])]
-    theirs = f"{target} tells of no peers that you may call; it may keep them to itself"
-    table(_HEADERS, rows, empty="no peers are connected" if target is None else theirs)
+    rows = [_row(*one) for one in _flat([*found["peers"], *found["others"]])]
+    table(_HEADERS, rows, empty=_empty(target, connected))
     for one in found["not_connected"]:
         wait = one["next_try_in_s"]
         then = "" if wait is None else f", next try in {duration(wait)}"
         why = short_error(one["last_error"] or one["state"])
         note(f"{one['peer']} is not connected: {printable(why)}{then}")
+
+
+def _empty(target: str | None, connected: bool) -> str:
+    if target is not None:
+        return f"{target} tells of no peers that you may call; it may keep them to itself"
+    if connected:
+        return "no peers are connected"
+    return "no peers; 'alknet peer invite NAME' lets one join, 'alknet peer add' adds one"
 
 
 async def listed_peers(session: CallSession, **options: Any) -> list[Listed]:
@@ -100,7 +113,12 @@ async def _ask(remote: Remote, depth: int) -> dict[str, Any]:
         await _add_theirs(session, remote, found, (), depth)
     connected = {one["name"] for one in found}
     outbound = [one for one in state.get("outbound", ()) if one["peer"] not in connected]
-    return {"peers": found, "not_connected": outbound}
+    others = [one for one in state.get("peers", ()) if one["name"] not in connected]
+    return {
+        "peers": found,
+        "others": [_other(one, state["connections"]) for one in others],
+        "not_connected": outbound,
+    }
 
 
 async def _own_peers(session: CallSession, remote: Remote) -> list[Listed]:
@@ -113,6 +131,15 @@ async def _own_peers(session: CallSession, remote: Remote) -> list[Listed]:
             raise
         hint = "only the owner of a node is passed on to its peers for this: ask the node itself"
         raise CommandError("NOT_FOUND", f"cannot ask {remote.target}", hint=hint) from exc
+
+
+def _other(known: Mapping[str, Any], connections: Sequence[Mapping[str, Any]]) -> Listed:
+    """Return a peer that cannot be called now: it is not here, or serves nothing."""
+    other: Listed = {"name": known["name"]}
+    _add_paths([other], connections)
+    state = "serves none" if other["paths"] else "away" if known["enabled"] else "disabled"
+    away_for_s = None if other["paths"] else known.get("away_for_s")
+    return {**other, "state": state, "away_for_s": away_for_s}
 
 
 def _add_paths(found: Sequence[Listed], connections: Sequence[Mapping[str, Any]]) -> None:
@@ -162,12 +189,19 @@ def _flat(found: Sequence[Listed], indent: str = "") -> Iterator[tuple[str, List
 
 
 def _row(name: str, one: Listed) -> tuple[object, ...]:
-    times_ms = (one.get("path_rtt_ms"), one["rtt_ms"])
+    times_ms = (one.get("path_rtt_ms"), one.get("rtt_ms"))
     return (
         name,
-        "up" if one["is_healthy"] else "ejected",
+        _state(one),
         ", ".join(one.get("paths", ())) or "-",
         *("-" if time_ms is None else f"{time_ms:.1f}" for time_ms in times_ms),
-        one["in_flight"],
-        len(one.get("operations", ())),
+        one.get("in_flight", "-"),
+        "-" if "state" in one else len(one.get("operations", ())),
     )
+
+
+def _state(one: Listed) -> str:
+    if "state" not in one:
+        return "up" if one["is_healthy"] else "ejected"
+    since = one["away_for_s"]
+    return f"{one['state']}{'' if since is None else f' {duration(since)}'}"

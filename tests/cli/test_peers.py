@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.cli.kit import Cli, RunningNode, Terminal, running_node, wait_until
+from tests.cli.kit import Cli, Json, RunningNode, Terminal, process, running_node, wait_until
 
 HUB = """
 [federation]
@@ -70,13 +71,44 @@ def test_peers_are_shown_as_a_tree_with_their_paths(fleet: Fleet) -> None:
     assert w1["path_rtt_ms"] > 0
     assert w1["paths"][0].startswith("quic 127.0.0.1:")
     assert "echo/unary" in w1["operations"]
-    header, row = fleet.hub.ok("peers", "--depth", "1").out.splitlines()
+    header, row = fleet.hub.ok("peers", "--depth", "1", "--connected").out.splitlines()
     assert "RTT MS  CALL MS" in header
     assert row.startswith("└─ w1  up     quic 127.0.0.1:")
     # The worker sees the hub, and what the hub tells it of itself.
     tree = fleet.worker.ok("peers", "--json").json["peers"]
     assert [(one["name"], [p["name"] for p in one["peers"]]) for one in tree] == [("hub", ["w1"])]
     assert "   └─ w1" in fleet.worker.ok("peers").out
+
+
+def test_peers_that_are_away_are_shown_as_that(fleet: Fleet) -> None:
+    def others() -> dict[str, Json]:
+        found = fleet.hub.ok("peers", "--json").json
+        assert [one["name"] for one in found["peers"]] == ["w1"]
+        return {one["name"]: one for one in found["others"]}
+
+    fleet.hub.ok("peer", "add", "never", f"ed25519:{'ab' * 32}")
+    fleet.hub.ok("peer", "add", "off", f"ed25519:{'cd' * 32}")
+    fleet.hub.ok("peer", "disable", "off")
+    wait_until(lambda: others().get("off", {}).get("state") == "disabled")
+    assert (others()["never"]["state"], others()["never"]["away_for_s"]) == ("away", None)
+    # A laptop that only calls is a peer, too.
+    fleet.laptop.ok("call", "@hub", "echo/unary", HI)
+    wait_until(lambda: others()["laptop"]["away_for_s"] is not None)
+    out = fleet.hub.ok("peers").out
+    assert re.search(r"─ laptop  away [0-9.]+s ", out)
+    assert re.search(r"└─ off +disabled  +-  +-  +-  +-  +-$", out, re.MULTILINE)
+    assert fleet.hub.ok("peers", "--connected", "--json").json["others"] == []
+    for name in ("never", "off"):
+        fleet.hub.ok("peer", "remove", name)
+
+
+def test_a_peer_that_is_here_and_serves_nothing_is_not_away(fleet: Fleet) -> None:
+    stream = ("call", "@hub", "echo/stream", '{"count": 1000, "interval_ms": 1000}')
+    with process(*stream, home=fleet.laptop.home) as calls:
+        assert calls.line() == '{"n":0}'
+        [laptop] = fleet.hub.ok("peers", "--json").json["others"]
+        assert (laptop["state"], laptop["away_for_s"]) == ("serves none", None)
+        assert re.search(r"laptop  serves none  (quic|tcp) 127", fleet.hub.ok("peers").out)
 
 
 def test_of_another_node_those_are_shown_that_it_lets_us_reach(fleet: Fleet) -> None:

@@ -204,6 +204,24 @@ async def test_the_list_of_connections_names_them() -> None:
         )
 
 
+async def test_since_when_a_peer_is_away_is_known(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with bench(identities=TableIdentities({ALICE: PEER})) as b:
+        assert b.endpoint.away_for_s() == {}
+        first, second = await b.connect(key=ALICE), await b.connect(key=ALICE)
+        stranger = await b.connect(key=BOB)
+        for connection in (first, stranger):
+            await connection.aclose(CloseCode.OK)
+        await trio.sleep(5)
+        assert b.endpoint.away_for_s() == {}  # one is left
+        await second.aclose(CloseCode.OK)
+        await trio.sleep(7)
+        assert b.endpoint.away_for_s() == {"peer:alice": 7}
+        await b.connect(key=ALICE)
+        assert b.endpoint.away_for_s() == {}
+
+
 async def test_a_handshake_is_counted_while_it_runs() -> None:
     async with bench(limits=Limits(connections_per_address=1)) as b:
         with b.endpoint.admit_handshake("192.0.2.1:1"):

@@ -78,6 +78,8 @@ class Endpoint:
         self._accept_tls = accept_tls
         self._turns = HandshakeTurns()
         self._now = now
+        # When the last connection of each peer ended; as many as peers had a connection so far.
+        self._left_at: dict[str, float] = {}
         self._is_serving = False
         self._is_hurried = False
         self._patience = trio.CancelScope()
@@ -106,6 +108,15 @@ class Endpoint:
     def connections(self, calls: Mapping[Connection, int] | None = None) -> list[ConnectionStatus]:
         """List what lives now, oldest first, with the number of *calls* where it is known."""
         return self._live.snapshot(self._now(), calls)
+
+    def away_for_s(self) -> Mapping[str, float]:
+        """Return since when each peer has no connection, by the id of its identity.
+
+        In seconds; those that never had one since the start are missing.
+        """
+        now = self._now()
+        here = {entry.connection.identity.id for entry in self._live}
+        return {one: now - left for one, left in self._left_at.items() if one not in here}
 
     # Life of the endpoint.
 
@@ -235,7 +246,7 @@ class Endpoint:
         """
         if self.draining.is_set():
             raise Unavailable("the node stops")
-        with self._live.registered(connection, now=self._now()) as entry:
+        with self._registered(connection) as entry:
             identity = self._live.identify(entry)
             entry.place = self._admission.enter(source_of(connection.remote_address), identity)
             entry.connection.identity = identity
@@ -267,7 +278,7 @@ class Endpoint:
         self, connection: Connection, source: str | None, *, is_owner: bool = False
     ) -> None:
         with (
-            self._live.registered(connection, now=self._now(), is_owner=is_owner) as entry,
+            self._registered(connection, is_owner=is_owner) as entry,
             bind(connection=entry.id, peer=entry.peer),
         ):
             try:
@@ -276,6 +287,17 @@ class Endpoint:
                 await self._refuse(connection, refused)
             else:
                 await self._run(entry, handler)
+
+    @contextmanager
+    def _registered(
+        self, connection: Connection, *, is_owner: bool = False
+    ) -> Iterator[LiveConnection]:
+        with self._live.registered(connection, now=self._now(), is_owner=is_owner) as entry:
+            try:
+                yield entry
+            finally:
+                if connection.identity.id.startswith("peer:"):
+                    self._left_at[connection.identity.id] = self._now()
 
     def _admit(self, entry: LiveConnection, source: str | None) -> ProtocolHandler:
         """Ask the questions of the module's table, in order; `_Refused` with the first no."""
