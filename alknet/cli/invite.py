@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from alknet.cli.failures import CommandError
+from alknet.cli.names import did_you_mean
 from alknet.cli.options import Command, Duration, is_json, usage_errors
 from alknet.cli.output import emit, note, say, table
 from alknet.cli.rights import check_scopes, grants, listed, rights_options
@@ -63,7 +65,8 @@ def invite(
 
     It works one time, for the first key that shows it. The scopes and resources are what the peer
     may do here; without --scope it may call public operations only. On the other machine
-    'alknet worker join' reads it from standard input or from a file.
+    'alknet worker join' reads it from standard input or from a file. One that was made before for
+    the same name, and not used, is revoked: its text is kept nowhere.
     """
     from alknet.core.clock import wall_clock
     from alknet.core.identity import check_peer_name
@@ -78,14 +81,16 @@ def invite(
     allowed, granted = check_scopes(scopes), grants(resources)
     ticket, runs = _own_ticket(addresses)
 
-    async def create(tokens: EnrolmentTokens) -> MintedEnrolment:
+    async def create(tokens: EnrolmentTokens) -> tuple[MintedEnrolment, list[EnrolmentRow]]:
+        before = [row for row in tokens.tokens() if row.name == name]
         try:
-            return await tokens.create(name, lifetime_s=ttl, scopes=allowed, resources=granted)
+            made = await tokens.create(name, lifetime_s=ttl, scopes=allowed, resources=granted)
         except Conflict as exc:
             hint = f"take another name, or let it go first: 'alknet peer remove {name}'"
             raise CommandError("CONFLICT", str(exc), hint=hint) from exc
+        return made, await _revoked(tokens, before)
 
-    minted = _with_tokens(create)
+    minted, replaced = _with_tokens(create)
     invitation = str(Invitation(ticket, minted.secret))
     expires_at = wall_clock() + ttl
     if is_json():
@@ -96,17 +101,24 @@ def invite(
                 "name": name,
                 "addresses": list(map(str, ticket.addresses)),
                 "expires_at": expires_at,
+                "replaces": [row.id for row in replaced],
             }
         )
         return
     say(invitation)
     note(f"Invitation {minted.id} for peer {name}, expires: {_when(expires_at)}.")
+    for row in replaced:
+        if row.expires_at > wall_clock():
+            note(f"It replaces invitation {row.id}, which was not used and is of no use any more.")
+    whence = "as --address says" if addresses else "where it runs" if runs else "by node.toml"
+    note(f"It says that this node is reached, {whence}, at: {listed(ticket.addresses)}")
     note("It is shown only now and works once. On the other machine give it to")
     note("'alknet worker join' by standard input or --file, never as an argument.")
     if not runs:
         note("This node does not run: start it with 'alknet up' before the invitation is used.")
     if all(map(_is_loopback, (address.host for address in ticket.addresses))):
-        note("Its addresses are of this machine alone; --address names one that others reach.")
+        note("WARNING: only this machine reaches it there. Name an address that others reach with")
+        note("--address HOST:PORT, or for all invitations by 'advertise' in node.toml.")
 
 
 @click.command(cls=Command, examples=["alknet peer invites", "alknet peer invites --json"])
@@ -126,17 +138,53 @@ def invites() -> None:
     table(headers, lines, empty="no invitations; 'alknet peer invite NAME' makes one")
 
 
-@click.command(cls=Command, examples=["alknet peer uninvite y7k3m1qo"])
-@click.argument("invitation", metavar="ID")
+@click.command(cls=Command, examples=["alknet peer uninvite w1", "alknet peer uninvite y7k3m1qo"])
+@click.argument("invitation", metavar="ID|NAME")
 def uninvite(invitation: str) -> None:
-    """Revoke an invitation that was not used; a peer that has used it stays."""
+    """Revoke an invitation that was not used, by its id or the name that it is for.
+
+    A peer that has used one stays.
+    """
     if "://" in invitation:  # whoever pastes it whole shall not have it repeated by the error
-        raise click.BadParameter("name it by its id: 'alknet peer invites' lists them")
-    _with_tokens(lambda tokens: tokens.revoke(invitation))
+        why = "name it by its id, or by the peer's name: 'alknet peer invites' lists them"
+        raise click.BadParameter(why)
+    revoked = _with_tokens(lambda tokens: _uninvited(tokens, invitation))
     if is_json():
-        emit({"id": invitation, "done": "revoked"})
+        emit({"id": revoked[0], "ids": revoked, "done": "revoked"})
     else:
-        say(f"invitation {invitation} revoked")
+        for one in revoked:
+            say(f"invitation {one} revoked")
+
+
+async def _uninvited(tokens: EnrolmentTokens, invitation: str) -> list[str]:
+    """Revoke what *invitation* names; return the ids."""
+    from alknet.errors import NotFound
+
+    open_ones = tokens.tokens()
+    of_name = [row for row in open_ones if row.name == invitation.removeprefix("@")]
+    if of_name and invitation not in {row.id for row in open_ones}:
+        return [row.id for row in await _revoked(tokens, of_name)]
+    try:
+        await tokens.revoke(invitation)
+    except NotFound as exc:
+        known = (text for row in open_ones for text in (row.id, row.name))
+        near = did_you_mean(invitation, known)
+        how = "'alknet peer invites' lists those that were not used"
+        hint = f"{near} {how}" if near else how
+        raise CommandError("NOT_FOUND", str(exc), hint=hint) from exc
+    return [invitation]
+
+
+async def _revoked(tokens: EnrolmentTokens, rows: Sequence[EnrolmentRow]) -> list[EnrolmentRow]:
+    """Revoke *rows*; return those that nobody was faster to use or revoke."""
+    from alknet.errors import NotFound
+
+    revoked = []
+    for row in rows:
+        with suppress(NotFound):
+            await tokens.revoke(row.id)
+            revoked.append(row)
+    return revoked
 
 
 def _own_ticket(addresses: Sequence[str]) -> tuple[Ticket, bool]:

@@ -41,7 +41,8 @@ def test_of_a_running_node_the_invitation_says_where_it_really_listens(made: Cli
         assert made_json["addresses"] == [str(invitation.ticket.addresses[0])]
         assert re.fullmatch("[a-z0-9]{8}", made_json["id"])
         on_terminal = made.ok("peer", "invite", "w2")
-        assert "of this machine alone" in on_terminal.err
+        assert f"reached, where it runs, at: {made_json['addresses'][0]}\n" in on_terminal.err
+        assert "WARNING: only this machine reaches it" in on_terminal.err
         assert "does not run" not in on_terminal.err
 
 
@@ -54,6 +55,59 @@ def test_uninvite_takes_an_id_and_repeats_no_secret(made: Cli) -> None:
     again = made.fails(1, "peer", "uninvite", one["id"], "--json")
     assert again.error["code"] == "NOT_FOUND"
     assert "makes one" in made.ok("peer", "invites").err
+
+
+def test_of_a_stopped_node_it_says_which_addresses_it_took_from_where(made: Cli) -> None:
+    (made.home / "node.toml").write_text('[node]\nlisten = ["127.0.0.1:4433"]\n')
+    result = made.ok("peer", "invite", "w1")
+    assert "reached, by node.toml, at: 127.0.0.1:4433\n" in result.err
+    assert "WARNING: only this machine reaches it" in result.err
+    (made.home / "node.toml").write_text('[node]\nadvertise = ["hub.example:4433"]\n')
+    advertised = made.ok("peer", "invite", "w2")
+    assert "reached, by node.toml, at: hub.example:4433\n" in advertised.err
+    given = made.ok("peer", "invite", "w3", "--address", "h:1", "--address", "127.0.0.1:2")
+    assert "reached, as --address says, at: h:1, 127.0.0.1:2\n" in given.err
+    assert "WARNING" not in advertised.err + given.err
+
+
+def test_a_second_invitation_for_a_name_replaces_the_first_and_says_so(made: Cli) -> None:
+    first = made.ok("peer", "invite", "w1", "--address", "h:1", "--json").json
+    other = made.ok("peer", "invite", "w2", "--address", "h:1", "--json").json
+    assert first["replaces"] == other["replaces"] == []
+    again = made.ok("peer", "invite", "w1", "--address", "h:1")
+    assert f"It replaces invitation {first['id']}, which was not used" in again.err
+    found = made.ok("peer", "invites", "--json").json["invitations"]
+    assert sorted(one["name"] for one in found) == ["w1", "w2"]
+    [second] = [one["id"] for one in found if one["name"] == "w1"]
+    assert second in again.err
+    third = made.ok("peer", "invite", "w1", "--address", "h:1", "--json").json
+    assert third["replaces"] == [second]
+
+
+def test_a_name_that_was_taken_meanwhile_revokes_no_invitation(made: Cli) -> None:
+    made.ok("peer", "invite", "w1", "--address", "h:1")
+    made.ok("peer", "add", "w1", f"ed25519:{'ab' * 32}")
+    made.fails(1, "peer", "invite", "w1", "--address", "h:1")
+    assert len(made.ok("peer", "invites", "--json").json["invitations"]) == 1
+
+
+def test_an_invitation_is_revoked_by_the_name_that_it_is_for_too(made: Cli) -> None:
+    one = made.ok("peer", "invite", "w1", "--address", "h:1", "--json").json
+    assert made.ok("peer", "uninvite", "@w1").out == f"invitation {one['id']} revoked\n"
+    two = made.ok("peer", "invite", "w1", "--address", "h:1", "--json").json
+    done = made.ok("peer", "uninvite", "w1", "--json").json
+    assert done == {"id": two["id"], "ids": [two["id"]], "done": "revoked"}
+
+
+def test_what_is_no_invitation_is_told_with_what_was_meant(made: Cli) -> None:
+    one = made.ok("peer", "invite", "worker7", "--address", "h:1", "--json").json
+    near = made.fails(1, "peer", "uninvite", "worker", "--json").error
+    assert near["message"] == "no invitation 'worker'"
+    assert near["hint"].startswith("did you mean 'worker7'? 'alknet peer invites' lists")
+    slip = f"{one['id'][:-1]}_"
+    assert f"did you mean '{one['id']}'?" in made.fails(1, "peer", "uninvite", slip).err
+    far = made.fails(1, "peer", "uninvite", "nosuch", "--json").error
+    assert far["hint"] == "'alknet peer invites' lists those that were not used"
 
 
 @pytest.mark.parametrize(
