@@ -34,9 +34,14 @@ Answer = tuple[int, ...] | AlknetError
 class _Job:
     """A write that waits, and the task that does."""
 
+    __slots__ = ("_task", "answer", "size", "steps")
+
     def __init__(self, steps: Steps, task: trio.lowlevel.Task) -> None:
         self.steps = steps
-        self.size = sum(len(step.data or b"") for step in steps)
+        self.size = 0
+        for step in steps:
+            if step.data is not None:
+                self.size += len(step.data)
         self.answer: Answer | None = None
         self._task = task
 
@@ -77,9 +82,19 @@ class GroupCommit:
         except trio.WouldBlock:
             await self._room.acquire()
         try:
-            return await self._queued(steps)
+            if self._is_closing:
+                raise trio.ClosedResourceError("this store was closed")
+            job = _Job(steps, trio.lowlevel.current_task())
+            self._queue.append(job)
+            self._work.set()
+            # What a shielded wait for an event does, at a third of the price.
+            await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
         finally:
             self._room.release()
+        if isinstance(job.answer, AlknetError):
+            raise job.answer
+        assert job.answer is not None
+        return job.answer
 
     async def run(self) -> None:
         """Commit what is written, until `close` and the queue is empty. A cancel does not end it.
@@ -119,19 +134,6 @@ class GroupCommit:
         self._work.set()
         with trio.CancelScope(shield=True):
             await self._ended.wait()
-
-    async def _queued(self, steps: Steps) -> tuple[int, ...]:
-        if self._is_closing:
-            raise trio.ClosedResourceError("this store was closed")
-        job = _Job(steps, trio.lowlevel.current_task())
-        self._queue.append(job)
-        self._work.set()
-        # What a shielded wait for an event does, at a third of the price.
-        await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
-        if isinstance(job.answer, AlknetError):
-            raise job.answer
-        assert job.answer is not None
-        return job.answer
 
     async def _has_work(self) -> bool:
         is_idle = False

@@ -27,8 +27,11 @@ __all__ = ["Step", "Steps", "by_name", "check_key", "expectation_failed", "steps
 
 AnyTable = Table[msgspec.Struct]
 
+_OPS = (Put, Delete, Expect)
+_encode = msgspec.json.Encoder().encode
 
-class Step(msgspec.Struct, frozen=True):
+
+class Step(msgspec.Struct, frozen=True, gc=False):
     """One op.
 
     Attributes:
@@ -64,7 +67,9 @@ def steps_of(
     ops: Op | Sequence[Op], expect: int | None, tables: Mapping[str, AnyTable]
 ) -> list[Step]:
     """Check and encode *ops*; see `Store.write`. Raises LocalError."""
-    found = [ops] if isinstance(ops, Put | Delete | Expect) else list(ops)
+    if isinstance(ops, _OPS):
+        return [_step_of(ops, expect, tables)]
+    found = list(ops)
     if not 1 <= len(found) <= MAX_OPS:
         raise LocalError(f"a write has 1 to {MAX_OPS} ops, not {len(found)}")
     return [_step_of(op, expect, tables) for op in found]
@@ -97,7 +102,7 @@ def value_taken(step: Step, field: str, value: str, holder: str) -> RowConflict:
 def check_key(key: str) -> None:
     """Raise LocalError if a row cannot have *key*."""
     try:
-        size = len(key.encode())
+        size = len(key) if key.isascii() else len(key.encode())
     except UnicodeEncodeError:
         raise LocalError("a key holds half of a surrogate pair, which no store can keep") from None
     if not 1 <= size <= MAX_KEY_BYTES or "\0" in key:
@@ -105,31 +110,40 @@ def check_key(key: str) -> None:
 
 
 def _step_of(op: Op, expect: int | None, tables: Mapping[str, AnyTable]) -> Step:
-    if tables.get(op.table.name) is not op.table:
-        raise LocalError(f"this store was not opened with {op.table!r}")
-    check_key(op.key)
+    table, key = op.table, op.key
+    if tables.get(table.name) is not table:
+        raise LocalError(f"this store was not opened with {table!r}")
+    check_key(key)
     if isinstance(op, Expect):
-        return Step(op.table, op.key, op.version, is_check=True)
+        return Step(table, key, op.version, is_check=True)
     wanted = expect if op.expect is None else op.expect
     if isinstance(op, Delete):
-        return Step(op.table, op.key, wanted)
+        return Step(table, key, wanted)
     data, value = _encoded(op)
-    unique = [(field, text) for field in op.table.unique for text in op.table.entries(value, field)]
-    for field in op.table.indexes:
-        op.table.entries(value, field)  # refuses what could not be found again
-    return Step(op.table, op.key, wanted, data, value, unique=list(dict.fromkeys(unique)))
+    if not table.indexes:
+        return Step(table, key, wanted, data, value)
+    unique = [(field, text) for field in table.unique for text in table.entries(value, field)]
+    for field in table.indexes:
+        table.entries(value, field)  # refuses what could not be found again
+    return Step(table, key, wanted, data, value, unique=list(dict.fromkeys(unique)))
 
 
 def _encoded(op: Put[msgspec.Struct]) -> tuple[bytes, msgspec.Struct]:
     """Return the JSON of a value and what reads of it will give."""
-    what = f"the value of {op.table.name} {op.key!r}"
-    if not isinstance(op.value, op.table.row_type):
-        raise LocalError(f"{what} is a {type(op.value).__name__}: {op.table!r} holds others")
+    table = op.table
+    if not isinstance(op.value, table.row_type):
+        raise LocalError(f"{_value_of(op)} is a {type(op.value).__name__}: {table!r} holds others")
     try:
-        data = msgspec.json.encode(op.value)
-        value = op.table.decode(data)
+        data = _encode(op.value)
+        value = table.decode(data)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
-        raise LocalError(f"{what} is not a {op.table.row_type.__name__}: {exc}") from exc
+        raise LocalError(f"{_value_of(op)} is not a {table.row_type.__name__}: {exc}") from exc
     if len(data) > MAX_VALUE_BYTES:
-        raise LocalError(f"{what} has {len(data)} bytes of JSON; {MAX_VALUE_BYTES} are allowed")
+        raise LocalError(
+            f"{_value_of(op)} has {len(data)} bytes of JSON; {MAX_VALUE_BYTES} are allowed"
+        )
     return data, value
+
+
+def _value_of(op: Put[msgspec.Struct]) -> str:
+    return f"the value of {op.table.name} {op.key!r}"

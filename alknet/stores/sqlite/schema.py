@@ -88,17 +88,21 @@ MIGRATIONS: Sequence[Migration] = (
 
         CREATE TRIGGER row_inserted AFTER INSERT ON row BEGIN
             INSERT INTO change (tab, key) VALUES (new.tab, new.key);
-            UPDATE row SET version = (SELECT max(seq) FROM change)
-                WHERE tab = new.tab AND key = new.key;
+            UPDATE row SET version = last_insert_rowid() WHERE tab = new.tab AND key = new.key;
         END;
 
         -- Not on "version", which these triggers set themselves.
-        CREATE TRIGGER row_updated AFTER UPDATE OF tab, key, value ON row BEGIN
-            INSERT INTO change (tab, key)
-                SELECT old.tab, old.key WHERE (old.tab, old.key) IS NOT (new.tab, new.key);
+        CREATE TRIGGER row_updated AFTER UPDATE OF value ON row
+        WHEN (old.tab, old.key) IS (new.tab, new.key) BEGIN
             INSERT INTO change (tab, key) VALUES (new.tab, new.key);
-            UPDATE row SET version = (SELECT max(seq) FROM change)
-                WHERE tab = new.tab AND key = new.key;
+            UPDATE row SET version = last_insert_rowid() WHERE tab = new.tab AND key = new.key;
+        END;
+
+        CREATE TRIGGER row_renamed AFTER UPDATE OF tab, key ON row
+        WHEN (old.tab, old.key) IS NOT (new.tab, new.key) BEGIN
+            INSERT INTO change (tab, key) VALUES (old.tab, old.key);
+            INSERT INTO change (tab, key) VALUES (new.tab, new.key);
+            UPDATE row SET version = last_insert_rowid() WHERE tab = new.tab AND key = new.key;
         END;
 
         CREATE TRIGGER row_deleted AFTER DELETE ON row BEGIN
@@ -112,7 +116,8 @@ MIGRATIONS: Sequence[Migration] = (
         END;
 
         CREATE TRIGGER claims_updated AFTER UPDATE OF tab, key, value ON row
-        WHEN EXISTS (SELECT 1 FROM unique_field WHERE tab IN (old.tab, new.tab)) BEGIN
+        WHEN EXISTS (SELECT 1 FROM unique_field WHERE tab = old.tab)
+            OR EXISTS (SELECT 1 FROM unique_field WHERE tab = new.tab) BEGIN
             DELETE FROM claim WHERE tab = old.tab AND key = old.key;
             INSERT INTO claim
                 SELECT * FROM wanted_claim WHERE tab = new.tab AND key = new.key;
