@@ -67,7 +67,8 @@ class GroupCommit:
         self._commit = commit
         self._upkeep = upkeep
         self._queue: deque[_Job] = deque()
-        self._room = trio.Semaphore(QUEUED_WRITES)
+        self._unanswered = 0
+        self._waiting_for_room = trio.lowlevel.ParkingLot()
         self._work = trio.Event()
         self._batch_done = trio.Event()
         self._batch_done.set()
@@ -77,10 +78,10 @@ class GroupCommit:
     async def write(self, steps: Steps) -> tuple[int, ...]:
         """Have *steps* committed; see `Store.write` for errors and cancellation."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            self._room.acquire_nowait()  # saves a turn of the scheduler
-        except trio.WouldBlock:
-            await self._room.acquire()
+        if self._unanswered < QUEUED_WRITES:
+            self._unanswered += 1
+        else:
+            await self._waiting_for_room.park()  # until one that is answered leaves its place to us
         try:
             if self._is_closing:
                 raise trio.ClosedResourceError("this store was closed")
@@ -90,7 +91,10 @@ class GroupCommit:
             # What a shielded wait for an event does, at a third of the price.
             await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
         finally:
-            self._room.release()
+            if self._waiting_for_room:
+                self._waiting_for_room.unpark()
+            else:
+                self._unanswered -= 1
         if isinstance(job.answer, AlknetError):
             raise job.answer
         assert job.answer is not None
