@@ -308,6 +308,7 @@ class Node:
         await nursery.start(self.resources.serve)
         await nursery.start(self._dispatcher.survivors.serve)
         nursery.start_soon(self._views.follow_rights, name="rights of watchers")
+        nursery.start_soon(self._federation.follow_offerers, name="who may offer")
         nursery.start_soon(self._end_watches, name="end of watches")
         await nursery.start(self.endpoint.serve)
         reset_key = ResetKey(None if self._home is None else load_reset_key(self._home))
@@ -498,7 +499,9 @@ class Node:
             secrets = vault_operations(self.vault, receive_entropy=receive)
             self.registry.extend(audited(secrets, note), builtin=True)
         self.registry.extend(operations)
-        self._federation = Federation(self.peers, self.registry, self.identities, self.config)
+        self._federation = Federation(
+            self.peers, self.registry, self.identities, self.config, dials=self.outbound.is_target
+        )
         self._commands = CommandRunner(lambda: self.config.limits.commands)
         self.registry.set_commands(command_operations(self.config.commands, self._commands))
         self._dispatcher = OperationDispatcher(

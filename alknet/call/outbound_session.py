@@ -115,7 +115,7 @@ class OutboundSessions:
 
             async def offer() -> None:
                 error = await _offer(name, session)
-                if error is not None and error.code == ErrorCode.FORBIDDEN:
+                if error is not None and _is_stranger(error):
                     refused.append(error)
                     nursery.cancel_scope.cancel()
 
@@ -128,6 +128,12 @@ class OutboundSessions:
     async def _wait_network_changed(self) -> None:
         assert self._watch is not None
         await self._watch.wait_changed()
+
+
+def _is_stranger(error: CallError) -> bool:
+    """Whether the peer does not know us: one that does may want no operations of us."""
+    is_known = (error.details or {}).get("reason") == "may_not_offer"
+    return error.code == ErrorCode.FORBIDDEN and not is_known
 
 
 async def _offer(name: str, session: CallSession) -> CallError | None:

@@ -66,6 +66,9 @@ for command in (invite, invites, uninvite):
     help="Where it is reached, beside the ticket's addresses; repeatable.",
 )
 @click.option("--display-name", metavar="TEXT", default="", help="Free text for people.")
+@click.option(
+    "--may-offer", is_flag=True, help="Let it offer operations, to be called, as workers do."
+)
 def add(
     name: str,
     node: str,
@@ -73,6 +76,7 @@ def add(
     resources: Sequence[str],
     addresses: Sequence[str],
     display_name: str,
+    may_offer: bool,
 ) -> None:
     """Make a node known under NAME.
 
@@ -89,6 +93,7 @@ def add(
         resources=grants(resources),
         display_name=display_name,
         addresses=(*known, *addresses),
+        may_offer=may_offer,
     )
     with usage_errors("peer"):
         made = made.normalized()
@@ -136,6 +141,7 @@ def show(name: str) -> None:
             "addresses": listed(found.addresses),
             "scopes": listed(found.scopes),
             "resources": listed(found.resources),
+            "may offer": "yes" if found.may_offer else "no",
         }
     )
     if new:
@@ -166,6 +172,11 @@ def show(name: str) -> None:
 @click.option("--no-scopes", is_flag=True, help="Take all scopes away.")
 @click.option("--no-resources", is_flag=True, help="Take all resources away.")
 @click.option("--no-addresses", is_flag=True, help="Forget its addresses.")
+@click.option(
+    "--may-offer/--no-may-offer",
+    default=None,
+    help="Whether it may offer operations, to be called, as workers do.",
+)
 def set_peer(name: str, **options: Any) -> None:
     """Change what is known of a peer.
 
@@ -289,6 +300,8 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
         changes["addresses"] = (*changes.get("addresses", ()), *options["addresses"])
     if options["display_name"] is not None:
         changes["display_name"] = options["display_name"]
+    if options["may_offer"] is not None:
+        changes["may_offer"] = options["may_offer"]
     return changes
 
 
@@ -369,6 +382,7 @@ def _as_json(one: Peer, waiting: Sequence[str] = ()) -> dict[str, object]:
         "resources": [str(grant) for grant in one.resources],
         "display_name": one.display_name,
         "addresses": one.addresses,
+        "may_offer": one.may_offer,
         "enabled": one.enabled,
         "read_only": one.read_only,
         "waiting_keys": waiting,

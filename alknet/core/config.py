@@ -242,6 +242,7 @@ _TEMPLATE = """\
 # scopes = ["echo"]
 # resources = []      # "type:id" or "type:id:action"
 # addresses = ["hub.example.org:4433"]
+# may_offer = false   # whether it may offer operations, to be called, as workers do
 # enabled = true
 
 # A peer to keep a connection to, such as the hub of a worker behind NAT.
@@ -256,7 +257,6 @@ _TEMPLATE = """\
 # scopes_all = ["math"]     # or scopes_any, or public = true
 
 [federation]
-# offers_from = ["*"] # which peers may offer operations on connections that they open
 # list_peers = false  # whether services/list-peers shows callers what they may call there
 
 # [[web_certificates]]

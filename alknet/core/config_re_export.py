@@ -31,18 +31,13 @@ NEVER_PASSED_ON = frozenset({"services", "node", "vault", "peers"})
 
 
 class FederationTable(msgspec.Struct, frozen=True, kw_only=True):
-    """``[federation]``: whose operations this node takes, and what callers learn of its peers.
+    """``[federation]``: what callers learn of this node's peers.
 
     Attributes:
-        offers_from: Patterns of the names of peers that may offer operations on connections that
-            they have opened. By default every peer may: then each that offers what others offer,
-            too, gets calls that are for ``any``, with their input. Peers that this node dials
-            (``[[outbound]]``) may always.
         list_peers: ``services/list-peers`` shows each caller the peers whose operations it may call
             through this node, by name, with their health. The owner sees all of them always.
     """
 
-    offers_from: tuple[str, ...] = ("*",)
     list_peers: bool = False
 
 
@@ -52,7 +47,8 @@ class ReExportTable(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         peers: Patterns of routes: ``w*`` for peers whose names begin so, ``hub/w*`` for peers of
             the peer ``hub``, ``hub/**`` for all that it leads to. ``any``, the route to whichever
-            peer offers the operation, has to stand there as it is; only ``*`` includes it.
+            peer offers the operation, has to stand there as it is; only ``*`` includes it. A peer
+            whose whole name stands there, first on its route, may offer operations to this node.
         operations: Patterns of names: ``math/*``, ``docker/**``. What each node has for itself
             (``services``, ``node``, ``vault``, ``peers``) is never passed on.
         scopes_all: Scopes that the caller needs here, each of them.
@@ -88,6 +84,11 @@ class ReExport(msgspec.Struct, frozen=True):
             return False
         return any(glob.matches(operation) for glob in self.operations) and self.is_about(route)
 
+    def named(self) -> frozenset[str]:
+        """Return the peers of this node whose whole names its routes begin with."""
+        first = {glob.text.partition("/")[0] for glob in self.peers}
+        return frozenset(name for name in first if "*" not in name and name != ANY_PEER)
+
     def is_about(self, route: Sequence[str]) -> bool:
         """Whether it is about anything at the end of *route*, where alone 'any' may stand."""
         if ANY_PEER in route[:-1]:
@@ -99,9 +100,7 @@ class ReExport(msgspec.Struct, frozen=True):
 
 def read_federation(reader: Reader, raw: dict[str, Any]) -> FederationTable:
     """Return what ``[federation]`` says, and report what is wrong with it."""
-    table = FederationTable(**reader.table(raw, FederationTable, ("federation",)))
-    reader.parse_all(("federation", "offers_from"), table.offers_from, Glob)
-    return table
+    return FederationTable(**reader.table(raw, FederationTable, ("federation",)))
 
 
 def read_re_exports(reader: Reader, tables: Sequence[dict[str, Any]]) -> tuple[ReExport, ...]:

@@ -158,6 +158,7 @@ def _read_peer(reader: Reader, raw: dict[str, Any], key: KeyPath) -> Peer | None
         resources=reader.parse_all((*key, "resources"), table.resources, Grant.parse),
         display_name=table.display_name,
         addresses=tuple(dict.fromkeys(map(str, addresses))),
+        may_offer=table.may_offer,
         enabled=table.enabled,
         read_only=True,
     )

@@ -74,6 +74,7 @@ class PeerTable(msgspec.Struct, frozen=True, kw_only=True):
     resources: tuple[str, ...] = ()
     display_name: str = ""
     addresses: tuple[str, ...] = ()
+    may_offer: bool = False
     enabled: bool = True
 
 

@@ -138,6 +138,8 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         resources: Static grants.
         display_name: Free text for people.
         addresses: ``host:port`` where it may be reached.
+        may_offer: It may offer operations, on connections that it opens: then this node calls it,
+            also where any peer will do, and hands it the input.
         enabled: If not, its keys are refused.
         read_only: It stands in ``node.toml`` and can be changed only there.
     """
@@ -148,6 +150,7 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     resources: tuple[Grant, ...] = ()
     display_name: str = ""
     addresses: tuple[str, ...] = ()
+    may_offer: bool = False
     enabled: bool = True
     read_only: bool = False
 

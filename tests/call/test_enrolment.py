@@ -112,6 +112,7 @@ async def test_a_claim_makes_a_peer_of_the_proven_key() -> None:
         scopes=("jobs:*",),
         resources=(Grant("tty", "1"),),
         addresses=("10.0.0.7:4433",),
+        may_offer=True,
     )
     assert hub.failures == []
     [created, used] = await hub.store.audit.newest(None)

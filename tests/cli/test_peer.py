@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -35,6 +37,23 @@ def test_rights_are_kept(made: Cli) -> None:
     made.ok("peer", "add", "bob", new_node(), *options)
     assert shown(made, "bob")["scopes"] == ["echo", "fs:*"]
     assert shown(made, "bob")["resources"] == ["share:a%3Ab:read"]
+
+
+def test_whether_a_peer_may_offer_is_said_and_taken_back(made: Cli) -> None:
+    made.ok("peer", "add", "bob", new_node())
+    assert shown(made, "bob")["may_offer"] is False
+    made.ok("peer", "set", "bob", "--may-offer")
+    assert shown(made, "bob")["may_offer"] is True
+    made.ok("peer", "set", "bob", "--scope", "echo")
+    made.ok("peer", "rename", "bob", "robert")
+    assert shown(made, "robert")["may_offer"] is True
+    assert re.search("^may offer +yes$", made.ok("peer", "show", "robert").out, re.MULTILINE)
+    made.ok("peer", "set", "robert", "--no-may-offer")
+    assert shown(made, "robert")["may_offer"] is False
+    made.ok("peer", "add", "carol", new_node(), "--may-offer")
+    assert shown(made, "carol")["may_offer"] is True
+    noted = [entry["details"].get("may offer") for entry in made.ok("audit", "--json").lines]
+    assert [text for text in noted if text is not None] == ["yes", "no", "yes"]
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_a_peer_without_an_address_needs_a_node_that_it_is_connected_to(
     assert "--address" in failed.error["hint"]
     with running_node(made.home):
         absent = made.fails(4, "call", "@w7", "node/ping", "--json")
-        assert "'w7' is not connected" in absent.error["message"]
+        assert "'w7' is not connected for calls" in absent.error["message"]
         nobody = made.fails(1, "call", "@any", "math/add", "--json")
         assert "offers 'math/add'" in nobody.error["message"]
 

@@ -92,6 +92,7 @@ enabled = false
 name = "w1"
 id = "alknet://{KEYS[2]}@[::1]:1"
 addresses = ["h:2"]
+may_offer = true
 
 [[web_certificates]]
 server_names = ["Hub.example.org", "*.hub.example.org"]
@@ -123,6 +124,7 @@ key_file = "k.pem"
                 name="w1",
                 fingerprints=(KEYS[2].fingerprint,),
                 addresses=("[::1]:1", "h:2"),
+                may_offer=True,
                 read_only=True,
             ),
         ),

@@ -59,7 +59,6 @@ def test_a_changed_rule_is_a_change_without_a_restart(tmp_path: Path) -> None:
         (RULE.replace('"math", ', '"m*", '), 1, "re_export[0]", "only grants may have wildcards"),
         (RULE.replace('["w*", "any", "hub/*"]', "[]"), 2, "re_export[0].peers", "is empty"),
         ("[federation]\nlist_peers = 1", 2, "federation.list_peers", "expected true or false"),
-        ('[federation]\noffers_from = ["w "]', 2, "federation.offers_from[0]", "is not segments"),
         ("[federation]\nlist_peer = true", 2, "federation.list_peer", "unknown key"),
         ("[limits]\nlist_peers = true", 2, "limits.list_peers", "unknown key"),
     ],

@@ -57,7 +57,7 @@ async def worker_of(
     """Run a worker that keeps a connection to *hub*; the hub has attached it and its offer."""
     key = Ed25519PrivateKey.generate()
     fingerprint = NodeId.from_public_key(key.public_key()).fingerprint
-    await hub.identities.put_peer(Peer(name=name, fingerprints=(fingerprint,)))
+    await hub.identities.put_peer(Peer(name=name, fingerprints=(fingerprint,), may_offer=True))
     record = Peer(
         name="hub",
         fingerprints=(hub.id.fingerprint,),

@@ -106,6 +106,28 @@ async def test_each_side_attaches_the_other_and_learns_what_it_offers() -> None:
         assert worker.status()["outbound"][0]["attempts"] == 0
 
 
+async def test_a_peer_that_may_not_offer_stays_connected_and_is_called_as_soon_as_it_may() -> None:
+    async with open_node() as hub, worker_of(hub, "echo") as worker:
+        record = hub.identities.peer("w1")
+        assert record is not None
+        await eventually(lambda: hub.peers.get("w1") is not None)
+        await hub.identities.update_peer(msgspec.structs.replace(record, may_offer=False))
+        await eventually(lambda: state(worker) == "waiting")
+        assert "takes no operations" in status(worker)["last_error"]
+        # It has lost the connection, dials again, and may call as before.
+        await eventually(lambda: state(worker) == "connected")
+        ref = PeerRef.specific("hub")
+        await eventually(lambda: worker.peers.get("hub") is not None)
+        assert bytes(await worker.peers.call(ref, "echo/unary", {"message": 1})) == b'{"message":1}'
+        assert hub.peers.get("w1") is None
+        connected_at = status(worker)["connected_for_s"]
+        await hub.identities.update_peer(record)
+        await eventually(lambda: len(hub.peers.offering("echo/unary")) == 1)
+        assert status(worker)["connected_for_s"] >= connected_at  # the same connection
+        output = await hub.peers.call(PeerRef.any(), "echo/unary", {"message": 2})
+        assert bytes(output) == b'{"message":2}'
+
+
 async def test_a_hub_that_is_disabled_or_left_is_dropped_and_comes_back_when_it_may() -> None:
     async with open_node() as hub, worker_of(hub) as worker:
         record = worker.identities.peer("hub")
@@ -162,7 +184,7 @@ async def test_a_hub_that_stops_does_not_wait_for_its_workers() -> None:
 @pytest.mark.slow
 async def test_a_dial_cancelled_anywhere_leaves_nothing_on_either_side() -> None:
     key = Ed25519PrivateKey.generate()
-    known = Peer(name="w1", fingerprints=(fingerprint(key),))
+    known = Peer(name="w1", fingerprints=(fingerprint(key),), may_offer=True)
     async with open_node(peers=[known]) as hub, open_node(key=key) as worker:
         sessions = worker._outbound
         ticket = hub.ticket

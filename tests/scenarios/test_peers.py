@@ -55,7 +55,7 @@ class Worker:
     @property
     def peer(self) -> Peer:
         fingerprint = NodeId.from_public_key(self.key.public_key()).fingerprint
-        return Peer(name=self.name, fingerprints=(fingerprint,))
+        return Peer(name=self.name, fingerprints=(fingerprint,), may_offer=True)
 
 
 def offering(head: Node) -> list[str]:

@@ -30,6 +30,7 @@ from alknet.core.rate import RateLimit
 from alknet.errors import Malformed
 
 __all__ = [
+    "NOT_TAKEN",
     "OFFER_OPERATION",
     "ImportMemory",
     "follow_operations",
@@ -39,6 +40,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 OFFER_OPERATION = "peers/offer"
+
+NOT_TAKEN = "this node takes no operations from this peer"
+"""Why a peer that is known may not offer. It may call all the same."""
 
 REIMPORT_S = 0.5
 """Between two imports from one peer, at least: together with the watcher's own interval, a change
@@ -129,7 +133,9 @@ def offer_operation(offered: Callable[[object], None]) -> Operation[..., Any]:
     async def offer(ctx: Context) -> None:
         """Say that the caller serves calls itself, on the connection by which it says so.
 
-        Only peers that this node knows by their key can.
+        Only peers that this node knows by their key can, and of these those that it lets: others
+        get `FORBIDDEN` with the detail `reason`, `may_not_offer`, and are called as soon as they
+        may.
         """
         if not ctx.identity.id.startswith("peer:"):
             why = "only a peer that this node knows by its key can offer operations"

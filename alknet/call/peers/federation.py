@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+from weakref import WeakSet
+
+import trio
 
 from alknet.call.codes import CallError, ErrorCode
 from alknet.call.discovery import DescribedOperation
 from alknet.call.operations import Operation
-from alknet.call.peers.announce import ImportMemory, follow_operations, offer_operation
+from alknet.call.peers.announce import (
+    NOT_TAKEN,
+    ImportMemory,
+    follow_operations,
+    offer_operation,
+)
 from alknet.call.peers.attached import AttachedPeer
 from alknet.call.peers.describing import describe_imported
 from alknet.call.peers.environment import PeerEnvironment
@@ -21,12 +29,14 @@ from alknet.call.session import CallSession
 from alknet.call.spec import OpType
 from alknet.core.config import NodeConfig
 from alknet.core.contracts import CloseCode, IdentityProvider
-from alknet.core.globs import Glob
 from alknet.core.identity import Identity
 
 __all__ = ["Federation"]
 
 log = logging.getLogger(__name__)
+
+FOLLOW_INTERVAL_S = 0.1
+"""Changes of peers within this time count as one: all that are attached are looked at."""
 
 
 class Federation:
@@ -42,15 +52,21 @@ class Federation:
         registry: Registry,
         identities: IdentityProvider,
         config: NodeConfig,
+        *,
+        dials: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         """Wire it, and add its operations to *registry*.
 
         Args:
             environment: The peers of this node; it has a key.
             identities: Which peers there are, here or not.
+            dials: Whether this node keeps a connection to a peer, and so asks for what it offers.
         """
         assert environment.node_id is not None
-        self._config, self._offerers = config, _offerers(config)
+        self._config, self._named = config, _named(config)
+        self._identities = identities
+        self._dials = dials
+        self._refused: WeakSet[CallSession] = WeakSet()
         self._environment = environment
         self._registry = registry
         self._memory = ImportMemory()
@@ -61,7 +77,7 @@ class Federation:
             limits=lambda: self._config.limits,
             rules=config.re_exports,
             op_type_here=self._builtin_op_type,
-            knows_peer=lambda name: identities.peer(name) is not None,
+            why_absent=self._why_absent,
         )
         registry.extend(self._operations(environment), builtin=True)
 
@@ -75,17 +91,21 @@ class Federation:
         return None if offered is None else describe_imported(offered)
 
     def apply(self, config: NodeConfig) -> None:
-        """Take over the rules and limits of *config*, for the requests that come from now on.
-
-        Peers that may not offer operations any more lose their connection.
-        """
-        self._config, self._offerers = config, _offerers(config)
+        """Take over the rules and limits of *config*, for the requests that come from now on."""
+        self._config, self._named = config, _named(config)
         self.forwarder.rules = config.re_exports
-        for attached in self._environment:
-            for session in attached.sessions:
-                if not session.connection.is_dialer and not self._takes_from(attached.name):
-                    log.info("peer.not_taken", extra={"peer": attached.name})
-                    session.end(CloseCode.REVOKED, _NOT_TAKEN)
+        self._judge()
+
+    async def follow_offerers(self) -> NoReturn:
+        """Take what peers offer as soon as they may, and no longer; runs until cancelled.
+
+        Who may not offer any more loses its connection, and with it the calls that it runs.
+        """
+        version = self._identities.version
+        while True:
+            version = await self._identities.wait_changed(version)
+            self._judge()
+            await trio.sleep(FOLLOW_INTERVAL_S)
 
     async def follow(self, attached: AttachedPeer, session: CallSession) -> None:
         """Keep what a peer offers up to date; see `follow_operations`."""
@@ -103,13 +123,41 @@ class Federation:
 
     def _offered(self, session: object) -> None:
         if isinstance(session, CallSession):
-            kind, _, name = session.connection.identity.id.partition(":")
-            if kind == "peer" and not self._takes_from(name):
-                raise CallError(ErrorCode.FORBIDDEN, _NOT_TAKEN)
+            name = _peer_name(session)
+            if name and not self._takes_from(name):
+                self._refused.add(session)
+                log.warning("peer.not_taken", extra={"peer": name, "reason": NOT_TAKEN})
+                details = {"reason": "may_not_offer"}
+                raise CallError(ErrorCode.FORBIDDEN, NOT_TAKEN, details=details)
         self._service.offered(session)
 
     def _takes_from(self, name: str) -> bool:
-        return any(glob.matches(name) for glob in self._offerers)
+        peer = self._identities.peer(name)
+        is_allowed = peer is not None and peer.may_offer
+        return is_allowed or name in self._named or self._dials(name)
+
+    def _judge(self) -> None:
+        """End what is taken from peers that may not offer now, and take it from those that may."""
+        for attached in self._environment:
+            for session in attached.sessions:
+                if not session.connection.is_dialer and not self._takes_from(attached.name):
+                    log.warning("peer.not_taken", extra={"peer": attached.name})
+                    session.end(CloseCode.REVOKED, NOT_TAKEN)
+        for session in list(self._refused):
+            name = _peer_name(session)
+            if session.close_reason is not None or not name:
+                self._refused.discard(session)
+            elif self._takes_from(name):
+                self._refused.discard(session)
+                self._service.offered(session)
+
+    def _why_absent(self, name: str) -> str | None:
+        if self._identities.peer(name) is None:
+            return None
+        why = f"the peer {name!r} is not connected"
+        if self._takes_from(name):
+            return why
+        return f"{why} for calls: it may not offer operations to this node"
 
     def _builtin_op_type(self, name: str) -> OpType | None:
         entry = self._registry.lookup(name)
@@ -118,8 +166,12 @@ class Federation:
         return entry.operation.spec.op_type
 
 
-def _offerers(config: NodeConfig) -> tuple[Glob, ...]:
-    return tuple(map(Glob, config.federation.offers_from))
+def _named(config: NodeConfig) -> frozenset[str]:
+    """Return the peers whose operations ``node.toml`` asks for."""
+    dialled = (one.name for one in config.outbound)
+    return frozenset(dialled).union(*(rule.named() for rule in config.re_exports))
 
 
-_NOT_TAKEN = "this node takes no operations from this peer"
+def _peer_name(session: CallSession) -> str:
+    kind, _, name = session.connection.identity.id.partition(":")
+    return name if kind == "peer" else ""

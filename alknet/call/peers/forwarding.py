@@ -72,7 +72,7 @@ class Forwarder:
         limits: Callable[[], Limits],
         rules: Sequence[ReExport] = (),
         op_type_here: Callable[[str], OpType | None] = lambda _name: None,
-        knows_peer: Callable[[str], bool] = lambda _name: False,
+        why_absent: Callable[[str], str | None] = lambda _name: None,
     ) -> None:
         """Make one.
 
@@ -82,14 +82,14 @@ class Forwarder:
             limits: `Limits.call_timeout_max_s` of the time counts.
             op_type_here: The kind of the node's own operation of a name that means the same on
                 each node; None for all others.
-            knows_peer: Whether there is such a peer, here or not.
+            why_absent: Why a peer is not attached; None, there is no such peer.
         """
         self.rules = tuple(rules)
         self.environment = environment
         self._node_id = str(node_id)
         self._limits = limits
         self._op_type_here = op_type_here
-        self._knows_peer = knows_peer
+        self._why_absent = why_absent
         self._strangers: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
 
     def admit(
@@ -192,10 +192,10 @@ class Forwarder:
             return offered if is_last else None
         peer = self.environment.get(ref.name)
         if peer is None:
-            if not self._knows_peer(ref.name):
+            why_absent = self._why_absent(ref.name)
+            if why_absent is None:
                 raise no_such_operation(name)
-            why = f"the peer {ref.name!r} is not connected"
-            raise CallError(ErrorCode.UNAVAILABLE, why)
+            raise CallError(ErrorCode.UNAVAILABLE, why_absent)
         found = peer.operations.get(name) if is_last else None
         if found is None and is_last and not identity.is_owner:
             if peer.operations_version is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -60,7 +60,9 @@ class MemoryNode:
         tokens: Mapping[str, Identity] | None = None,
         limits: Limits | None = None,
         builtin: Sequence[Operation[..., Any]] = (),
+        offerers: Collection[str] | None = None,
     ) -> None:
+        """Make one; *offerers* are the peers that may offer, by default all."""
         self.name = name
         self.id = NodeId(name.encode().ljust(32, b"\0"))
         self.config = NodeConfig(
@@ -76,7 +78,7 @@ class MemoryNode:
         )
         self.registry.extend((*discovery, *builtin), builtin=True)
         self.known: set[str] = set()
-        self.identities = _Identities(tokens, self.known)
+        self.identities = KnownPeers(tokens, self.known, offerers)
         self.federation = Federation(self.peers, self.registry, self.identities, self.config)
         self.dispatcher = OperationDispatcher(
             self.registry,
@@ -170,13 +172,38 @@ class World:
                 task_status.started(client)
 
 
-class _Identities(FixedIdentities):
-    def __init__(self, tokens: Mapping[str, Identity] | None, known: set[str]) -> None:
+class KnownPeers(FixedIdentities):
+    """Peers by name alone.
+
+    Attributes:
+        offerers: Those that may offer; None for all.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Identity] | None,
+        known: set[str],
+        offerers: Collection[str] | None,
+    ) -> None:
         super().__init__(tokens)
         self._known = known
+        self.offerers = offerers
+        self._changed = trio.Event()
 
     def peer(self, name: str) -> Peer | None:
-        return Peer(name=name) if name in self._known else None
+        may_offer = self.offerers is None or name in self.offerers
+        return Peer(name=name, may_offer=may_offer) if name in self._known else None
+
+    def let_offer(self, *names: str) -> None:
+        self.offerers = names
+        self.version += 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_changed(self, version: int) -> int:
+        while self.version == version:
+            await self._changed.wait()
+        return self.version
 
 
 async def _attach(node: MemoryNode, name: str, session: CallSession) -> None:

@@ -99,6 +99,7 @@ async def open_rig() -> AsyncGenerator[Rig]:
     hub = MemoryNode(
         "hub", rules=[rule("**", scopes=["math"])], federation=FederationTable(list_peers=True)
     )
+    hub.known.add("evil")
     good = MemoryNode("good", [add])
     async with open_world(hub, good) as world, trio.open_nursery() as nursery:
         await world.link(good, hub, back=["calc"])

@@ -72,14 +72,19 @@ workers](../howto/pass-calls-on.md) shows it from the command line.
 ## Attaching
 
 A peer is attached as long as a connection with it lives on which it has called `peers/offer`
-(input and output `{{}}`); only peers that this node knows by their key can, and of these only those
-whose name matches a pattern of `offers_from`. By default that is everyone: where peers are not
-all workers, name those that are, for who offers what they offer is given calls for `any`, too.
+(input and output `{{}}`). Only peers that this node knows by their key can, and of these only those
+that *may offer*: who offers what others offer, too, is given calls for `any`, with their input. By
+default no peer may. It is said of a peer
 
-```toml
-[federation]
-offers_from = ["w*"]
-```
+- by inviting it (`alknet peer invite`): who joins as a worker comes to be called;
+- by `alknet peer add NAME … --may-offer` or `alknet peer set NAME --may-offer`, and
+  `may_offer = true` in [`[[peers]]`](config.md#peers);
+- by whatever asks for its operations: `[[outbound]]` names it, this node has joined it, or a
+  `[[re_export]]` rule has its whole name, not a pattern, first on a route.
+
+Another peer gets `FORBIDDEN` with the detail `reason`, `may_not_offer`. Its connection goes on, it
+may call, and is attached as soon as it may offer. One that may not any more loses its connection,
+within a second, and dials again as one that may only call.
 
 A node calls `peers/offer` at each peer of its `[[outbound]]`, and attaches that peer too, so that
 both can call. A client that offers nothing costs nothing.
@@ -205,7 +210,7 @@ async def _table() -> str:
         node_id=NODE,
         limits=Limits,
         rules=_RULES,
-        knows_peer={"w1", "w2", "hub", "db"}.__contains__,
+        why_absent=dict.fromkeys(("w1", "w2", "hub", "db"), "not connected").get,
     )
     async with memory_connection_pair() as (connection, other):
         w1, hub = (CallSession(one, None, limits=Limits()) for one in (connection, other))
