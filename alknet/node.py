@@ -380,7 +380,7 @@ class Node:
             "is_draining": self.endpoint.draining.is_set(),
             "listen": msgspec.to_builtins(self.listening),
             "handshakes": self.endpoint.handshakes,
-            "calls": sum(len(session.serving.calls) for session in self._calls.sessions),
+            "calls": self._calls.calls_served(),
             "connections": msgspec.to_builtins(
                 self.endpoint.connections(self._calls.calls_by_connection())
             ),

@@ -16,9 +16,11 @@ from alknet.call.credit import ReceiveWindow
 from alknet.call.deadlines import Deadlines
 from alknet.call.handles import Bidi, CallOptions, Subscription, Upload
 from alknet.call.pending import (
+    WATCH,
     Pending,
     PendingCall,
     PendingItems,
+    PendingWatch,
     aborted,
     lost,
     too_slow,
@@ -352,7 +354,8 @@ class Calling:
             self._remember(deadline, pending)
         else:
             grants = ReceiveWindow(window)
-            pending = PendingItems(call_id, stream, grants, self._session.budget, deadline)
+            made = PendingWatch if request.operation == WATCH else PendingItems
+            pending = made(call_id, stream, grants, self._session.budget, deadline)
         if kind.sends_items:
             self._senders[call_id] = InputSender(pending, self._limits.frame_bytes)
         is_alone = not stream.pending

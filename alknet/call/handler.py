@@ -12,6 +12,7 @@ import trio
 from alknet.call.codes import ErrorCode
 from alknet.call.contracts import Dispatcher
 from alknet.call.inbound import REVOKED, InboundCall, failed
+from alknet.call.pending import WATCH, PendingWatch
 from alknet.call.proto import Aborted, ConnectionClose, encode_event, encode_frame
 from alknet.call.session import CallSession
 from alknet.core.clock import WallClock, wall_clock
@@ -31,6 +32,8 @@ from alknet.errors import Denied, Unavailable
 __all__ = ["ALPN", "CallHandler"]
 
 ALPN = "alknet/call"
+LOOKING_ON = frozenset({WATCH, "node/status", "node/tasks"})
+"""Calls by which nodes and their owners look on: whoever counts what runs does not mean them."""
 
 SERVED_POLL_S = 0.02
 """Between two looks at whether calls run, while the node drains: too short to be waited for."""
@@ -104,11 +107,19 @@ class CallHandler:
                 yield session
 
     def calls_by_connection(self) -> dict[Connection, int]:
-        """Return how many calls run on each connection, in both directions."""
+        """Return how many calls run on each connection, in both directions.
+
+        Those by which others only look on (`LOOKING_ON`), the one that asks now included, are none.
+        """
         return {
-            session.connection: len(session.serving.calls) + len(session.calling.pending)
+            session.connection: _served(session)
+            + sum(not isinstance(one, PendingWatch) for one in session.calling.pending.values())
             for session in self.sessions
         }
+
+    def calls_served(self) -> int:
+        """Return how many calls of others run here, counted in the same way."""
+        return sum(map(_served, self.sessions))
 
     async def wait_served(self) -> None:
         """Wait until no call runs here for anyone. Cancelled, no effect."""
@@ -159,6 +170,10 @@ class CallHandler:
         if expires_at is None:
             return math.inf
         return trio.current_time() + expires_at - self._clock()
+
+
+def _served(session: CallSession) -> int:
+    return sum(call.operation not in LOOKING_ON for call in session.serving.calls.values())
 
 
 def _rights_changed(session: CallSession) -> None:

@@ -17,15 +17,21 @@ if TYPE_CHECKING:
     from alknet.call.streams import CallStream
 
 __all__ = [
+    "WATCH",
     "Pending",
     "PendingCall",
     "PendingItems",
+    "PendingWatch",
     "aborted",
     "ended",
     "lost",
     "too_slow",
     "unbegun",
 ]
+
+
+WATCH = "services/watch"
+"""By which a node follows what another one offers."""
 
 
 class PendingCall:
@@ -120,6 +126,12 @@ class PendingItems(ItemQueue):
             return False
         self.put(item)
         return True
+
+
+class PendingWatch(PendingItems):
+    """A subscription to what the other end offers: a node looks on by it, and it is no work."""
+
+    __slots__ = ()
 
 
 Pending: TypeAlias = PendingCall | PendingItems

@@ -48,7 +48,7 @@ def test_the_json_has_all_fields_with_their_units(
     ]
     admin.ok("peer", "remove", f"admin-{transport}")
     assert one["carrier"] == transport
-    assert one["calls"] == 1
+    assert one["calls"] == 0  # to look on is no work
     status: dict[str, Any] = one["transport"]
     assert set(status) == {
         *("rtt_s", "rtt_min_s", "rtt_latest_s", "congestion_window_bytes", "in_flight_bytes"),

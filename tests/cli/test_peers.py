@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,8 @@ def test_a_peer_that_is_here_and_serves_nothing_is_not_away(fleet: Fleet) -> Non
         [laptop] = fleet.hub.ok("peers", "--json").json["others"]
         assert (laptop["state"], laptop["away_for_s"]) == ("serves none", None)
         assert re.search(r"laptop  serves none  (quic|tcp) 127", fleet.hub.ok("peers").out)
+        calls.signal(signal.SIGINT)
+        assert calls.end().status == 130
 
 
 def test_of_another_node_those_are_shown_that_it_lets_us_reach(fleet: Fleet) -> None:
@@ -199,6 +202,9 @@ def test_a_peer_without_an_address_needs_a_node_that_it_is_connected_to(
 
 def test_top_looks_once_or_again_and_again(fleet: Fleet) -> None:
     once = fleet.hub.ok("top", "--count", "1").out
+    assert "calls 0  connections" in once
+    for row in once.splitlines()[3:]:  # nobody works: that all look on is none
+        assert re.search(r"alknet/call +[0-9.ms ]+s +0 ", row), row
     assert "peers 1" in once
     assert "peer:w1" in once
     assert "None" not in once
