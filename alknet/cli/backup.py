@@ -119,7 +119,7 @@ def backup(
     "--shares-file",
     metavar="FILE|-",
     type=_FILE,
-    help="Opens the vault: enough shares, one a line.",
+    help="Opens the vault: enough shares, one after another.",
 )
 @click.option(
     "--vault-passphrase-file",
@@ -271,14 +271,13 @@ def _opener(
 
 
 def _open_by(way: str, path: Path, header: Header) -> LockedBuffer:
-    from alknet.vault.recovery import combine_shares, entropy_from_words
+    from alknet.cli.words import entropy_from_files
     from alknet.vault.unlock import UnlockWith, find_entropy
 
     if way == "words_file":
-        return entropy_from_words(_read_text(path))
+        return entropy_from_files(path, None)
     if way == "shares_file":
-        lines = _read_text(path).splitlines()
-        return combine_shares([line for line in lines if line.strip()])
+        return entropy_from_files(None, path)
     if way == "vault_passphrase_file":
         return _with_passphrase(header, _passphrase(path, "vault"))
     return find_entropy(header, UnlockWith(key_files=(path,)))
@@ -320,13 +319,10 @@ def _with_passphrase(header: Header, passphrase: str) -> LockedBuffer:
 
 
 def _ask_words() -> LockedBuffer:
+    from alknet.cli.words import ask_words
     from alknet.vault.recovery import entropy_from_words
 
-    note("Type or paste the 24 words, on one line or several. Nothing is shown while you type.")
-    words: list[str] = []
-    while len(words) < 24 and (line := _ask(f"words ({len(words)} so far)").split()):
-        words += line
-    return entropy_from_words(" ".join(words))
+    return entropy_from_words(ask_words())
 
 
 # Asking.

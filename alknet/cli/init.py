@@ -14,7 +14,7 @@ import click
 
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json, the_home
-from alknet.cli.output import emit, fields, note, paint, say
+from alknet.cli.output import emit, fields, paint, say
 from alknet.core.home import CONFIG_FILE, NODE_FILES
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ __all__ = ["Plan", "init", "make_home"]
 
 STDIN = Path("-")
 WORDS_PER_LINE = 6
-# How often a person may mistype the words before we stop asking.
-TRIES = 3
 
 
 @click.command(
@@ -83,6 +81,7 @@ def init(
     A key file beside the vault lets the node start unasked; whoever copies the whole home has its
     secrets then. With --no-key-file a passphrase protects a copy, and a restart waits for you.
     """
+    from alknet.cli.words import read_words
     from alknet.vault.words import generate_words
 
     home = the_home()
@@ -90,7 +89,7 @@ def init(
     _check_words_file(words_file, restore)
     plan = Plan(device, _passphrase(passphrase, passphrase_file, no_key_file), not no_key_file)
     if restore:
-        node_id = _commit(home, _read_words(words_file), plan)
+        node_id = _commit(home, read_words(words_file), plan)
         _report(home, node_id, words=None, words_file=None)
         return
     words = generate_words()
@@ -149,45 +148,6 @@ def _check_words_file(words_file: Path | None, restore: bool) -> None:
         raise click.BadParameter(
             "the file exists, it is not overwritten", param_hint="--words-file"
         )
-
-
-def _read_words(words_file: Path | None) -> str:
-    from alknet.vault.words import check_words
-
-    if words_file is not None and words_file != STDIN:
-        # What is no text holds none of the words, whatever it decodes to.
-        return check_words(words_file.read_text(encoding="utf-8", errors="replace"))
-    if words_file == STDIN or not sys.stdin.isatty():
-        return check_words(sys.stdin.read())
-    return _ask_words()
-
-
-def _ask_words() -> str:
-    from alknet.errors import LocalError
-    from alknet.vault.words import check_words
-
-    note("Type or paste the words, on one line or several; an empty line ends them.")
-    note("Nothing is shown while you type. Ctrl-C leaves everything as it is.")
-    for tries_left in range(TRIES - 1, -1, -1):
-        try:
-            return check_words(_ask_lines())
-        except LocalError as exc:
-            if not tries_left:
-                raise
-            note(f"{exc}. Once more:")
-    raise AssertionError("unreachable")
-
-
-def _ask_lines() -> str:
-    import getpass
-
-    words: list[str] = []
-    while len(words) < 24:
-        line = getpass.getpass("words: " if not words else f"words ({len(words)} so far): ")
-        if not line.strip():
-            break
-        words += line.split()
-    return " ".join(words)
 
 
 def _show(words: str) -> None:

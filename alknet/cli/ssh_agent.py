@@ -16,7 +16,7 @@ import click
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json, the_home
 from alknet.cli.output import emit, say
-from alknet.cli.unlocking import make_unlock, open_vault, unlock_options
+from alknet.cli.unlocking import unlock_options
 
 if TYPE_CHECKING:
     from alknet.ssh.agent.keys import AgentKeys
@@ -93,6 +93,7 @@ async def _serve(path: Path, count: int, command: Sequence[str], unlock: Mapping
 
 @asynccontextmanager
 async def _keys(unlock: Mapping[str, Any]) -> AsyncGenerator[AgentKeys]:
+    from alknet.cli.opening import open_vault_apart
     from alknet.client import open_control_session
     from alknet.core.vault_service import VaultService
     from alknet.errors import Unavailable
@@ -103,7 +104,7 @@ async def _keys(unlock: Mapping[str, Any]) -> AsyncGenerator[AgentKeys]:
         async with open_control_session(home):
             pass
     except Unavailable:
-        vault = open_vault(make_unlock(**unlock))
+        vault = open_vault_apart(**unlock)
         service = VaultService(vault)
         try:
             yield ServiceKeys(service)

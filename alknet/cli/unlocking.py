@@ -1,6 +1,7 @@
-"""What opens a vault, from the command line: key files, passphrases, age identities, the keyring.
+"""What opens a vault, from the command line: key files, passphrases, words, and what else there is.
 
-Passphrases are read into memory that can be wiped, from a terminal or a file, never from argv.
+Passphrases are read into memory that can be wiped, from a terminal or a file, never from argv. What
+lives long opens its vault by `alknet.cli.opening` instead.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ MAX_IDENTITY_FILE_BYTES = 64 * 1024
 TRIES = 3
 ENVIRONMENT = "ALKNET_UNLOCK_FILE"
 HINT = (
-    "give one with --unlock-file, --passphrase-file, --age-identity or --keyring, "
-    "or run it on a terminal to be asked"
+    "give one with --unlock-file, --passphrase-file, --age-identity or --keyring, or the 24 words "
+    "with --words-file, or run it on a terminal to be asked"
 )
 
 
@@ -78,6 +79,19 @@ def unlock_options(function: F) -> F:
             click.option(
                 "--keyring", is_flag=True, help="Unlock the vault with the system's keyring."
             ),
+            click.option(
+                "--words-file",
+                metavar="FILE|-",
+                type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
+                help="Unlock the vault with the 24 words in FILE ('-': standard input, or asked "
+                "for on a terminal).",
+            ),
+            click.option(
+                "--shares-file",
+                metavar="FILE|-",
+                type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
+                help="Unlock the vault with enough shares of its words, one after another.",
+            ),
         )
     ):
         function = option(function)
@@ -90,10 +104,14 @@ def make_unlock(
     passphrase_file: str | None,
     age_identity: Path | None,
     keyring: bool,
+    words_file: Path | None,
+    shares_file: Path | None,
 ) -> UnlockWith | None:
     """Build from the values of `unlock_options`; None if none was given."""
-    if not (unlock_file or passphrase_file or age_identity or keyring):
+    has_words = words_file is not None or shares_file is not None
+    if not (unlock_file or passphrase_file or age_identity or keyring or has_words):
         return None
+    from alknet.cli.words import entropy_from_files
     from alknet.vault.unlock import UnlockWith
 
     return UnlockWith(
@@ -101,6 +119,7 @@ def make_unlock(
         passphrase=None if passphrase_file is None else read_passphrase(passphrase_file),
         age_identities=() if age_identity is None else read_age_identities(age_identity),
         keyring=keyring,
+        words=entropy_from_files(words_file, shares_file) if has_words else None,
     )
 
 
@@ -135,7 +154,7 @@ def find_key(header: Header, given: UnlockWith | None, *, by_itself: bool = True
 
         given = what_unlocks(the_home()) if by_itself else UnlockWith()
     try:
-        return find_entropy(header, given)
+        return _checked(find_entropy(header, given), given)
     except (Unavailable, Damaged) as exc:
         if is_open and _has_passphrase(header) and is_terminal():
             return _ask(header)
@@ -146,7 +165,7 @@ def find_key(header: Header, given: UnlockWith | None, *, by_itself: bool = True
 
 def wrong_key(exc: Exception) -> CommandError:
     """Say that what was given opens nothing, and what would."""
-    hint = "'alknet vault slots list' shows what opens it; the 24 words always do"
+    hint = "'alknet vault slots list' shows what opens it; --words-file with the 24 words does, too"
     return CommandError("WRONG_KEY", str(exc), hint=hint, status=3)
 
 
@@ -233,6 +252,20 @@ def _ask(header: Header) -> LockedBuffer:
         finally:
             wipe(passphrase)
     raise AssertionError("unreachable")
+
+
+def _checked(entropy: LockedBuffer, given: UnlockWith) -> LockedBuffer:
+    """Return *entropy* if it is this vault's; any words are some vault's."""
+    from alknet.vault.homevault import open_home_vault
+
+    if given.words is None:
+        return entropy
+    try:
+        open_home_vault(the_home()).check(entropy.view)
+    except BaseException:
+        entropy.close()
+        raise
+    return entropy
 
 
 def _has_passphrase(header: Header) -> bool:

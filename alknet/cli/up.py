@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
@@ -15,14 +15,13 @@ from alknet.cli.interrupts import Interrupted
 from alknet.cli.lines import LineWriter
 from alknet.cli.options import Command, is_json, usage_errors
 from alknet.cli.output import note, paint
-from alknet.cli.unlocking import make_unlock, unlock_options
+from alknet.cli.unlocking import unlock_options
 
 if TYPE_CHECKING:
     import trio
 
     from alknet.core.address import Address
     from alknet.node import Node
-    from alknet.vault.unlock import UnlockWith
     from alknet.vault.vault import Vault
 
 __all__ = ["up"]
@@ -72,7 +71,7 @@ def up(listen: Sequence[str], qlog: Path | None, **unlock: Any) -> None:
     addresses = _addresses(listen)
     home = need_node()
     _harden()
-    vault = _unlocked(home, make_unlock(**unlock))
+    vault = _unlocked(home, unlock)
     calm_collector()
     make_node = partial(Node.from_home, home, listen=addresses, qlog=qlog, vault=vault)
     with LineWriter(sys.stdout) as out:
@@ -87,17 +86,17 @@ def _harden() -> None:
         note(f"This system does not protect the node's memory: no {' and no '.join(refused)}.")
 
 
-def _unlocked(home: Path, given: UnlockWith | None) -> Vault:
+def _unlocked(home: Path, unlock: Mapping[str, Any]) -> Vault:
     """Open the vault before the loop begins, for it may take a second, or a person's answer."""
-    from alknet.cli.unlocking import open_vault
+    from alknet.cli.opening import open_vault_apart
     from alknet.core.clock import wall_clock
     from alknet.vault.homevault import home_vault, needs_vault
 
     if needs_vault(home):
-        vault = home_vault(home, given, now=wall_clock())
+        vault = home_vault(home, now=wall_clock())
         note(f"This home has a vault now; its former key is in {home / 'backup'}.")
         return vault
-    return open_vault(given)
+    return open_vault_apart(**unlock)
 
 
 def _addresses(listen: Sequence[str]) -> list[Address] | None:

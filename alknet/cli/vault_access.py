@@ -113,8 +113,8 @@ def second_unlock(given: UnlockWith | None, what: str) -> LockedBuffer:
         raise CommandError(
             "FORBIDDEN",
             f"{what} needs an unlock of its own",
-            hint="name what opens the vault: --unlock-file, --passphrase-file, --age-identity or "
-            "--keyring; the key file of a home is HOME/vault.key",
+            hint="name what opens the vault: --unlock-file, --passphrase-file, --age-identity, "
+            "--keyring, --words-file or --shares-file; the key file of a home is HOME/vault.key",
             status=3,
         )
     return find_key(header, given, by_itself=False)

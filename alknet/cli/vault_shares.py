@@ -85,12 +85,16 @@ def split(threshold: int, count: int, directory: Path | None, **options: Any) ->
     help="Write the 24 words to this new file, of mode 0600.",
 )
 def combine(files: Sequence[Path], words_file: Path) -> None:
-    """Make the 24 words of enough shares; 'alknet init --restore' makes the node of them."""
+    """Make the 24 words of enough shares; 'alknet init --restore' makes the node of them.
+
+    A file may hold several. More than enough are as good; those of another split are not.
+    """
     from alknet.vault.durable import store_errors, write_private
-    from alknet.vault.recovery import combine_shares, words_from_entropy
+    from alknet.vault.recovery import combine_shares, shares_in, words_from_entropy
 
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
-    with combine_shares(texts) as entropy, store_errors(f"cannot write {words_file}"):
+    found = [share for text in texts for share in shares_in(text) or [""]]
+    with combine_shares(found) as entropy, store_errors(f"cannot write {words_file}"):
         write_private(words_file, words_from_entropy(entropy.view).encode() + b"\n")
     if is_json():
         emit({"words_file": str(words_file.absolute())})

@@ -38,7 +38,7 @@ __all__ = ["slots"]
     ],
 )
 def slots() -> None:
-    """Show and change what opens the vault. The 24 words always do.
+    """Show and change what opens the vault. The 24 words always do (--words-file).
 
     A slot holds the vault's root key, encrypted: adding or removing one touches no secret. Whoever
     once opened a vault may have kept that key, so removing a slot keeps out those who could have

@@ -12,17 +12,19 @@ import logging
 import mmap
 import os
 import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["LockedBuffer", "harden_process"]
+__all__ = ["LockedBuffer", "end_with_parent", "harden_process", "read_exactly"]
 
 log = logging.getLogger(__name__)
 
 # linux/mman.h and linux/prctl.h; Python has no names for them.
 MADV_WIPEONFORK = 18
+PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 # `os.urandom` would leave a copy in memory that cannot be wiped.
 _URANDOM = Path("/dev/urandom")
@@ -125,6 +127,11 @@ def harden_process() -> list[str]:
     if _libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         refused.append("PR_SET_DUMPABLE")
     return refused
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have the system send *number* to this process when its parent is gone."""
+    _libc().prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def _lock(pages: mmap.mmap, size: int) -> bool:

@@ -55,24 +55,29 @@ class UnlockWith(msgspec.Struct, frozen=True, kw_only=True):
         passphrase: UTF-8 bytes, or None.
         age_identities: Texts ``AGE-SECRET-KEY-1…``.
         keyring: Whether to ask the system's keyring.
+        words: What 24 words or shares gave, which is the entropy itself if they are right.
     """
 
     key_files: tuple[Path, ...] = ()
     passphrase: bytearray | None = None
     age_identities: tuple[str, ...] = ()
     keyring: bool = False
+    words: LockedBuffer | None = None
 
 
 def find_entropy(header: Header, given: UnlockWith) -> LockedBuffer:
     """Return the entropy from the first slot that opens with what was given.
 
-    Cheap ways come first; a passphrase is tried once for each passphrase slot, at its cost.
+    Cheap ways come first; a passphrase is tried once for each passphrase slot, at its cost. Words
+    fit no slot and are taken as they are: `Vault.unlock` and `Vault.check` know if they are right.
 
     Raises:
         Unavailable: No slot fits what was given; the message names the kinds that there are.
         Damaged: Something was tried, and nothing opens the vault.
         LocalError: A key file cannot be used.
     """
+    if given.words is not None:
+        return LockedBuffer.of(given.words.view)
     attempts = list(_attempts(header, given))
     if not attempts:
         kinds = ", ".join(sorted({slot.kind.value for slot in header.slots})) or "the words alone"

@@ -168,6 +168,19 @@ class Vault:
             self.lock()
             raise
 
+    def check(self, entropy: memoryview) -> None:
+        """Raise Damaged if *entropy*, of words or shares, is not the vault's; stay as it is.
+
+        Of a slot it is: what is wrapped there was taken from the unlocked vault.
+        """
+        keys = VaultKeys(LockedBuffer.of(entropy))
+        try:
+            keys.decrypt_index(self._container)
+        except Damaged:
+            raise Damaged(f"these are the words of another vault than {self._file.path}") from None
+        finally:
+            keys.close()
+
     def lock(self) -> None:
         """Wipe entropy and all keys, and forget the index. Idempotent."""
         if self._keys is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from alknet.errors import LocalError, Malformed, NotFound, StoreError
+from alknet.errors import AlknetError, LocalError, Malformed, NotFound, StoreError
 from alknet.vault.container import (
     MAX_VAULT_BYTES,
     Container,
@@ -202,7 +202,7 @@ class VaultFile:
         except (OSError, msgspec.DecodeError):
             return None  # a lost note must not lock anybody out
 
-    def _missing(self) -> LocalError:
+    def _missing(self) -> AlknetError:
         if self._previous.exists():
             return LocalError(
                 f"{self.path} is gone{self.hint()}: copy that file to its place, then "

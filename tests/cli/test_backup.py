@@ -176,7 +176,10 @@ def test_on_a_terminal_passphrase_and_words_are_asked_for(source: Cli, tmp_path:
     with terminal("restore", file, home=tmp_path / "new") as asked:
         asked.expect("passphrase of the backup: ")
         asked.type(PASSPHRASE + "\n")
-        asked.expect(r"words \(0 so far\): ")
+        asked.expect("words: ")
+        asked.type(WORDS.replace("candy", "canal") + "\n")
+        asked.expect("checksum.*Once more")
+        asked.expect("words: ")
         asked.type(WORDS + "\n")
         assert asked.end() == 0
         assert WORDS not in asked.seen

@@ -7,6 +7,7 @@ not (ptrace(2), Yama allows a parent). That it is hardened otherwise is tested w
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyrage
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -23,13 +25,14 @@ from alknet.call.session import CallSession
 from alknet.client import open_control_session
 from alknet.core.vault_pipe import offer_entropy
 from alknet.vault.envelope import _wrap_context, context_of, decrypt, derive_kek, kek_path
-from alknet.vault.homevault import create_home_vault
+from alknet.vault.homevault import create_home_vault, home_vault
 from alknet.vault.keyfile import create_home
 from alknet.vault.keys import VaultKeys
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.recovery import words_from_entropy
 from alknet.vault.roles import KeyRole, path_of
 from alknet.vault.slip10 import ExtendedKey, derive
+from alknet.vault.slots import PassphraseCost, age_slot, passphrase_slot
 from alknet.vault.unlock import HOME_KEY_FILE
 from alknet.vault.vaultfile import VaultFile
 from alknet.vault.words import seed_from_words
@@ -37,6 +40,7 @@ from tests.vault.memory.scan import found_in
 
 Json = dict[str, Any]
 PATH = "web/token"
+CHEAP = PassphraseCost(memory_kib=64 * 1024)
 
 
 @pytest.fixture
@@ -53,13 +57,13 @@ def home(tmp_path: Path, entropy: bytes) -> Path:
 
 
 @contextmanager
-def running(home: Path) -> Iterator[int]:
+def running(home: Path, *unlock: str) -> Iterator[int]:
     """Give the process id of a node that serves *home*."""
-    command = [sys.executable, "-m", "tests.vault.memory.node", str(home)]
+    command = [sys.executable, "-m", "tests.vault.memory.node", str(home), *unlock]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         try:
-            assert child.stdout.readline() == b"ready\n"
+            assert child.stdout.readline().startswith(b'{"event":"ready"')
             yield child.pid
         finally:
             child.kill()
@@ -143,13 +147,13 @@ async def test_locking_leaves_no_secret_in_memory(home: Path, entropy: bytes) ->
         async with open_control_session(home) as session:
             await use_everything(session)
             keys = keys_of(home, entropy)
-            secrets = {**roots(entropy), **keys, **deks(home, entropy, keys)}
-            unlocked = await trio.to_thread.run_sync(found_in, pid, secrets)
+            wanted = {**roots(entropy), **keys, **deks(home, entropy, keys)}
+            unlocked = await trio.to_thread.run_sync(found_in, pid, wanted)
             # That they are found while they are needed shows that the search finds.
             assert {"entropy", "kek 2", "kek 3", "index 3"} <= unlocked
             assert not unlocked & {"words", "seed", "master key", "master chain code", "key file"}
             await session.call("vault/lock", {})
-            locked = await trio.to_thread.run_sync(found_in, pid, secrets)
+            locked = await trio.to_thread.run_sync(found_in, pid, wanted)
             assert locked == set()
 
 
@@ -164,5 +168,33 @@ async def test_unlocking_again_through_the_pipe_leaves_none_either(
                 await session.call("vault/unlock", {"pipe": pipe})
             assert "entropy" in await trio.to_thread.run_sync(found_in, pid, roots(entropy))
             await session.call("vault/lock", {})
-            secrets = {**roots(entropy), **keys_of(home, entropy)}
-            assert await trio.to_thread.run_sync(found_in, pid, secrets) == set()
+            wanted = {**roots(entropy), **keys_of(home, entropy)}
+            assert await trio.to_thread.run_sync(found_in, pid, wanted) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["--passphrase-file", "--age-identity", "--words-file"])
+async def test_what_unlocked_it_leaves_no_trace_either(
+    home: Path, entropy: bytes, tmp_path: Path, way: str
+) -> None:
+    words = words_from_entropy(memoryview(entropy))
+    identity = pyrage.x25519.Identity.generate()
+    passphrase = secrets.token_hex(32)
+    vault = home_vault(home, now=1.0)
+    recipient, chosen = str(identity.to_public()), bytearray(passphrase.encode())
+    vault.add_slot(lambda i, root: age_slot(i, root, recipient))
+    vault.add_slot(lambda i, root: passphrase_slot(i, root, chosen, cost=CHEAP))
+    vault.lock()
+    given = {
+        "--passphrase-file": passphrase,
+        "--age-identity": str(identity),
+        "--words-file": words,
+    }
+    (tmp_path / "given").write_text(given[way] + "\n")
+    # What any age identity begins with is in the program.
+    wanted = {way: given[way].removeprefix("AGE-SECRET-KEY-1").encode(), **roots(entropy)}
+    with running(home, way, str(tmp_path / "given")) as pid:
+        async with open_control_session(home) as session:
+            assert await trio.to_thread.run_sync(found_in, pid, wanted) == {"entropy"}
+            await session.call("vault/lock", {})
+            assert await trio.to_thread.run_sync(found_in, pid, wanted) == set()
