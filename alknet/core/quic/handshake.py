@@ -34,6 +34,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from alknet.core.identity import NodeId
+from alknet.core.quic.context import SwiftContext
+from alknet.core.quic.messages import ReadHello, pull_client_hello
 from alknet.core.tls.errors import HandshakeFailed
 from alknet.core.tls.trust import PinnedKey, Trust, WebPki, check_server
 from alknet.errors import LocalError
@@ -114,7 +116,7 @@ class ClientPolicy:
     own: Ed25519PrivateKey | None
 
 
-class KeyContext(tls.Context):
+class KeyContext(SwiftContext):
     """aioquic's TLS context with raw public keys; made by changing a context's class (`adopt`)."""
 
     policy: ServerPolicy | ClientPolicy
@@ -174,8 +176,8 @@ class KeyContext(tls.Context):
     # server
 
     def _server_handle_hello(self, input_buf: Buffer, *output: Buffer) -> None:
-        hello = _summary(tls.pull_client_hello(input_buf))
-        input_buf.seek(0)
+        read = ReadHello(pull_client_hello(input_buf), input_buf.data)
+        hello = _summary(read.hello)
         assert isinstance(self.policy, ServerPolicy)
         shown, ask_for = self.policy.choose(hello)
         self.server_name = hello.server_name
@@ -189,7 +191,8 @@ class KeyContext(tls.Context):
         if self._request_client_certificate:
             # Whoever has another kind of key sends an empty Certificate and stays anonymous.
             self._signature_algorithms = [tls.SignatureAlgorithm.ED25519]
-        super()._server_handle_hello(input_buf, *output)
+        # Nothing else is asked of the buffer where no tickets are taken.
+        super()._server_handle_hello(cast(Buffer, read), *output)
 
     # both
 

@@ -1,22 +1,40 @@
 """What aioquic keeps for each connection although all could share it, or nobody needs it any more.
 
 Of 90 KiB, 48 are three buffers for TLS messages, which only the handshake fills; another ten are a
-table of frame handlers with sets that are equal in all connections. Building these also takes a
-twentieth of a handshake's time. tests/core/quic/test_memory.py holds the sum.
+table of frame handlers with sets that are equal in all connections, and ten what a handshake leaves
+behind: the TLS context with its keys, two packet number spaces, two streams, empty queues. Building
+these also takes a twentieth of a handshake's time. tests/core/quic/test_memory.py holds the sum.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, cast
 
 from aioquic import tls
 from aioquic._buffer import Buffer
+from aioquic._crypto import AEAD_TAG_LENGTH
 from aioquic.quic import connection as aioquic_connection
-from aioquic.quic.connection import QuicConnection, QuicReceiveContext
-from aioquic.quic.crypto import CryptoContext, CryptoPair
+from aioquic.quic.connection import (
+    MAX_LOCAL_CHALLENGES,
+    NetworkAddress,
+    QuicConnection,
+    QuicReceiveContext,
+)
+from aioquic.quic.crypto import (
+    INITIAL_CIPHER_SUITE,
+    Callback,
+    CryptoContext,
+    CryptoPair,
+    NoCallback,
+)
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+
+from alknet.core.quic.keys import PacketKeys, initial_secrets
 
 __all__ = ["InitialPair", "LeanConnection"]
 
@@ -37,6 +55,19 @@ class InitialPair(CryptoPair):
     """
 
     _arguments: tuple[bytes, bool, int]
+    _opened: tuple[bytes, tuple[bytes, bytes, int]] | None = None
+
+    def __init__(
+        self,
+        recv_setup_cb: Callback = NoCallback,
+        recv_teardown_cb: Callback = NoCallback,
+        send_setup_cb: Callback = NoCallback,
+        send_teardown_cb: Callback = NoCallback,
+    ) -> None:  # as the base's, which makes keys of its own kind
+        self.aead_tag_size = AEAD_TAG_LENGTH
+        self.recv = PacketKeys(setup_cb=recv_setup_cb, teardown_cb=recv_teardown_cb)
+        self.send = PacketKeys(setup_cb=send_setup_cb, teardown_cb=send_teardown_cb)
+        self._update_key_requested = False
 
     def setup_initial(self, cid: bytes, is_client: bool, version: int) -> None:
         """Remember what the keys are made from."""
@@ -46,8 +77,12 @@ class InitialPair(CryptoPair):
     def __getattr__(self, name: str) -> CryptoContext:
         if name not in {"recv", "send"}:
             raise AttributeError(name)
-        self.recv, self.send = CryptoContext(), CryptoContext()
-        super().setup_initial(*self._arguments)
+        self.recv, self.send = PacketKeys(), PacketKeys()
+        cid, is_client, version = self._arguments
+        suite = INITIAL_CIPHER_SUITE
+        ours, theirs = initial_secrets(cid, version)[:: 1 if is_client else -1]
+        self.recv.setup(cipher_suite=suite, secret=theirs, version=version)
+        self.send.setup(cipher_suite=suite, secret=ours, version=version)
         return cast(CryptoContext, self.__dict__[name])
 
     @property
@@ -55,17 +90,76 @@ class InitialPair(CryptoPair):
         """A packet has needed them."""
         return "recv" in self.__dict__
 
+    def open_first(self, packet: bytes, encrypted_offset: int) -> bytes:
+        """Decrypt a client's first packet; the connection will not do it again.
+
+        Raises:
+            CryptoError: It does not open.
+        """
+        self._opened = packet, self.decrypt_packet(packet, encrypted_offset, 0)
+        return self._opened[1][1]
+
+    def decrypt_packet(
+        self, packet: bytes, encrypted_offset: int, expected_packet_number: int
+    ) -> tuple[bytes, bytes, int]:
+        """Decrypt *packet*, as aioquic does, or remember what `open_first` has made of it."""
+        opened, self._opened = self._opened, None
+        if opened is not None and opened[0] == packet and not expected_packet_number:
+            return opened[1]
+        return super().decrypt_packet(packet, encrypted_offset, expected_packet_number)
+
 
 # aioquic sets handlers that log on all other pairs.
 vars(aioquic_connection)[CryptoPair.__name__] = InitialPair
 
-# Nothing is ever written here: no tickets are issued, so TLS has no more to say.
+# What stands for the handshake's own once it is over. Nothing is ever written to the buffer, for no
+# tickets are issued; nothing touches the others, for no packet opens without keys.
 _UNUSED = Buffer(capacity=0)
 _NO_KEYS = InitialPair()
+_NO_STREAM = QuicStream()
+_NO_SPACE = QuicPacketSpace()
+_NO_SPACE.discarded = True
+_HANDSHAKE_EPOCHS = (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE)
+
+
+class ShortQueue(list[bytes]):
+    """A queue that is almost always empty: then a deque takes 760 bytes, this a tenth of it."""
+
+    def popleft(self) -> bytes:
+        """Remove and return the first."""
+        return self.pop(0)
+
+
+class RecentChallenges(ShortQueue):
+    """The path challenges sent last, as many as aioquic keeps."""
+
+    def append(self, challenge: bytes) -> None:
+        """Add *challenge*, perhaps for the oldest."""
+        super().append(challenge)
+        del self[:-MAX_LOCAL_CHALLENGES]
 
 
 def _do_nothing(*_: object) -> None:
     """Stand for a callback."""
+
+
+# What aioquic asks of a TLS context after the handshake, and `Engine` of ours.
+KEPT_OF_TLS = (
+    *("_Context__logger", "_is_client", "_receive_buffer", "_session_resumed", "alpn_negotiated"),
+    *("early_data_accepted", "new_session_ticket_cb", "state", "peer_key", "server_name"),
+)
+
+
+def _settled(context: tls.Context) -> tls.Context:
+    """Return *context* without secrets, keys and offers: good for what follows a handshake."""
+    rest = object.__new__(type(context))
+    vars(rest).update({name: vars(context)[name] for name in KEPT_OF_TLS})
+    return rest
+
+
+def _silence(pair: CryptoPair) -> None:
+    for keys in (pair.recv, pair.send):
+        keys._setup_cb = keys._teardown_cb = _do_nothing
 
 
 # By class: for each type of frame the function that handles it, and the epochs.
@@ -80,17 +174,29 @@ class LeanConnection(QuicConnection):
     """
 
     first_keys: InitialPair | None = None
+    _is_settled = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._local_active_connection_id_limit = ACTIVE_CONNECTION_IDS
+        self._datagrams_pending = cast("deque[bytes]", ShortQueue())
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
         if self.first_keys is not None and self._version is not None:
-            pair = self._cryptos_initial[self._version]
-            pair.recv, pair.send = self.first_keys.recv, self.first_keys.send
+            self._cryptos_initial[self._version] = self.first_keys
+            self._cryptos[tls.Epoch.INITIAL] = self.first_keys
             self.first_keys = None
+
+    def _handle_padding_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        if self._quic_logger is not None:
+            super()._handle_padding_frame(context, frame_type, buf)
+            return
+        start = buf.tell()
+        rest = buf.data_slice(start, buf.capacity)  # aioquic looks at each of a thousand bytes
+        buf.seek(start + len(rest) - len(rest.lstrip(b"\0")))
 
     # aioquic assigns the table, and reads it for each frame, under the name that Python makes of
     # a private one.
@@ -121,8 +227,32 @@ class LeanConnection(QuicConnection):
         self._crypto_buffers = dict.fromkeys(self._crypto_buffers, _UNUSED)
         # Their keys are gone; packets that come too late find that out.
         self._cryptos_initial = dict.fromkeys(self._cryptos_initial, _NO_KEYS)
-        for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE, tls.Epoch.ZERO_RTT):
+        for epoch in (*_HANDSHAKE_EPOCHS, tls.Epoch.ZERO_RTT):
             self._cryptos[epoch] = _NO_KEYS
+        if self._is_client:
+            self._settle()
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """Build what can be sent now, as in aioquic."""
+        # A server confirms amid a TLS message: what it still uses goes with the next pass, which
+        # comes here, for it says HANDSHAKE_DONE.
+        if self._handshake_confirmed and not self._is_settled:
+            self._settle()
+        return super().datagrams_to_send(now)
+
+    def _settle(self) -> None:
+        """Free what only the handshake has used, and let `get_timer` look at one space only."""
+        self._is_settled = True
+        for epoch in _HANDSHAKE_EPOCHS:
+            self._crypto_streams[epoch] = _NO_STREAM
+            self._spaces[epoch] = _NO_SPACE
+        self._loss.spaces = [self._spaces[tls.Epoch.ONE_RTT]]
+        if self._quic_logger is None:  # all that aioquic's callbacks do is to write there
+            _silence(self._cryptos[tls.Epoch.ONE_RTT])
+        for path in self._network_paths:
+            path.local_challenges = cast("deque[bytes]", RecentChallenges(path.local_challenges))
+            path.remote_challenges = cast("deque[bytes]", ShortQueue(path.remote_challenges))
+        self.__dict__["tls"] = _settled(self.__dict__["tls"])
 
     def let_go(self) -> None:
         """Nothing will be sent or received any more: free what is large when the last user goes.
@@ -134,8 +264,7 @@ class LeanConnection(QuicConnection):
         for space in self._spaces.values():
             space.sent_packets.clear()
         for pair in self._cryptos.values():
-            for keys in (pair.recv, pair.send):
-                keys._setup_cb = keys._teardown_cb = _do_nothing
+            _silence(pair)
         self._cryptos = {}
         self._cryptos_initial = {}
         self.__dict__["_QuicConnection__frame_handlers"] = {}

@@ -120,7 +120,7 @@ def open_first_untrusted(header: QuicHeader, datagram: bytes) -> InitialPair:
     buf = Buffer(data=datagram)
     pull_quic_header(buf, host_cid_length=CID_LENGTH)
     try:
-        _, plain, _ = keys.decrypt_packet(datagram[: header.packet_length], buf.tell(), 0)
+        plain = keys.open_first(datagram[: header.packet_length], buf.tell())
     except CryptoError as exc:
         raise Malformed(f"an Initial packet that does not decrypt: {exc}") from exc
     frames = plain.lstrip(PADDING_AND_PING)

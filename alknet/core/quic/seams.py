@@ -11,6 +11,8 @@ from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
+from alknet.core.quic import context
+
 __all__ = ["CONNECTION_NAMES", "CONTEXT_NAMES", "lacking", "missing_names", "require"]
 
 CONTEXT_NAMES = (
@@ -18,6 +20,8 @@ CONTEXT_NAMES = (
     " _is_client _request_client_certificate _peer_certificate _peer_certificate_chain"
     " _verify_mode _signature_algorithms _supported_groups handshake_extensions"
     " received_extensions certificate certificate_chain certificate_private_key"
+    " _receive_buffer _session_resumed _Context__logger state alpn_negotiated early_data_accepted"
+    " new_session_ticket_cb key_schedule"
 )
 CONNECTION_NAMES = (
     "_close_event _state _events _handshake_confirmed _network_paths _cryptos _packet_number"
@@ -96,7 +100,7 @@ def missing_names() -> list[str]:
         (QuicConnection(configuration=QuicConfiguration())._loss, _LOSS_NAMES),
         (QuicPacketPacer(max_datagram_size=1200), _PACER_NAMES),
     ]
-    return [name for owner, names in wanted for name in lacking(owner, names)]
+    return [name for owner, names in wanted for name in lacking(owner, names)] + context.unused()
 
 
 def lacking(owner: object, names: str) -> list[str]:

@@ -22,7 +22,14 @@ from alknet.core.quic.engine import Closing, Engine, client_engine, server_engin
 from alknet.core.quic.handshake import ClientPolicy
 from alknet.core.quic.policy import client_policy, server_policy
 from alknet.core.tls.trust import PinnedKey
-from tests.core.quic.sansio import ALPN, EnginePair, Link, connected, new_credentials
+from tests.core.quic.sansio import (
+    ALPN,
+    SERVER_ADDRESS,
+    EnginePair,
+    Link,
+    connected,
+    new_credentials,
+)
 
 KIB = 1024
 SMALL = Limits(
@@ -43,9 +50,11 @@ def test_guard_names_what_a_release_lacks() -> None:
 
 
 def test_guard_sees_each_owner_that_lost_its_names() -> None:
+    pair = EnginePair()
+    pair.dialer.connect(SERVER_ADDRESS, pair.now)
     for owner, names in (
         (QuicConnection(configuration=QuicConfiguration()), seams.CONNECTION_NAMES),
-        (connected().dialer.tls, seams.CONTEXT_NAMES),
+        (pair.dialer.tls, seams.CONTEXT_NAMES),
     ):
         assert seams.lacking(owner, names) == []
         assert len(seams.lacking(object(), names)) == len(names.split())
