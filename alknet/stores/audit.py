@@ -3,9 +3,9 @@
 The hash of a row is SHA-256 over ``"alknet-audit-v1"``, a zero byte, and the JSON array
 ``[previous, number, at_ms, who, action, target, details]`` in UTF-8 without blanks, where
 *previous* is the hash of the row before in hex and *details* an object with sorted keys. Before
-the first row stand 64 zeros. Whoever alters, removes or inserts a row breaks the chain there;
-whoever can write the whole store can also make a new chain, which only a hash that was noted
-elsewhere (`Verdict.hash`) shows.
+the first row stand 64 zeros. Whoever alters, removes or inserts a row breaks the chain there.
+Whoever can write the whole store can also make a new chain, or cut the newest rows off and say so
+in the head: only a hash that was noted elsewhere (`Verdict.hash`) and is missed shows that.
 
 The log keeps `ROWS_KEPT` rows. What is older is removed, and the hash of the newest row removed
 stays as the anchor from which the chain is verified.
@@ -38,6 +38,8 @@ TRIM_ROWS = 1_000
 # Other processes append too; each attempt lets one of them win.
 ATTEMPTS = 100
 PAGE_ROWS = 1_000
+# A store that is out of reach must not hold up whoever has done something, or the node's end.
+NOTE_WITHIN_S = 5.0
 # Text of others (names, paths) is cut: a log is no store.
 LONGEST_TEXT = 1_024
 
@@ -65,6 +67,8 @@ class Verdict(msgspec.Struct, frozen=True):
         hash: Of the newest row: note it elsewhere, and no earlier row can change unseen.
         broken_at: The number of the first row that does not fit; None if all do.
         reason: What is wrong with it.
+        has_noted: Whether the row whose hash was noted is there, or is the last of those that were
+            trimmed; None if none was asked for.
     """
 
     rows: int
@@ -72,12 +76,25 @@ class Verdict(msgspec.Struct, frozen=True):
     hash: str
     broken_at: int | None = None
     reason: str = ""
+    has_noted: bool | None = None
 
 
 class _Broken(Exception):
     def __init__(self, number: int, reason: str) -> None:
         super().__init__(reason)
         self.number = number
+
+
+class _Noted:
+    """Looks for a hash among those that come by."""
+
+    def __init__(self, noted: str | None) -> None:
+        self._noted = noted
+        self.verdict = None if noted is None else False
+
+    def meet(self, found: str) -> None:
+        if found == self._noted:
+            self.verdict = True
 
 
 @contextmanager
@@ -113,14 +130,19 @@ class Audit:
     async def note(self, who: str, action: str, target: str) -> None:
         """Record what *who* has done already; where that fails, the log of the program has it.
 
-        Cancelled, it is there or not.
+        A cancel waits for it: what was done must not be without its row because a caller left.
         """
-        try:
-            with acting_as(who):
-                await self.record(Entry(action, target))
-        except AlknetError as exc:
-            about = {"who": who, "action": action, "target": target, "error": str(exc)}
-            log.error("audit.failed", extra=about)  # noqa: TRY400  the text says it all
+        error = f"the store did not answer within {NOTE_WITHIN_S:g} s"
+        with trio.move_on_after(NOTE_WITHIN_S, shield=True):
+            try:
+                with acting_as(who):
+                    await self.record(Entry(action, target))
+            except AlknetError as exc:
+                error = str(exc)
+            else:
+                return
+        about = {"who": who, "action": action, "target": target, "error": error}
+        log.error("audit.failed", extra=about)
 
     async def write(self, ops: Sequence[Op], entry: Entry) -> None:
         """Do *ops* and append *entry*, together or not at all; raises like `Store.write`.
@@ -144,8 +166,11 @@ class Audit:
                     return
         raise Unavailable("the audit log is busy", retry_after_s=1.0)
 
-    async def verify(self) -> Verdict:
+    async def verify(self, noted: str | None = None) -> Verdict:
         """Verify all rows, as many as there are now. Cancelled, no effect.
+
+        Args:
+            noted: The hash of a row, noted at an earlier time, that must be there still.
 
         Raises:
             StoreError: The store cannot be read.
@@ -153,16 +178,21 @@ class Audit:
         """
         head = await self._head()
         while True:
+            seen = _Noted(noted)
             try:
-                await self._verify_to(head)
+                await self._verify_to(head, seen)
+                await self._look_for_strays(head)
             except _Broken as exc:
                 now = await self._head()
                 if now.first == head.first:
-                    verified = max(exc.number - head.first, 0)
-                    return Verdict(verified, head.first, head.hash, exc.number, str(exc))
+                    verified = min(max(exc.number - head.first, 0), head.number - head.first + 1)
+                    return Verdict(
+                        verified, head.first, head.hash, exc.number, str(exc), seen.verdict
+                    )
                 head = now  # trimmed while we read
             else:
-                return Verdict(head.number - head.first + 1, head.first, head.hash)
+                rows = head.number - head.first + 1
+                return Verdict(rows, head.first, head.hash, has_noted=seen.verdict)
 
     async def newest(self, limit: int | None, *, since_ms: int | None = None) -> list[AuditRow]:
         """Return the newest rows, oldest first, up to *limit* and back to *since_ms*.
@@ -241,17 +271,28 @@ class Audit:
         head = msgspec.structs.replace(head, first=last + 1, anchor=row.value.hash)
         return head, [Delete(AUDIT, _key(number)) for number in numbers]
 
-    async def _verify_to(self, head: AuditHead) -> None:
+    async def _verify_to(self, head: AuditHead, seen: _Noted) -> None:
         number, previous = head.first, head.anchor
+        seen.meet(previous)
         while number <= head.number:
             page = await self._page(number, min(PAGE_ROWS, head.number - number + 1))
             for row in page:
                 _check(row, number, previous)
+                seen.meet(row.hash)
                 number, previous = number + 1, row.hash
             if not page:
                 raise _Broken(number, "it is missing")
         if previous != head.hash:
             raise _Broken(head.number, "it is not the row that was written last")
+
+    async def _look_for_strays(self, head: AuditHead) -> None:
+        """Find rows that were put before or after the chain, where `newest` would show them."""
+        for row in await self._store.scan(AUDIT, after="", limit=1):
+            if row.key < _key(head.first):
+                raise _Broken(row.value.number, "it is before the first one")
+        for row in await self._store.scan(AUDIT, after=_key(head.number), limit=1):
+            if (await self._head()).number == head.number:  # else it was appended meanwhile
+                raise _Broken(row.value.number, "it is after the one that was written last")
 
     async def _page(self, first: int, limit: int) -> Sequence[AuditRow]:
         try:

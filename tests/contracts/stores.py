@@ -57,13 +57,14 @@ class SqliteHarness:
 
     @asynccontextmanager
     async def cut_off(self, store: Store) -> AsyncGenerator[None]:
-        """Let *store* look for its database in a place where none is."""
+        """Let *store* look for its database in a place where none is, and see nothing there."""
         assert isinstance(store, SqliteStore)
         follower = store._follower
-        place = follower._place
+        place, glance = follower._place, follower._glance._connection
         follower._place = Place(self.path.with_name("nowhere"))
+        follower._glance._connection = apsw.Connection(":memory:")
         yield
-        follower._place = place
+        follower._place, follower._glance._connection = place, glance
 
     def break_listener(self, store: Store) -> None:
         Place(self.path).bell_path.unlink()

@@ -147,14 +147,14 @@ class Follower:
     def glance(self, cursor: int) -> bool:
         """Take over what changed after *cursor*, if it is little; say whether that was done."""
         started = trio.current_time()
-        try:
-            self._place.check_same()
-        except StoreError:
-            return False
         news = self._glance.news(cursor)
         if news is None:
             return False
         self._resident.deliver(news)
+        try:  # not before: what was read is of the file that we opened, whatever lies there now
+            self._place.check_same()
+        except StoreError:
+            return False
         self.note_fresh(started)
         return True
 

@@ -191,7 +191,7 @@ def path_of(table: Table[msgspec.Struct], field: str) -> str:
 
 def layout_of(connection: apsw.Connection) -> int:
     """Return how many steps were made."""
-    found = connection.pragma("user_version")
+    found = connection.execute("PRAGMA user_version").get
     assert isinstance(found, int)
     return found
 
