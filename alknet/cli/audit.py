@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
+HASH = re.compile(r"[0-9a-f]{64}")
 # How many rows are shown when nothing else is asked for.
 NEWEST_ROWS = 50
 
@@ -29,31 +31,41 @@ NEWEST_ROWS = 50
         "alknet audit --since 7d          those of the last week",
         "alknet audit --follow --json     go on as things happen, a line of JSON each",
         "alknet audit --verify            has any row been altered?",
+        "alknet audit --noted 5c58a8…     and is the row there whose hash I noted last week?",
     ],
 )
 @click.option("--follow", is_flag=True, help="Go on with what happens until interrupted.")
 @click.option("--verify", is_flag=True, help="Verify the chain of hashes instead.")
+@click.option(
+    "--noted",
+    metavar="HASH",
+    help="Verify, and miss the row of this hash, which --verify printed at an earlier time.",
+)
 @click.option(
     "--since",
     type=Duration(),
     metavar="TIME",
     help="Show what happened in the last 90s, 12h, 30d … instead of the newest 50 rows.",
 )
-def audit(follow: bool, verify: bool, since: float | None) -> None:
+def audit(follow: bool, verify: bool, noted: str | None, since: float | None) -> None:
     """Show who did what to peers, tokens, invitations, credentials and the vault.
 
     The newest row is the last. --verify exits with 1 if a row was altered, removed or inserted, and
-    names the first; it prints the hash of the newest row, which you may note elsewhere.
+    names the first. It prints the hash of the newest row: note it elsewhere, for who can write the
+    whole store can also cut off its newest rows, and only --noted with that hash shows it.
     """
     from alknet.cli.home import open_store
     from alknet.cli.running import run
 
+    verify = verify or noted is not None
     if verify and (follow or since is not None):
         raise click.UsageError("--verify stands alone")
+    if noted is not None and not HASH.fullmatch(noted):
+        raise click.BadParameter("a hash has 64 digits 0-9 a-f", param_hint="--noted")
 
     async def verdict() -> Verdict:
         async with open_store() as identities:
-            return await identities.audit.verify()
+            return await identities.audit.verify(noted)
 
     if verify:
         _show_verdict(run(verdict))
@@ -126,6 +138,13 @@ def _show_verdict(verdict: Verdict) -> None:
             note(f"{verdict.rows} rows before it are as they were written.")
         raise CommandError(
             "FAILED", f"the audit log is broken at row {verdict.broken_at}: {verdict.reason}"
+        )
+    if verdict.has_noted is False:
+        raise CommandError(
+            "FAILED",
+            "no row of the audit log has the hash that was noted: rows were cut off, or all were "
+            "written anew",
+            hint=f"or the row is older than number {verdict.first}, and was trimmed",
         )
 
 

@@ -51,6 +51,16 @@ def test_an_altered_row_is_found_and_named(made: Cli) -> None:
     assert bad.error["message"] == "the audit log is broken at row 2: it was altered"
 
 
+def test_a_log_that_was_cut_short_is_found_by_a_hash_noted_before(made: Cli) -> None:
+    change_things(made)
+    noted = made.ok("audit", "--verify", "--json").json["hash"]
+    made.ok("token", "create", "more")
+    assert "5 rows" in made.ok("audit", "--noted", noted).out
+    error = made.fails(1, "audit", "--noted", "0" * 63 + "1", "--json").error
+    assert "rows were cut off" in error["message"]
+    assert "64 digits" in made.fails(2, "audit", "--noted", "5c58").err
+
+
 def test_what_commands_do_without_a_node_is_noted(made: Cli, tmp_path: Path) -> None:
     made.ok("vault", "put", "mail/smtp", stdin="hunter2\n")
     made.ok("vault", "get", "mail/smtp")

@@ -8,6 +8,7 @@ import json
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from alknet.core.identity import ApiKey, NodeId, Peer
 from alknet.core.storage import Delete, Put, Store
@@ -16,7 +17,8 @@ from alknet.errors import Conflict
 from alknet.stores import audit as audit_module
 from alknet.stores.audit import Audit, Entry, acting_as
 from alknet.stores.identities import StoredIdentities
-from alknet.stores.tables import AUDIT, AUDIT_HEADS, AuditHead, AuditRow
+from alknet.stores.memory_store import MemoryDatabase, open_memory_store
+from alknet.stores.tables import AUDIT, AUDIT_HEADS, NODE_TABLES, AuditHead, AuditRow
 from alknet.testing import cancel_at_every_checkpoint
 from tests.stores.engines import Opener
 
@@ -115,6 +117,61 @@ async def test_a_head_that_was_set_back_is_seen(opener: Opener) -> None:
             Put(AUDIT_HEADS, "head", AuditHead(number=3, hash="f" * 64, first=1, anchor="0" * 64))
         )
         assert (await audit.verify()).broken_at == 3
+
+
+@pytest.mark.parametrize("number", [0, 4, 9])
+async def test_a_row_before_or_after_the_chain_is_seen(opener: Opener, number: int) -> None:
+    async with opener() as store:
+        audit = await filled(store, 3)
+        row = await store.fetch(AUDIT, key_of(3))
+        assert row is not None
+        stray = msgspec.structs.replace(row.value, number=number)
+        await store.write(Put(AUDIT, key_of(number), stray))
+        verdict = await audit.verify()
+        assert verdict.broken_at == number
+        assert ("before the first" if number == 0 else "after the one") in verdict.reason
+
+
+async def test_a_tail_that_was_cut_off_is_missed_by_who_noted_its_hash(opener: Opener) -> None:
+    async with opener() as store:
+        audit = await filled(store, 3)
+        noted = (await audit.verify()).hash
+        await audit.record(Entry("vault.get", "path"))
+        assert (await audit.verify(noted)).has_noted is True
+        two = await store.fetch(AUDIT, key_of(2))
+        assert two is not None
+        cut = AuditHead(number=2, hash=two.value.hash, first=1, anchor="0" * 64)
+        await store.write(
+            [Delete(AUDIT, key_of(3)), Delete(AUDIT, key_of(4)), Put(AUDIT_HEADS, "head", cut)]
+        )
+        # All that is left is as it was written: nothing here could tell.
+        assert (await audit.verify()).broken_at is None
+        assert (await audit.verify(noted)).has_noted is False
+
+
+async def test_what_was_done_is_noted_although_the_caller_left(opener: Opener) -> None:
+    async with opener() as store:
+        audit = Audit(store)
+        with trio.CancelScope() as left:
+            left.cancel()
+            await audit.note("owner", "vault.put", "a")
+        assert [row.action for row in await audit.newest(None)] == ["vault.put"]
+
+
+async def test_a_store_that_does_not_answer_holds_nobody_up_for_long(
+    caplog: pytest.LogCaptureFixture,
+    autojump_clock: trio.testing.MockClock,
+    nursery: trio.Nursery,
+) -> None:
+    async with open_memory_store(NODE_TABLES, MemoryDatabase()) as store:
+        audit = Audit(store)
+        nursery.start_soon(audit._turn.acquire)
+        await trio.testing.wait_all_tasks_blocked()
+        before = trio.current_time()
+        await audit.note("owner", "vault.put", "a")
+        assert trio.current_time() - before == audit_module.NOTE_WITHIN_S
+        (record,) = caplog.records
+        assert "did not answer" in record.error  # type: ignore[attr-defined]
 
 
 async def test_an_empty_log_is_whole(opener: Opener) -> None:
