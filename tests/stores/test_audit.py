@@ -165,7 +165,12 @@ async def test_a_store_that_does_not_answer_holds_nobody_up_for_long(
 ) -> None:
     async with open_memory_store(NODE_TABLES, MemoryDatabase()) as store:
         audit = Audit(store)
-        nursery.start_soon(audit._turn.acquire)
+
+        async def hold() -> None:
+            async with audit._turn:
+                await trio.sleep_forever()
+
+        nursery.start_soon(hold)
         await trio.testing.wait_all_tasks_blocked()
         before = trio.current_time()
         await audit.note("owner", "vault.put", "a")
