@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["Accepting", "QuicAcceptor"]
 
 # Handshakes that addresses which are not proven may begin and not end, per second and at once: each
-# takes up to 2 ms of key exchange and signing, for which every other packet waits, so a flood takes
-# a tenth of a core. Above it clients prove their addresses first, as above the limit of half-open
+# takes 2 ms of key exchange and signing, for which every other packet waits, so of a hundred calls
+# a flood delays two. Above it clients prove their addresses first, as above the limit of half-open
 # ones: a Retry costs a hundredth of that. A handshake that succeeds gives its place back at once.
-UNPROVEN_PER_S = 50.0
+UNPROVEN_PER_S = 10.0
 UNPROVEN_AT_ONCE = 50.0
 # Retries and version negotiations per second and at once: 25 us each with all around them, a tenth
 # of a core. The first packets above that are dropped, and honest clients send theirs again. A

@@ -240,6 +240,11 @@ class QuicConnection(Connection):
 
     # for the endpoint
 
+    @property
+    def is_settled(self) -> bool:
+        """No newcomer: we have dialled the peer, or its handshake is complete."""
+        return self.is_dialer or self.is_established
+
     def next_timer(self) -> float | None:
         """Return when `handle_timer` wants to be called, or None when all is over."""
         timer = self.engine.get_timer()

@@ -1,9 +1,11 @@
 """A UDP socket full of QUIC connections: routing, timers, and one send pass per tick.
 
-Three tasks, none of which ever waits for application code:
+Four tasks, none of which ever waits for application code:
 
-* the *reader* drains the socket, feeds each datagram to its connection's engine, then lets every
-  touched connection handle its events and send;
+* the *reader* drains the socket, feeds each datagram to its connection's engine, and lets the
+  connection handle its events and send before the next one has its turn;
+* the *waiting room* is for what a round of the reader has no time for, and for all newcomers
+  (`receiving`): a round of it for each of the reader's;
 * the *timer* sleeps until the earliest of all connections' deadlines (`timers`);
 * the *flusher* sends for connections to which the application has given something; all that was
   given in one tick leaves in one pass. What nothing will join (`Stream.send_now`) leaves at once,
@@ -48,6 +50,9 @@ GRANULARITY_S = 0.001
 # ticks, so that those of many connections wake the timer task once. Nobody can tell: such a timer
 # may be late by as much on any busy loop, and the ACK delay leaves room for it.
 FAR_S, TICK_S = 0.010, 0.004
+# Timers that fire before the reader and all other tasks have their turn: one that sends the packets
+# of a handshake again takes 0.2 ms, and those of a flood come due together.
+MAX_FIRED = 4
 # Datagrams that are sent before the reader and all other tasks have their turn: about a
 # millisecond's work, of which one connection takes `MAX_PACKETS_PER_PASS` at most.
 ROUND_PACKETS = 128
@@ -91,6 +96,7 @@ class QuicEndpoint:
         self._alarm = Alarm()
         self._dirty: OrderedDict[QuicConnection, None] = OrderedDict()
         self._flush_wanted = Doorbell()
+        self._waiting = Doorbell()
         self._table = ConnectionTable()
         self._outbox = Outbox(socket, self.counters, self._flush_wanted.ring)
         self._accepting = (
@@ -128,6 +134,7 @@ class QuicEndpoint:
         with self.closing():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, name="quic reader")
+                nursery.start_soon(self._work_off, name="quic waiting room")
                 nursery.start_soon(self._watch_timers, name="quic timer")
                 nursery.start_soon(self._flush, name="quic flusher")
                 task_status.started()
@@ -212,6 +219,7 @@ class QuicEndpoint:
         entry = self._table.remove(connection)
         if entry is not None:
             self._end_handshake(entry)
+            self._receiving.forget(entry)
             self._timers.forget(entry.timer)
             connection.let_go()
         self._dirty.pop(connection, None)
@@ -243,6 +251,19 @@ class QuicEndpoint:
         # Apart from the loop, whose variables would keep the last connections while it waits.
         now = trio.current_time()
         self._serve_at_once(self._receiving.feed(batch, now), now)
+        if self._receiving.has_waiting:
+            self._waiting.ring()
+
+    async def _work_off(self) -> None:
+        while True:
+            await self._waiting.wait()
+            self._receive_waiting()
+
+    def _receive_waiting(self) -> None:
+        now = trio.current_time()
+        self._serve_at_once(self._receiving.work_off(now), now)
+        if self._receiving.has_waiting:
+            self._waiting.ring()
 
     # sending
 
@@ -333,7 +354,7 @@ class QuicEndpoint:
 
     def _fire_due(self) -> None:
         now = trio.current_time()
-        fired = [c for c in self._timers.due(now) if self._fire(c, now)]
+        fired = [c for c in self._timers.due(now, MAX_FIRED) if self._fire(c, now)]
         self._serve_at_once(fired, now)
 
     def _fire(self, connection: QuicConnection, now: float) -> bool:

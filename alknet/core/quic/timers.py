@@ -65,10 +65,13 @@ class Deadlines(Generic[T]):
             heapq.heapify(self._heap)
             self._dead = 0
 
-    def due(self, now: float) -> list[T]:
-        """Take out and return the owners whose time has come, each once, the earliest first."""
+    def due(self, now: float, at_most: int) -> list[T]:
+        """Take out and return the owners whose time has come, each once, the earliest first.
+
+        There are no more than *at_most*; `next_at` is in the past if others wait.
+        """
         owners: dict[T, None] = {}
-        while self._heap and self._heap[0][0] <= now:
+        while self._heap and self._heap[0][0] <= now and len(owners) < at_most:
             _, _, timer = heapq.heappop(self._heap)
             if timer.owner is None:
                 self._dead -= 1

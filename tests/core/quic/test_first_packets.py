@@ -21,6 +21,7 @@ from trio.testing import MockClock
 from alknet.core.datagram import Address, NetworkPath
 from alknet.core.limits import Limits
 from alknet.core.quic import packets
+from alknet.core.quic.endpoint import QuicEndpoint
 from alknet.core.quic.engine import client_engine
 from alknet.core.quic.policy import client_policy
 from alknet.core.tls.trust import AnyKey, Trust
@@ -97,7 +98,7 @@ async def test_nobody_is_asked_to_admit_what_does_not_open(autojump_clock: MockC
         endpoint = here.server.endpoint
         junk = [head(os.urandom(8)) + os.urandom(SIZE - len(head(bytes(8)))) for _ in range(20)]
         for datagram in [*junk, sealed(PING)]:
-            endpoint._receive([(datagram, STRANGER)])
+            take_in(endpoint, datagram)
         assert endpoint.counters == {"undecryptable": 21}
         assert (asked, endpoint.connections) == ([], ())
         await here.connect()
@@ -107,11 +108,17 @@ async def test_nobody_is_asked_to_admit_what_does_not_open(autojump_clock: MockC
 async def test_a_first_packet_that_opens_begins_a_connection(autojump_clock: MockClock) -> None:
     async with world() as here:
         endpoint = here.server.endpoint
-        endpoint._receive([(first_flight(here.server), STRANGER)])
+        take_in(endpoint, first_flight(here.server))
         (connection,) = endpoint.connections
         assert connection.engine.has_begun
         assert connection.engine.first_keys is None  # it has taken them
         await exchange(*await here.connect(), b"hello")
+
+
+def take_in(endpoint: QuicEndpoint, datagram: bytes) -> None:
+    """Receive *datagram*, and let it have its turn."""
+    endpoint._receive([(datagram, STRANGER)])
+    endpoint._receive_waiting()
 
 
 def first_flight(server: Server) -> bytes:
@@ -191,7 +198,7 @@ async def test_noise_in_a_crypto_frame_makes_no_engine(autojump_clock: MockClock
         endpoint = here.server.endpoint
         for number in range(20):
             noise = crypto(0, bytes([number + 2]) * 200)
-            endpoint._receive([(sealed(noise), STRANGER)])
+            take_in(endpoint, sealed(noise))
         assert endpoint.counters == {"undecryptable": 20}
         assert endpoint.connections == ()
         await exchange(*await here.connect(), b"hello")

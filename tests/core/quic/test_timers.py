@@ -15,8 +15,8 @@ def test_the_earliest_surfaces_first() -> None:
     assert deadlines.arm(soon, 3.0)
     assert not deadlines.arm(soon, 4.0)
     assert deadlines.next_at == 3.0
-    assert deadlines.due(2.9) == []
-    assert deadlines.due(6.0) == ["soon", "late"]
+    assert deadlines.due(2.9, 9) == []
+    assert deadlines.due(6.0, 9) == ["soon", "late"]
     assert deadlines.next_at is None
 
 
@@ -27,7 +27,7 @@ def test_forgotten_timers_never_surface() -> None:
     deadlines.forget(timer)
     deadlines.forget(timer)
     assert not deadlines.arm(timer, 0.5)
-    assert deadlines.due(2.0) == []
+    assert deadlines.due(2.0, 9) == []
     assert len(deadlines) == 0
 
 
@@ -57,7 +57,7 @@ def test_an_owner_is_never_called_late_and_its_entries_stay_few(
         wanted[number] = now + delay
         deadlines.arm(timers[number], wanted[number])
         now += passed
-        for owner in deadlines.due(now):
+        for owner in deadlines.due(now, 9):
             if owner not in wanted:
                 continue  # called once too often: harmless
             if wanted[owner] <= now:
