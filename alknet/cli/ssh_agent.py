@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json, the_home
 from alknet.cli.output import emit, say
 from alknet.cli.unlocking import unlock_options
+from alknet.cli.vault_run import cannot_run
 
 if TYPE_CHECKING:
+    import trio
+
     from alknet.ssh.agent.keys import AgentKeys
 
 __all__ = ["ssh_agent"]
@@ -81,7 +83,7 @@ async def _serve(path: Path, count: int, command: Sequence[str], unlock: Mapping
         async with _keys(unlock) as keys, trio.open_nursery() as nursery:
             await nursery.start(partial(serve_agent, path, keys, count=count))
             if command:
-                status = await _run(command, path)
+                status = await _run(command, path, signals)
             else:
                 _say_ready(path)
                 status = 0
@@ -114,16 +116,28 @@ async def _keys(unlock: Mapping[str, Any]) -> AsyncGenerator[AgentKeys]:
         yield NodeKeys(partial(open_control_session, home))
 
 
-async def _run(command: Sequence[str], path: Path) -> int:
+async def _run(command: Sequence[str], path: Path, signals: AsyncIterator[int]) -> int:
     import trio
 
     environment = {**os.environ, "SSH_AUTH_SOCK": str(path)}
-    try:
-        done = await trio.run_process(list(command), stdin=None, env=environment, check=False)
-    except FileNotFoundError:
-        raise CommandError("NOT_FOUND", f"no program {command[0]!r}", status=127) from None
+    async with trio.open_nursery() as nursery:
+        run = partial(trio.run_process, list(command), stdin=None, env=environment, check=False)
+        try:
+            process: trio.Process = await nursery.start(run)
+        except OSError as exc:
+            raise cannot_run(command[0], exc) from exc
+        nursery.start_soon(_pass_on, signals, process)
+        returncode = await process.wait()
+        nursery.cancel_scope.cancel()
     # As a shell says that a signal ended it.
-    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+async def _pass_on(signals: AsyncIterator[int], process: trio.Process) -> None:
+    """Leave it to the command what a signal means; the agent lives as long as it does."""
+    async for number in signals:
+        if number != signal.SIGINT:  # the terminal gave that to both of us
+            process.send_signal(number)
 
 
 def _say_ready(path: Path) -> None:

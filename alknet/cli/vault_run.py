@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import signal
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -15,7 +16,10 @@ from alknet.cli.options import Command
 from alknet.cli.unlocking import make_unlock, unlock_options
 from alknet.cli.vault_access import Call, use_vault
 
-__all__ = ["run_command"]
+__all__ = ["cannot_run", "run_command"]
+
+# As a shell reports them.
+NOT_THERE, NOT_EXECUTABLE = 127, 126
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -41,10 +45,10 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def run_command(secrets: Sequence[str], command: Sequence[str], **options: Any) -> NoReturn:
     """Run COMMAND with the secrets that are named, and no others, in its environment.
 
-    The command takes this one's place. Whoever may read its environment (its user, root) can read
-    the secrets.
+    The command takes this one's place; 127 says that there is none, 126 that it cannot be run.
+    Whoever may read its environment (its user, root) can read the secrets.
     """
-    wanted = dict(_parsed(text) for text in secrets)
+    wanted = _wanted(secrets)
 
     async def fetch(call: Call) -> dict[str, str]:
         return {name: str((await call("get", path=path))["value"]) for name, path in wanted.items()}
@@ -60,12 +64,29 @@ def run_command(secrets: Sequence[str], command: Sequence[str], **options: Any) 
                 hint="give it to the command through a pipe: alknet vault get",
             )
         environment[name.encode()] = value
+    # Python ignores them, and what is ignored stays so for the command.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvpe(command[0], list(command), environment)  # noqa: S606  what was asked for
     except OSError as exc:
-        raise CommandError(
-            "NOT_FOUND", f"cannot run {command[0]}: {(exc.strerror or str(exc)).lower()}"
-        ) from exc
+        raise cannot_run(command[0], exc) from exc
+
+
+def cannot_run(program: str, exc: OSError) -> CommandError:
+    """Return the error of a program that cannot be run; its status is what a shell makes of it."""
+    status = NOT_THERE if isinstance(exc, FileNotFoundError) else NOT_EXECUTABLE
+    why = (exc.strerror or str(exc)).lower()
+    return CommandError("NOT_FOUND", f"cannot run {program}: {why}", status=status)
+
+
+def _wanted(secrets: Sequence[str]) -> dict[str, str]:
+    wanted: dict[str, str] = {}
+    for name, path in map(_parsed, secrets):
+        if name in wanted:
+            raise click.BadParameter(f"{name} is named twice", param_hint="--secret")
+        wanted[name] = path
+    return wanted
 
 
 def _parsed(text: str) -> tuple[str, str]:

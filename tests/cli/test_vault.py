@@ -404,8 +404,18 @@ def test_a_command_gets_the_secrets_that_are_named_and_no_others(kept: Cli) -> N
     assert ended.status == 0, ended.err
     assert {"SMTP=hunter2", "KEPT=1"} <= set(ended.out.split())
     assert "unnamed" not in ended.out
-    with process("vault", "run", "--", "no-such-program", home=kept.home) as running:
-        assert "cannot run no-such-program" in running.end().err
+    for program, status in (("no-such-program", 127), (kept.home / "vault.key", 126)):
+        with process("vault", "run", "--", program, home=kept.home) as running:
+            ended = running.end()
+        assert ended.status == status
+        assert f"cannot run {program}" in ended.err
+    with process("vault", "run", "--", "sh", "-c", "yes | head -1", home=kept.home) as running:
+        assert (running.end().out, running.end().err) == ("y\n", "")  # SIGPIPE ends 'yes'
+
+
+def test_a_variable_holds_one_secret(kept: Cli) -> None:
+    twice = ("--secret", "A=mail/smtp", "--secret", "A=other")
+    assert "A is named twice" in kept.fails(2, "vault", "run", *twice, "--", "true").err
 
 
 def test_a_secret_with_a_zero_byte_fits_no_variable(made: Cli, tmp_path: Path) -> None:

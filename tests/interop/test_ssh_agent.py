@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -124,8 +125,26 @@ def test_an_agent_for_one_command_ends_with_its_status(home: Path) -> None:
     command = (*PROGRAM, "--home", home, "vault", "ssh-agent", "--")
     assert "alknet:0" in ran(*command, find("ssh-add"), "-L", env={})
     ran(*command, "sh", "-c", "exit 7", env={}, status=7)
-    assert "no program" in ran(*command, "no-such-program", env={}, status=127)
+    assert "cannot run no-such" in ran(*command, "no-such-program", env={}, status=127)
+    assert "permission denied" in ran(*command, home / "vault.key", env={}, status=126)
     assert not (home / "ssh-agent.sock").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_an_agent_for_one_command_is_the_commands(
+    home: Path, number: signal.Signals
+) -> None:
+    script = 'trap "echo heard; exit 3" TERM HUP; echo ready; read _; exit 4'
+    agent_for = (*PROGRAM, "--home", str(home), "vault", "ssh-agent", "--")
+    command = [*agent_for, "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"ready\n"
+        running.send_signal(number)
+        # A terminal would have given SIGINT to the command, too.
+        given = b"\n" if number is signal.SIGINT else None
+        heard, _ = running.communicate(given, timeout=60)
+    assert (heard, running.returncode) == ((b"", 4) if given else (b"heard\n", 3))
 
 
 def test_sshd_lets_the_vaults_key_in(home: Path, tmp_path: Path) -> None:
