@@ -41,7 +41,7 @@ NOTES = [
     "What 256 writers gain follows the disk: the longer a flush takes, the more share it.",
     "To notice what another process wrote, it looks at `PRAGMA data_version` every millisecond.",
     "Wakes last from the end of a commit to the row read in the other process, the ring included.",
-    "Both hear the same commits, which are made as the store makes them: announced, then rung.",
+    "Both hear the same commits, which are made as the store makes them, with a knock before.",
     "PostgreSQL, where it is installed: a server here as it comes, over a Unix socket.",
     "Its own CPU time is not counted.",
     "Loading is CPU time and resident memory of a new process.",
@@ -160,7 +160,8 @@ def _read_alone(path: Path) -> dict[str, float]:
 
 def _wake(path: Path, how: str, commits: int) -> dict[str, float]:
     """Commit as a store does, a few ms apart, and ask the listener when it saw each."""
-    connection, bell = _connect(path), os.open(Place(path).bell_path, os.O_RDWR)
+    connection, bell_path = _connect(path), Place(path).bell_path
+    bell = os.open(bell_path, os.O_RDWR)
     with _listener(how, str(path)) as lines:
         idle = float(next(lines).split()[1])
         assert next(lines) == "ready"
@@ -168,10 +169,10 @@ def _wake(path: Path, how: str, commits: int) -> dict[str, float]:
         for number in range(1, commits + 1):
             # Not in step with a listener's milliseconds: parts by the golden ratio are even.
             time.sleep(0.005 + number * 0.618 % 1 / 100)
+            os.close(os.open(bell_path, os.O_RDONLY))
             connection.execute("BEGIN IMMEDIATE")
-            version = newest_change(connection) + 1
-            os.pwrite(bell, version.to_bytes(VERSION_BYTES, "big"), 0)
             _put(connection, number, KEY)
+            os.pwrite(bell, newest_change(connection).to_bytes(VERSION_BYTES, "big"), 0)
             connection.execute("COMMIT")
             committed_at = time.monotonic()
             os.utime(bell)

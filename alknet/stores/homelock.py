@@ -40,8 +40,9 @@ def hold_home(home: Path) -> Iterator[None]:
                 f"a node already runs on {home} (process {holder or 'unknown'}); "
                 "stop it first, or use another home"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with store_errors(f"cannot write {path}"):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         try:
             yield
         finally:

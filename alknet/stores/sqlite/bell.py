@@ -3,9 +3,9 @@
 Watching the database or its log would wake too early, before the commit can be seen, and now and
 then not at all; a file of our own is touched when all is done. To ring is to set its times, which
 is what we watch. It also holds the newest version: whoever commits writes it while the database is
-locked, so it never falls behind what was rung, and who has that version need not look. That it was
-written is heard too: a ring will follow as soon as the disk has what is committed. Where the system
-cannot watch files, the bell counts as rung twenty times a second.
+locked, so it never falls behind what was rung, and who has that version need not look. Whoever is
+about to commit knocks, by opening the file, which is heard too. Where the system cannot watch
+files, the bell counts as rung twenty times a second.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -29,14 +30,14 @@ log = logging.getLogger(__name__)
 BLIND_STEP_S = 0.05
 
 VERSION_BYTES = 8
-IN_MODIFY = 0x2
 IN_ATTRIB = 0x4
+IN_OPEN = 0x20
 IN_NONBLOCK = os.O_NONBLOCK
 IN_CLOEXEC = os.O_CLOEXEC
 # struct inotify_event of a watch on a file, which has no name in it: watch, mask, cookie, length.
 EVENT_BYTES = 16
 MASK = slice(4, 8)
-ANNOUNCED = IN_MODIFY.to_bytes(4, sys.byteorder)
+KNOCK = IN_OPEN.to_bytes(4, sys.byteorder)
 
 
 class Bell:
@@ -67,6 +68,11 @@ class Bell:
         with self._lock:
             os.utime(self._file)
 
+    def knock(self) -> None:
+        """Let those who listen get ready. Any thread may."""
+        with suppress(OSError):  # they will hear the ring
+            os.close(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
+
     def announce(self, version: int) -> None:
         """Note the version that is about to be committed. Any thread may. Raises OSError."""
         with self._lock:
@@ -81,7 +87,7 @@ class Bell:
         return int.from_bytes(found, "big") != version
 
     async def wait(self) -> bool:
-        """Wait until it may have rung, or something was announced; say whether it may have rung.
+        """Wait until it may have rung, or somebody knocked; say whether it may have rung.
 
         Cancelled, no ring is lost.
         """
@@ -90,7 +96,7 @@ class Bell:
             return True
         await trio.lowlevel.wait_readable(self._watch)
         events = os.read(self._watch, 256 * EVENT_BYTES)
-        return len(events) > EVENT_BYTES or events[MASK] != ANNOUNCED
+        return len(events) > EVENT_BYTES or events[MASK] != KNOCK
 
     def renew(self) -> bool:
         """Take up the file at the path, if it is not the one that we have; say whether it was.
@@ -144,7 +150,7 @@ def _inotify(path: Path) -> int | None:
     descriptor: int = libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
     if descriptor < 0:
         raise _last_error()
-    if libc.inotify_add_watch(descriptor, os.fsencode(path), IN_MODIFY | IN_ATTRIB) < 0:
+    if libc.inotify_add_watch(descriptor, os.fsencode(path), IN_ATTRIB | IN_OPEN) < 0:
         error = _last_error()
         os.close(descriptor)
         raise error

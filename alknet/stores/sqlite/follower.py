@@ -134,15 +134,14 @@ class Follower:
         return not self._bell.has_news(known) or self.glance(known)
 
     async def _next_ring(self) -> None:
-        """Wait for the bell, and rehearse the answer when others announce that they will ring.
+        """Wait for the bell, and rehearse the answer when others knock, who are about to ring.
 
         A processor that slept takes ten times as long for its first look. It makes that one while
         they wait for their disk: at what is known already, so that all of the way is warm.
         """
         while not await self._bell.wait():
-            known = self._resident.version
-            if not self._group.is_committing and self._bell.has_news(known):
-                self.glance(known - 1)
+            if not self._group.is_committing:
+                self.glance(self._resident.version - 1)
 
     def glance(self, cursor: int) -> bool:
         """Take over what changed after *cursor*, if it is little; say whether that was done."""

@@ -138,7 +138,8 @@ class SqliteStore(EngineReads):
         return done.answers
 
     def _work(self, connection: apsw.Connection, batch: Sequence[Steps], cursor: int) -> Committed:
-        """Commit and ring, in the writer's thread."""
+        """Knock, commit and ring, in the writer's thread."""
+        self._bell.knock()
         self._place.check_same()
         done = commit(connection, batch, cursor, self._tables, self._layout, self._announce)
         try:

@@ -67,8 +67,7 @@ def commit(
     """Do a batch and make it durable.
 
     Args:
-        announce: Called with the new version while nobody else can commit, before we do: first
-            with what it should be, and again if it is another.
+        announce: Called with the new version while nobody else can commit, before we do.
 
     Raises:
         StoreError: The database was migrated meanwhile. Nothing changed.
@@ -80,18 +79,15 @@ def commit(
         check_layout(connection, layout)
         work = _Batch(connection, tables)
         begun_at = work.version
-        guess = begun_at + sum(len(steps) for steps in batch)
-        announce(guess)  # those who listen get ready meanwhile
         answers = work.do_all(batch)
         work.check()
         if cursor == begun_at:  # nobody else wrote
             news: Delta | Snapshot = Delta(work.version, list(work.changes.values()))
         else:
             news = read_since(connection, cursor, tables)
-        if work.version != guess:
-            announce(work.version)
         if work.version != begun_at:
             _trim(connection, 2 * CHANGES_KEPT)
+            announce(work.version)
         _commit(connection)
     finally:
         if connection.in_transaction:

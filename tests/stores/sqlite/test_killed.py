@@ -16,7 +16,7 @@ from tests.contracts.stores import SqliteHarness
 ROUNDS = int(os.environ.get("ALKNET_KILLS", "2"))
 
 
-@pytest.mark.timeout(60 + 10 * ROUNDS)
+@pytest.mark.timeout(300 + 10 * ROUNDS)
 async def test_nothing_acknowledged_is_lost_however_often_writers_are_killed(
     tmp_path: Path,
 ) -> None:

@@ -232,21 +232,21 @@ async def test_a_deleted_bell_is_made_anew(tmp_path: Path) -> None:
     two.close()
 
 
-async def test_a_bell_tells_what_was_announced_from_what_was_rung(tmp_path: Path) -> None:
+async def test_a_bell_tells_a_knock_from_a_ring(tmp_path: Path) -> None:
     one, two = Bell(tmp_path / "bell"), Bell(tmp_path / "bell")
     with trio.fail_after(60):
-        one.announce(7)
+        one.knock()
         assert not await two.wait()
         one.ring()
         assert await two.wait()
-        one.announce(8)
+        one.knock()
         one.ring()
         assert await two.wait()
     one.close()
     two.close()
 
 
-async def test_what_is_announced_and_never_rung_does_not_put_off_the_look(
+async def test_knocks_without_a_ring_do_not_put_off_the_look(
     path: Path, looks: list[follower.Follower], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "LOOK_INTERVAL_S", 0.1)
@@ -256,13 +256,13 @@ async def test_what_is_announced_and_never_rung_does_not_put_off_the_look(
         looks.clear()
         with trio.fail_after(60):
             while not looks:  # somebody whose disk is full tries again and again
-                bell.announce(99)
+                bell.knock()
                 await trio.sleep(0.01)
         bell.close()
         assert store.get(NOTES, "a") is not None
 
 
-async def test_a_commit_that_was_announced_with_a_wrong_number_is_heard(
+async def test_the_bell_holds_the_version_that_a_write_came_to(
     path: Path, looks: list[follower.Follower]
 ) -> None:
     async with open_sqlite_store(path, TABLES) as one, open_sqlite_store(path, TABLES) as two:
