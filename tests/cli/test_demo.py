@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 # Two dozen processes one after another: on a loaded machine they take their time.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def run(directory: Path) -> subprocess.CompletedProcess[str]:
@@ -17,7 +17,7 @@ def run(directory: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=280,
     )
 
 

@@ -30,7 +30,7 @@ ROUTER_INSIDE, WORKER, WORKER_LATER = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 PORT = 4433
 # A peer that is gone without a goodbye is noticed by this, so that the test need not wait for it.
 CONFIG = "[limits]\nidle_timeout_s = 2.0\nkeep_alive_s = 0.5\n"
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 
 
 class Machine:

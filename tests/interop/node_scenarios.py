@@ -186,7 +186,7 @@ SCENARIOS: dict[str, Callable[[], Awaitable[None]]] = {
 
 async def main(name: str) -> None:
     raise_loopback()
-    with trio.fail_after(40):
+    with trio.fail_after(120):
         await SCENARIOS[name]()
 
 

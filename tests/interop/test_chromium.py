@@ -25,7 +25,7 @@ QUIET = (
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
     "--no-sandbox",  # root has none, and the page is ours
 )
-PATIENCE_S = 50.0  # it is big, and starts several processes
+PATIENCE_S = 120.0  # it is big, and starts several processes
 
 
 def spki_hash(node: Node) -> str:

@@ -16,7 +16,7 @@ PREFIXES = (["-rn"], ["-n"])
 
 @pytest.mark.interop
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_a_hub_calls_a_worker_that_it_has_no_route_to(tmp_path: Path) -> None:
     unshare = find("unshare")
     find("nsenter")

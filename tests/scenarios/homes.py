@@ -92,7 +92,7 @@ async def process_node(
             _run_process, [*arguments], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         )
         received = bytearray()
-        with trio.fail_after(20):
+        with trio.fail_after(90):  # a process, on a busy machine
             while b"\n" not in received:
                 data = await process.stdout.receive_some()
                 assert data, (await process.stderr.receive_some()).decode()

@@ -23,7 +23,7 @@ async def test_the_vault_and_the_configuration_leave_rows_without_a_secret(tmp_p
             await owner.call("vault/get", {"path": "db/password"})
         await trio.Path(home / CONFIG_FILE).write_text("[limits]\nframe_bytes = 1000000\n")
         rows: list[AuditRow] = []
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while len(rows) < 3:
                 await trio.sleep(0.05)
                 rows = await node.identities.audit.newest(10)

@@ -14,7 +14,7 @@ from tests.interop.test_nat import PREFIXES
 
 @pytest.mark.interop
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_calls_of_a_hub_outlive_what_the_routers_of_its_workers_forget(tmp_path: Path) -> None:
     unshare = find("unshare")
     for program in ("nsenter", "ip", "nft"):

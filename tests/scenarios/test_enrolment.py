@@ -93,7 +93,7 @@ async def test_claims_at_once_by_many_make_a_peer_of_each() -> None:
             claimed = await claim(await invite(node, name), key=key)
             assert claimed.name == name
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 for name, key in keys.items():
                     nursery.start_soon(enrol, name, key)

@@ -26,7 +26,7 @@ from tests.scenarios import rig
 
 LOOPBACK = Address("127.0.0.1", 0)
 # For a loaded machine; nothing waits so long when all is well.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def fingerprint(key: Ed25519PrivateKey) -> str:

@@ -29,9 +29,9 @@ from tests.scenarios.homes import Process, make_home, process_node
 # A peer that is gone without a goodbye is noticed by this, so that the test need not wait for it.
 CONFIG = "[limits]\nidle_timeout_s = 2.0\nkeep_alive_s = 0.5\n"
 # For processes of a loaded machine; nothing waits so long when all is well.
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 async def join(hub_home: Path, hub: Process, worker_home: Path, name: str) -> None:
