@@ -73,13 +73,19 @@ async def _serve_client(
         if not is_allowed(uid):
             log.warning("ssh_agent.refused", extra={"uid": uid, "pid": pid})
             return
-        async with limiter:
-            try:
-                await _answer_all(keys, count, stream)
-            except Malformed as exc:
-                log.warning("ssh_agent.malformed", extra={"pid": pid, "error": str(exc)})
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # it did not wait for the answer
+        try:
+            limiter.acquire_on_behalf_of_nowait(stream)
+        except trio.WouldBlock:  # told so, a client goes on without an agent; else it would hang
+            log.warning("ssh_agent.full", extra={"pid": pid, "clients": MAX_CLIENTS})
+            return
+        try:
+            await _answer_all(keys, count, stream)
+        except Malformed as exc:
+            log.warning("ssh_agent.malformed", extra={"pid": pid, "error": str(exc)})
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it did not wait for the answer
+        finally:
+            limiter.release_on_behalf_of(stream)
 
 
 async def _answer_all(keys: AgentKeys, count: int, stream: trio.SocketStream) -> None:

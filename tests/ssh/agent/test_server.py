@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from alknet.errors import LocalError, Unavailable
 from alknet.ssh.agent.proto import FAILURE, AgentKey, encode_keys
-from alknet.ssh.agent.server import serve_agent
+from alknet.ssh.agent.server import MAX_CLIENTS, serve_agent
 
 LIST = b"\0\0\0\1\x0b"
 
@@ -140,6 +141,21 @@ async def test_another_user_is_hung_up_on(nursery: trio.Nursery, keys: Keys, pat
         assert await ask(path, LIST) == b""
     assert seen == [os.geteuid()]
     nursery.cancel_scope.cancel()
+
+
+async def test_one_client_too_many_is_hung_up_on(
+    nursery: trio.Nursery, keys: Keys, path: Path
+) -> None:
+    await nursery.start(serve_agent, path, keys)
+    async with contextlib.AsyncExitStack() as idle:
+        for _ in range(MAX_CLIENTS):
+            stream = await idle.enter_async_context(await trio.open_unix_socket(os.fspath(path)))
+            await stream.send_all(LIST)
+            await stream.receive_some()  # it is served
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert await ask(path, LIST) == b""
+    await trio.testing.wait_all_tasks_blocked()
+    assert await ask(path, LIST) == await keys.listed(1)
 
 
 async def test_a_client_that_waits_keeps_nobody_waiting(
