@@ -143,11 +143,14 @@ def find_key(header: Header, given: UnlockWith | None, *, by_itself: bool = True
         given: What to try; None for what is at hand, and then to ask for a passphrase.
         by_itself: Whether a key file in the home counts as being at hand.
     """
+    from alknet.core.log import configure
     from alknet.errors import Unavailable
     from alknet.vault.envelope import Damaged
     from alknet.vault.homevault import what_unlocks
     from alknet.vault.unlock import find_entropy
 
+    # The vault goes on where it cannot note its generation, and warns of that.
+    configure("warning", "human", sys.stderr)
     is_open = given is None
     if given is None:
         from alknet.vault.unlock import UnlockWith

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alknet.errors import Conflict, StoreError
+from alknet.errors import Conflict
+from alknet.vault.durable import store_errors
 
 __all__ = ["LOCK_FILE", "hold_home"]
 
@@ -24,13 +25,11 @@ def hold_home(home: Path) -> Iterator[None]:
 
     Raises:
         Conflict: A node runs on it; the message has its process id.
-        StoreError: The lock file cannot be opened.
+        StoreError: The lock file cannot be opened, or not be written on a full disk.
     """
     path = home / LOCK_FILE
-    try:
+    with store_errors(f"cannot open {path}"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise StoreError(f"cannot open {path}: {exc.strerror}") from exc
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

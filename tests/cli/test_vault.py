@@ -287,6 +287,14 @@ def test_a_full_disk_changes_nothing(kept: Cli, monkeypatch: pytest.MonkeyPatch)
     ]
 
 
+def test_a_generation_that_cannot_be_noted_is_a_warning(kept: Cli) -> None:
+    (kept.home / "vault.seen").unlink()
+    (kept.home / "vault.seen").mkdir()
+    result = kept.ok("vault", "verify")
+    assert result.out == "1 of 1 values open\n"
+    assert "warning vault.generation_not_noted" in result.err
+
+
 @pytest.mark.slow
 def test_many_processes_that_write_at_once_lose_nothing(kept: Cli) -> None:
     script = (

@@ -15,8 +15,9 @@ __all__ = ["explain", "explained"]
 # A writer holds the lock for milliseconds; one that was stopped may hold it for ever.
 RETRY_AFTER_S = 1.0
 
+_FULL = "the disk is full: free some space and try again"
 _MEANING: tuple[tuple[type[apsw.Error], str], ...] = (
-    (apsw.FullError, "the disk is full: free some space and try again"),
+    (apsw.FullError, _FULL),
     (apsw.ReadOnlyError, "the file or its disk is read-only: make it writable"),
     (apsw.CantOpenError, "it cannot be opened: check that it and its directory are yours"),
     (apsw.PermissionsError, "access is denied: check that it and its directory are yours"),
@@ -35,6 +36,9 @@ def explain(exc: apsw.Error, verb: str, path: Path) -> AlknetError:
             f"{what}: it is damaged ({exc}): it is left as it is; stop the node and put a backup "
             "in its place"
         )
+    # Of the files beside the database it does not say what a write to the database would.
+    if getattr(exc, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:
+        return StoreError(f"{what}: {_FULL} ({exc})")
     for kind, meaning in _MEANING:
         if isinstance(exc, kind):
             return StoreError(f"{what}: {meaning} ({exc})")

@@ -15,6 +15,7 @@ import trio
 from alknet.core.storage import ABSENT, OutcomeUnknown, Put
 from alknet.errors import StoreError, Unavailable
 from alknet.stores.sqlite import SqliteStore, follower, open_sqlite_store, worker
+from alknet.stores.sqlite.failures import explain
 from alknet.testing.store_contract import NOTES, TABLES, Note
 from alknet.testing.store_contract.harness import until, values
 from tests.stores.sqlite.faults import FaultyDisk, PowerLoss, faulty_disk
@@ -56,6 +57,15 @@ async def test_a_disk_that_takes_no_writes_fails_them_clearly(
         await store.write(B, expect=ABSENT)
     async with open_sqlite_store(path, TABLES) as store:
         assert values(store.rows(NOTES)) == {"a": "1", "b": "2"}
+
+
+def test_a_full_disk_is_told_from_a_broken_one_also_beside_the_database(path: Path) -> None:
+    full = apsw.exception_for(apsw.SQLITE_IOERR_SHMSIZE)
+    broken = apsw.exception_for(apsw.SQLITE_IOERR_READ)
+    assert isinstance(full, apsw.Error)
+    assert isinstance(broken, apsw.Error)
+    assert "the disk is full: free some space" in str(explain(full, "open", path))
+    assert "the disk failed" in str(explain(broken, "open", path))
 
 
 async def test_a_flush_that_fails_leaves_the_outcome_open(path: Path, disk: FaultyDisk) -> None:
