@@ -117,7 +117,7 @@ class Books:
 
     async def settle(self, expected: dict[str, int]) -> None:
         """Wait until all is as *expected*."""
-        with trio.move_on_after(3):
+        with trio.move_on_after(30):
             while self.balance() != expected:
                 await trio.sleep(0.001)
         left = {what: n for what, n in self.balance().items() if n != expected[what]}
