@@ -231,7 +231,7 @@ def _read_file(file: Path) -> bytes:
         with file.open("rb") as opened:
             data = opened.read(MAX_BACKUP_BYTES + 1)
     if len(data) > MAX_BACKUP_BYTES:
-        raise CommandError("LOCAL", f"{file} is longer than a backup can be")
+        raise CommandError("FAILED", f"{file} is longer than a backup can be")
     return data
 
 
@@ -246,7 +246,7 @@ def _decrypted(
             return decrypt_file_with_passphrase(data, _passphrase(passphrase_file, "backup"))
         return decrypt_file(data, _identities(identities))
     except LocalError as exc:
-        raise CommandError("LOCAL", f"cannot open {file}: {exc}") from exc
+        raise CommandError("FAILED", f"cannot open {file}: {exc}") from exc
 
 
 def _identities(texts: Sequence[str]) -> list[AgeIdentity]:
@@ -333,7 +333,7 @@ def _new_passphrase(file: Path | None) -> str:
         return _passphrase(file, "backup")
     passphrase = _ask("passphrase")
     if passphrase != _ask("once more"):
-        raise CommandError("LOCAL", "the two passphrases differ; nothing was written")
+        raise CommandError("FAILED", "the two passphrases differ; nothing was written")
     return passphrase
 
 

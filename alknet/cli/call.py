@@ -39,7 +39,7 @@ __all__ = ["call"]
     "--retry",
     type=click.IntRange(1, 100),
     metavar="N",
-    help="Call up to N times more while it fails in a way that may pass.",
+    help="Call up to N times more while it fails in a way that may pass; see above.",
 )
 @click.option(
     "--idempotency-key",
@@ -59,10 +59,16 @@ def call(
     standard input, a line of JSON each, to its end. Ctrl-C aborts the call at the node that runs
     it. Tokens come by --token-file or ALKNET_TOKEN, never as an argument.
 
-    --retry waits longer each time and connects anew, within --timeout as a whole. A mutation does
-    not run twice by it: all attempts carry one idempotency key, by which the node knows a request
-    that it has had, for ten minutes and until it restarts. To call again later, by hand or from a
-    script, choose the key yourself (as from uuidgen) and use it for this one change only.
+    --retry waits longer each time and connects anew, within --timeout as a whole. Called again is
+    what no handler has seen; what may have begun, if it is a query or says that it is idempotent;
+    and a mutation that may have begun, if it is for one node, for all attempts carry one
+    idempotency key, by which that node knows what it has done, for ten minutes. It forgets that
+    when it ends: where the node or worker that ran a mutation was itself killed, and is back, the
+    mutation may run a second time. Never called again are a mutation for @any that may have begun,
+    subscriptions, uploads, bidirectional calls, and what fails in a way that stays.
+
+    To call again later, by hand or from a script, choose the key yourself (as from uuidgen) and
+    use it for this one change only.
     """
     from alknet.cli.running import run
 

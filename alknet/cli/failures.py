@@ -15,9 +15,9 @@ import click
 from alknet.cli.interrupts import INTERRUPTED, Interrupted
 from alknet.cli.output import paint
 from alknet.cli.table import printable
-from alknet.errors import AlknetError
+from alknet.errors import AlknetError, LocalError
 
-__all__ = ["CommandError", "Failure", "explain", "report"]
+__all__ = ["CommandError", "Failure", "explain", "leaves", "report"]
 
 # As `alknet.core.tls.trust` says it.
 OTHER_KEY = re.compile(r"expected .+, got ")
@@ -114,7 +114,7 @@ def explain(exc: BaseException) -> Failure:
     if isinstance(exc, DialError):
         return _unreachable(exc.attempts, str(exc))
     if isinstance(exc, codes.CallError):
-        return _call_failed(exc, hint=_HINTS.get(exc.code, ""))
+        return _call_failed(exc, hint=_noted(exc) or _HINTS.get(exc.code, ""))
     if isinstance(exc, ConfigError):
         problems = list(map(str, exc.problems))
         return Failure("CONFIG", str(exc), 1, details={"problems": problems})
@@ -122,7 +122,7 @@ def explain(exc: BaseException) -> Failure:
     if known is not None and not isinstance(exc, OSError):
         return _call_failed(known)
     if isinstance(exc, AlknetError):
-        return Failure(_name(exc), str(exc), codes.ExitStatus.FAILED)
+        return Failure(_name(exc), str(exc), codes.ExitStatus.FAILED, hint=_noted(exc))
     if isinstance(exc, OSError):
         where = f"{exc.filename}: " if exc.filename else ""
         return Failure("OS", f"{where}{(exc.strerror or str(exc)).lower()}", 1)
@@ -132,6 +132,11 @@ def explain(exc: BaseException) -> Failure:
         1,
         hint="run it again with ALKNET_DEBUG=1 and report the traceback",
     )
+
+
+def _noted(exc: BaseException) -> str:
+    """Return what a command has noted on an error of others, for its user to do."""
+    return "; ".join(getattr(exc, "__notes__", ()))
 
 
 def _unreachable(attempts: Sequence[Any], message: str) -> Failure:
@@ -184,10 +189,14 @@ _HINTS = {
 }
 
 
+# Codes that tell people nothing that the message does not.
+_UNSPOKEN = frozenset({"FAILED", "USAGE", "OS", "INTERNAL"})
+
+
 def _print_text(failure: Failure) -> None:
     prefix = paint("error:", sys.stderr, fg="red", bold=True)
-    known = failure.code.isupper() and failure.code not in {"USAGE", "OS", "INTERNAL"}
-    code = f"{failure.code}: " if known else ""
+    is_spoken = failure.code.isupper() and failure.code not in _UNSPOKEN
+    code = f"{printable(failure.code)}: " if is_spoken else ""
     message, *lines = _lines(failure)
     click.echo(f"{prefix} {code}{printable(message)}", err=True)
     for line in lines:
@@ -241,23 +250,26 @@ def _discard_output() -> None:
 
 
 def _name(exc: AlknetError) -> str:
-    """``StoreError`` is STORE, ``LocalError`` LOCAL."""
-    return type(exc).__name__.removesuffix("Error").upper()
+    """``StoreError`` is STORE, ``RolledBack`` ROLLED_BACK; ``LocalError`` says nothing: FAILED."""
+    if type(exc) is LocalError:
+        return "FAILED"
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(exc).__name__.removesuffix("Error")).upper()
 
 
 def _single(exc: BaseException) -> BaseException:
     """Return the error in a group that says most: an interrupt, else one of ours, else any."""
-    leaves = list(_leaves(exc))
+    found = list(leaves(exc))
     for kind in (Interrupted, KeyboardInterrupt, AlknetError, click.ClickException):
-        for leaf in leaves:
+        for leaf in found:
             if isinstance(leaf, kind):
                 return leaf
-    return leaves[0]
+    return found[0]
 
 
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
+def leaves(exc: BaseException) -> Iterator[BaseException]:
+    """Iterate over the errors in *exc*, which is one, or a group of some."""
     if isinstance(exc, BaseExceptionGroup):
         for part in exc.exceptions:
-            yield from _leaves(part)
+            yield from leaves(part)
     else:
         yield exc

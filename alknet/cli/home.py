@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from alknet.cli.failures import CommandError
+from alknet.cli.names import did_you_mean
 from alknet.cli.options import the_home
 from alknet.core.home import CONFIG_FILE, NODE_FILES
 
@@ -104,10 +105,11 @@ def peer_of(identities: IdentityProvider, name: str) -> Peer:
     """Return the peer of that name; ``@`` before it does not matter."""
     found = identities.peer(name.removeprefix("@"))
     if found is None:
+        name = name.removeprefix("@")
+        near = did_you_mean(name, (one.name for one in identities.peers()))
+        how = "'alknet peer list' lists them, 'alknet peer add NAME TICKET' adds one"
         raise CommandError(
-            "NOT_FOUND",
-            f"no peer named {name.removeprefix('@')!r}",
-            hint="'alknet peer list' lists them, 'alknet peer add NAME TICKET' adds one",
+            "NOT_FOUND", f"no peer named {name!r}", hint=f"{near} {how}" if near else how
         )
     return found
 

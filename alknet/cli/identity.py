@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from alknet.cli.options import Command, is_json
-from alknet.cli.output import emit, emit_raw, fields
+from alknet.cli.output import emit, emit_raw, fields, note, say
 from alknet.cli.own_ticket import configured_ticket, running_ticket
-from alknet.cli.remote import TARGET, make_remote, remote_options
+from alknet.cli.remote import TARGET, ask_node, make_remote, remote_options
 from alknet.cli.rights import listed
 
 __all__ = ["show_id", "whoami"]
@@ -20,10 +20,12 @@ __all__ = ["show_id", "whoami"]
     cls=Command,
     examples=[
         "alknet id",
-        "alknet id --json | jq -r .ticket",
+        "alknet id --ticket                the ticket alone, to paste",
+        "alknet peer add hub $(ssh hub alknet id --ticket)",
     ],
 )
-def show_id() -> None:
+@click.option("--ticket", "ticket_alone", is_flag=True, help="Print the ticket alone.")
+def show_id(ticket_alone: bool) -> None:
     """Print this node's id, its fingerprint and its ticket.
 
     The ticket is what others need to reach it. If the node runs, it is the ticket of what it
@@ -35,8 +37,12 @@ def show_id() -> None:
 
     node_id = NodeId(home_public_key(need_node()))
     ticket = running_ticket() or configured_ticket(node_id)
+    if "@" not in ticket:
+        note("No address is known by which others reach it: set 'advertise' in node.toml.")
     if is_json():
         emit({"id": str(node_id), "fingerprint": node_id.fingerprint, "ticket": ticket})
+    elif ticket_alone:
+        say(ticket)
     else:
         fields({"id": node_id, "fingerprint": node_id.fingerprint, "ticket": ticket})
 
@@ -61,7 +67,7 @@ def whoami(target: str | None, **options: Any) -> None:
 
     async def ask() -> bytes:
         async with remote.session() as session:
-            return bytes(await session.call("node/whoami", {}, **remote.options))
+            return await ask_node(session, remote, "node/whoami")
 
     output = run(ask)
     if is_json():

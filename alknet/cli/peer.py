@@ -254,7 +254,7 @@ def rename(name: str, new_name: str) -> None:
 
     with usage_errors("NEW_NAME"):
         check_peer_name(new_name)
-    name = name.removeprefix("@")
+    name = _find(name).name
     _write(lambda store: store.rename_peer(name, new_name))
     _done(new_name, "renamed", was=name)
 
@@ -263,7 +263,7 @@ def rename(name: str, new_name: str) -> None:
 @click.argument("name")
 def remove(name: str) -> None:
     """Forget a peer, and close its connections within a second."""
-    name = name.removeprefix("@")
+    name = _find(name).name
     _write(lambda store: store.remove_peer(name))
     _done(name, "removed")
 

@@ -9,7 +9,7 @@ import click
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json
 from alknet.cli.output import emit, say
-from alknet.cli.remote import TARGET, Remote, make_remote, remote_options
+from alknet.cli.remote import ANY, TARGET, Remote, make_remote, remote_options
 from alknet.cli.table import printable
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ __all__ = ["ping", "shown_id"]
 
 # A node that does not answer a ping within this time is not there for a person.
 DEFAULT_TIMEOUT_S = 5.0
+INSTEAD = (
+    "ping speaks to neighbours only: 'alknet ping {near}' measures the way there, "
+    "'alknet peers {near}' shows how fast its peers answer it"
+)
 
 
 @click.command(
@@ -44,12 +48,17 @@ DEFAULT_TIMEOUT_S = 5.0
 def ping(target: str | None, count: int, interval: float, **options: Any) -> None:
     """Measure round trips to a node, by calls of node/ping on one connection.
 
+    The node is one that this machine or the node of this home has a connection to: of peers of
+    other nodes, as @hub/w1, 'alknet peers @hub' shows how fast they answer there.
+
     Says also how long the connection took, by which transport, and who answered. Exits with 5 if
     no ping was answered in time (--timeout, 5 s).
     """
     from alknet.cli.running import run
 
     options["timeout"] = options["timeout"] or DEFAULT_TIMEOUT_S
+    if target is not None and target.startswith("@") and ANY in target[1:].split("/"):
+        raise click.UsageError(f"'{ANY}' is no node to measure the way to: name a peer")
     remote = make_remote(target, **options)
     run(lambda: _ping(remote, count, interval))
 
@@ -97,6 +106,8 @@ async def _once(session: CallSession, remote: Remote) -> tuple[float, str] | Non
     try:
         output = await session.call("node/ping", {}, **remote.options)
     except CallError as exc:
+        if exc.code == ErrorCode.NOT_FOUND and remote.route:
+            raise remote.not_passed_on("node/ping", INSTEAD) from exc
         if exc.code != ErrorCode.TIMEOUT:
             raise
         return None

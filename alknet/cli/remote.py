@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from alknet.cli.absent import advised
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Duration, usage_errors
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from alknet.stores.known import KnownNodes
 
 __all__ = [
+    "ANY",
     "STDIN",
     "TARGET",
     "Remote",
+    "ask_node",
     "is_target",
     "make_remote",
     "read_token",
@@ -79,13 +82,24 @@ class Remote:
         """What a call to the node itself is made with, not to whom it would pass it on."""
         return {"token": self.token, "timeout_s": self.timeout_s}
 
+    def not_passed_on(self, operation: str, hint: str) -> CommandError:
+        """Return the error for *operation*, which a node does not pass on for others.
+
+        Args:
+            hint: What to do instead; ``{near}`` in it is the node that was asked.
+        """
+        near = (self.target or "").partition("/")[0]
+        last = self.route[-1] if self.route else ""
+        why = f"{near} does not pass {operation} on to {last}, or there is no such peer"
+        return CommandError("NOT_FOUND", why, hint=hint.format(near=near))
+
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[CallSession]:
         """Connect. Raises DialError, or CommandError with what to do."""
         way = await _way_to(self.target)
         self.route = way.route
         if way.target is None:
-            async with _own_node(way.why) as session:
+            async with _own_node(way.why) as session, advised(session, self.target, is_own=True):
                 yield session
             return
         from alknet.cli.home import key_if_any
@@ -95,16 +109,37 @@ class Remote:
         limits = Limits()
         if self.timeout_s is not None:
             limits = Limits(dial_timeout_s=min(limits.dial_timeout_s, self.timeout_s))
-        async with open_session(
-            way.target,
-            addresses=way.addresses,
-            key=key_if_any(),
-            transports=self.transports,
-            ca_file=self.ca_file,
-            known_nodes=_known_nodes() if self.trust_first_use else None,
-            limits=limits,
-        ) as session:
+        async with (
+            open_session(
+                way.target,
+                addresses=way.addresses,
+                key=key_if_any(),
+                transports=self.transports,
+                ca_file=self.ca_file,
+                known_nodes=_known_nodes() if self.trust_first_use else None,
+                limits=limits,
+            ) as session,
+            advised(session, self.target, is_own=False),
+        ):
             yield session
+
+
+async def ask_node(session: CallSession, remote: Remote, operation: str) -> bytes:
+    """Call *operation*, which each node has for itself, at the node that *remote* names.
+
+    Raises:
+        CallError: It failed.
+        CommandError: A node on the way does not pass it on.
+    """
+    from alknet.call.codes import CallError, ErrorCode
+
+    try:
+        return bytes(await session.call(operation, {}, **remote.options))
+    except CallError as exc:
+        if exc.code != ErrorCode.NOT_FOUND or not remote.route:
+            raise
+        hint = "only its owner is passed on by {near} for this: ask the node itself"
+        raise remote.not_passed_on(operation, hint) from exc
 
 
 def remote_options(function: F) -> F:

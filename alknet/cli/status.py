@@ -11,7 +11,7 @@ from alknet.cli import transport
 from alknet.cli.dialled import short_error
 from alknet.cli.options import Command, is_json
 from alknet.cli.output import emit_raw, fields, say, table
-from alknet.cli.remote import TARGET, make_remote, remote_options
+from alknet.cli.remote import TARGET, ask_node, make_remote, remote_options
 from alknet.cli.rights import listed
 from alknet.cli.table import printable
 from alknet.cli.units import duration
@@ -55,7 +55,7 @@ def status(target: str | None, tasks: bool, connections: bool, **options: Any) -
 
     async def ask() -> bytes:
         async with remote.session() as session:
-            return bytes(await session.call(operation, {}, **remote.options))
+            return await ask_node(session, remote, operation)
 
     output = run(ask)
     if connections:

@@ -231,7 +231,7 @@ def read_age_identities(path: Path) -> tuple[str, ...]:
         text = file.read(MAX_IDENTITY_FILE_BYTES)
     found = tuple(line.strip() for line in text.splitlines() if line.startswith("AGE-SECRET-KEY-"))
     if not found:
-        raise CommandError("LOCAL", f"{path} has no age identity: no line AGE-SECRET-KEY-1…")
+        raise CommandError("FAILED", f"{path} has no age identity: no line AGE-SECRET-KEY-1…")
     return found
 
 
@@ -284,10 +284,10 @@ def _line(descriptor: int) -> bytearray:
     while os.readv(descriptor, [byte]) and byte != b"\n":
         line += byte
         if len(line) > MAX_PASSPHRASE_BYTES:
-            raise CommandError("LOCAL", f"a passphrase has at most {MAX_PASSPHRASE_BYTES} bytes")
+            raise CommandError("FAILED", f"a passphrase has at most {MAX_PASSPHRASE_BYTES} bytes")
     wipe(byte)
     if line.endswith(b"\r"):
         del line[-1:]
     if not line:
-        raise CommandError("LOCAL", "no passphrase was given")
+        raise CommandError("FAILED", "no passphrase was given")
     return line

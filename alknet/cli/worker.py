@@ -11,6 +11,7 @@ import click
 
 from alknet.cli.failures import CommandError
 from alknet.cli.hubs import list_hubs, own_outbound, running_outbound
+from alknet.cli.names import did_you_mean
 from alknet.cli.options import Group, is_json, usage_errors
 from alknet.cli.output import emit, fields, note, say
 from alknet.cli.rights import check_scopes, listed
@@ -128,12 +129,19 @@ def leave(name: str, forget: bool) -> None:
     """
     from alknet.cli.home import open_store
     from alknet.cli.running import run
+    from alknet.errors import NotFound
 
     name = name.removeprefix("@")
 
     async def left() -> None:
         async with open_store() as identities:
-            await own_outbound(identities).leave(name)
+            outbound = own_outbound(identities)
+            try:
+                await outbound.leave(name)
+            except NotFound as exc:
+                near = did_you_mean(name, (target.name for target in outbound.targets()))
+                hint = f"{near} 'alknet worker list' lists them".lstrip()
+                raise CommandError("NOT_FOUND", str(exc), hint=hint) from exc
             if forget:
                 await identities.remove_peer(name)
 

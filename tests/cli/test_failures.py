@@ -12,6 +12,7 @@ from alknet.cli.failures import CommandError, Failure, explain, report
 from alknet.cli.interrupts import Interrupted
 from alknet.core.endpoint.dial import Attempt, DialError
 from alknet.errors import Conflict, Denied, LocalError, NotFound, StoreError
+from alknet.vault.vaultfile import RolledBack
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,8 @@ from alknet.errors import Conflict, Denied, LocalError, NotFound, StoreError
         (trio.TooSlowError(), "TIMEOUT", 5),
         (trio.BrokenResourceError("gone"), "UNAVAILABLE", 4),
         (StoreError("disk"), "STORE", 1),
-        (LocalError("no"), "LOCAL", 1),
+        (LocalError("no"), "FAILED", 1),
+        (RolledBack("no"), "ROLLED_BACK", 1),
         (FileNotFoundError(2, "No such file", "x"), "OS", 1),
         (click.UsageError("no"), "USAGE", 2),
         (CommandError("X", "no", status=4), "X", 4),
@@ -73,6 +75,18 @@ def test_with_json_an_error_is_one_object(capsys: pytest.CaptureFixture[str]) ->
 def test_json_behind_two_dashes_is_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
     report(StoreError("disk"), ["call", "--", "--json"])
     assert capsys.readouterr().err == "error: STORE: disk\n"
+
+
+def test_an_error_without_a_word_for_users_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    report(LocalError("the port is taken"), [])
+    assert capsys.readouterr().err == "error: the port is taken\n"
+
+
+def test_what_a_command_notes_on_an_error_is_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (CallError("NOT_FOUND", "no"), StoreError("disk")):
+        error.add_note("look there")
+        report(error, [])
+        assert capsys.readouterr().err.endswith("\nhint: look there\n")
 
 
 def test_groups_are_unwrapped_and_interrupts_win() -> None:

@@ -54,6 +54,7 @@ def test_the_first_line_of_up_says_who_and_where(node: RunningNode, own: Cli) ->
     assert ready["ticket"] == f"alknet://{ready['id']}@{address}"
     assert all("alknet/call" in one["alpns"] for one in ready["listen"])
     identity = own.ok("id", "--json").json
+    assert own.ok("id", "--ticket").out == f"{node.ticket}\n"
     assert identity == {
         "id": ready["id"],
         "fingerprint": identity["fingerprint"],

@@ -164,8 +164,61 @@ def test_others_call_a_worker_through_the_hub(fleet: Fleet, target: str) -> None
     schema = fleet.laptop.ok("ops", target, "echo/stream", "--json").json
     assert schema["op_type"] == "subscription"
     assert "echo/unary" in offered(fleet.laptop, "@hub")
-    listed = fleet.laptop.ok("ops", target, "--json", "--prefix", "echo/s").json
-    assert listed == {"operations": [{"name": "echo/stream", "peers": ["w1"]}]}
+
+
+def test_operations_of_a_peer_are_listed_in_one_form_whatever_the_way(fleet: Fleet) -> None:
+    for cli, target in ((fleet.hub, "@w1"), (fleet.laptop, "@hub/w1"), (fleet.laptop, "@hub")):
+        listed = cli.ok("ops", target, "--prefix", "echo/s").out
+        header, row = listed.splitlines()
+        assert header == "OPERATION    TYPE          DESCRIPTION"
+        assert row.startswith("echo/stream  subscription  Send the numbers from 0 to count-1")
+        [one] = cli.ok("ops", target, "--json", "--prefix", "echo/s").json["operations"]
+        assert set(one) == {"name", "namespace", "op_type", "title", "description"}
+    offered_by = fleet.laptop.ok("ops", "@hub/any", "--json", "--prefix", "echo/s").json
+    assert offered_by == {"operations": [{"name": "echo/stream", "peers": ["w1"]}]}
+    assert "OFFERED BY" in fleet.hub.ok("ops", "@any").out
+
+
+def test_ping_says_what_to_use_beyond_neighbours(fleet: Fleet) -> None:
+    assert fleet.hub.ok("ping", "@w1", "-c", "1", "--json").json["received"] == 1
+    far = fleet.laptop.fails(1, "ping", "@hub/w1", "-c", "1", "--json").error
+    assert far["message"].startswith("@hub does not pass node/ping on to w1")
+    assert "'alknet ping @hub'" in far["hint"]
+    assert "'alknet peers @hub'" in far["hint"]
+    assert "name a peer" in fleet.laptop.fails(2, "ping", "@hub/any").err
+    for command in ("whoami", "status"):
+        error = fleet.laptop.fails(1, command, "@hub/w1", "--json").error
+        assert "ask the node itself" in error["hint"]
+
+
+def test_what_to_do_about_a_peer_that_is_not_connected_is_said(fleet: Fleet) -> None:
+    fleet.hub.ok("peer", "add", "w8", f"ed25519:{'ab' * 32}")
+    call = ("echo/unary", HI)
+
+    def told(cli: Cli, target: str) -> str:
+        wait_until(lambda: cli("call", target, *call).status == 4)
+        return str(cli.fails(4, "call", target, *call, "--json").error["hint"])
+
+    assert "it dials this node, and was last here: not since this node" in told(fleet.hub, "@w8")
+    assert "'alknet peers @hub' shows whom" in told(fleet.laptop, "@hub/w8")
+    fleet.hub.ok("peer", "remove", "w8")
+    unknown = fleet.hub.fails(1, "call", "@w11", *call, "--json").error
+    assert unknown["hint"].startswith("did you mean 'w1'? ")
+
+
+def test_a_peer_that_is_dialled_in_vain_is_told_with_the_reason(fleet: Fleet, made: Cli) -> None:
+    one = fleet.hub.ok("peer", "invite", "w9", "--json").json
+    made.ok("worker", "join", stdin=one["invitation"])
+    made.ok("peer", "set", "hub", "--no-addresses")
+    with running_node(made.home):
+        wait_until(lambda: "stopped" in made.ok("worker", "list").out)
+        hint = made.fails(4, "call", "@hub", "node/ping", "--json").error["hint"]
+        assert hint.startswith("this node dials it: no address is known for the peer; ")
+    gone = made.fails(1, "worker", "leave", "hubs", "--json").error
+    assert gone["hint"] == "did you mean 'hub'? 'alknet worker list' lists them"
+    for command in (("remove", "hubs"), ("rename", "hubs", "x")):
+        assert "did you mean 'hub'?" in made.fails(1, "peer", *command).err
+    fleet.hub.ok("peer", "remove", "w9")
 
 
 @pytest.mark.parametrize(

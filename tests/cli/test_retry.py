@@ -124,6 +124,30 @@ async def test_a_call_whose_connection_is_lost_is_made_again_under_its_key(
     assert (len(remote.connections), len(keys), None in keys) == (2, 1, False)
 
 
+async def test_a_node_that_was_itself_killed_has_forgotten_the_key(
+    autojump_clock: Clock,
+) -> None:
+    remote = Known()
+    killed = remote.operations
+    assert isinstance(killed, _Kinds)
+
+    def kill() -> None:
+        remote.operations = _Kinds()  # it is back, with nothing in its memory
+        remote.connections[0].end(CloseCode.INTERNAL)
+
+    killed.then.append(kill)
+    assert await remote.call("shop/buy") == 1
+    again = remote.operations
+    assert isinstance(again, _Kinds)
+    assert (killed.bought, again.bought) == (1, 1)
+
+
+def test_the_help_says_what_may_run_twice_and_what_is_never_called_again(cli: Cli) -> None:
+    told = " ".join(cli.ok("call", "--help").out.split())
+    assert "was itself killed, and is back, the mutation may run a second time" in told
+    assert "Never called again are a mutation for @any that may have begun" in told
+
+
 @pytest.mark.parametrize(("kind", "bought"), [("query", 2), ("mutation", 1)])
 async def test_at_any_peer_only_what_is_idempotent_is_called_again(
     kind: str, bought: int, autojump_clock: Clock
