@@ -1,4 +1,4 @@
-"""What is fuzzed: every function that parses a peer's bytes, and whole handshakes.
+"""What is fuzzed: every function that parses a peer's bytes, whole handshakes and connections.
 
 A target takes any bytes. It returns normally if they were understood or refused in the documented
 way; any other exception is a finding. `test_targets.py` runs all of them under hypothesis;
@@ -16,6 +16,7 @@ from aioquic import tls
 from aioquic._buffer import Buffer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from alknet.call.enrolment import decode_claimed_untrusted
 from alknet.call.peers.foreign_schema import check_schema_untrusted
 from alknet.call.peers.imports import read_operations_untrusted, read_version_untrusted
 from alknet.call.proto import FrameDecoder, decode_envelope_untrusted
@@ -45,6 +46,7 @@ from alknet.ssh.agent.proto import MessageDecoder, decode_request_untrusted
 from alknet.vault.archive import decode_archive_untrusted
 from alknet.vault.container import decode_container_untrusted, decode_index_untrusted
 from alknet.vault.envelope import sealed_from_text_untrusted
+from tests.core.quic.hotpath.duels import FRAMES
 
 __all__ = ["TARGETS", "Target"]
 
@@ -54,6 +56,7 @@ FRAME_LIMIT = 4_096
 SERVER = NodeCredentials(Ed25519PrivateKey.from_private_bytes(bytes(32)))
 CLIENT = NodeCredentials(Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\1"))
 ALPN = "alknet/call"
+SERVER_ADDRESS, CLIENT_ADDRESS = ("192.0.2.1", 1), ("192.0.2.2", 2)
 
 
 class Sample(msgspec.Struct):
@@ -125,6 +128,14 @@ def invitation(data: bytes) -> None:
         with refused_with(LocalError):
             found = Invitation.parse(given)
             assert Invitation.parse(str(found)) == found
+
+
+def claim(data: bytes) -> None:
+    """What a hub answers to whoever shows an invitation."""
+    answer = b'{"name":"%s","scopes":["a:b"],"ticket":"alknet://%s@h:1"}'
+    for output in (data, answer % (data, str(SERVER.node_id).encode())):
+        with refused_with(Malformed):
+            decode_claimed_untrusted(output, SERVER.node_id)
 
 
 def certificate(data: bytes) -> None:
@@ -240,6 +251,52 @@ def datagrams(data: bytes) -> None:
         server.datagrams_to_send(0.0)
 
 
+def connection(data: bytes) -> None:
+    """Sealed packets of frames on a connection that was accepted, some of their bytes changed.
+
+    The first byte of four takes a frame of `FRAMES`, the next two say where which of its bytes is
+    changed, and the last one by what; it ends the packet if it is even. `read_ack_untrusted` and
+    the rest of the short way read them, and aioquic's handlers.
+    """
+    client, server = _connected()
+    crypto, number = client._cryptos[tls.Epoch.ONE_RTT], client._packet_number
+    plain, now, valid = b"", 1.0, list(FRAMES.values())
+    for at in range(0, len(data) - 3, 4):
+        frame = bytearray(valid[data[at] % len(valid)])
+        frame[int.from_bytes(data[at + 1 : at + 3]) % len(frame)] ^= data[at + 3]
+        plain += frame
+        if data[at + 3] % 2 and len(plain) < 1_000:
+            continue
+        head = b"\x41" + server.host_cid + (number & 0xFFFF).to_bytes(2)
+        sealed = crypto.encrypt_packet(head, plain.ljust(20, b"\0"), number)
+        server.receive_datagram(sealed, CLIENT_ADDRESS, now)
+        plain, number, now = b"", number + 1, now + 0.001
+        while server.next_event() is not None:
+            pass
+        server.datagrams_to_send(now)
+    if (timer := server.get_timer()) is not None:
+        server.handle_timer(timer)
+        server.datagrams_to_send(timer)
+
+
+def _connected() -> tuple[Engine, Engine]:
+    client, server = _engines()
+    client.connect(SERVER_ADDRESS, 0.0)
+    for step in range(6):
+        now = 0.05 * step
+        if step == 5:
+            server.send_stream_data(0, b"good day")
+        elif step == 4:
+            stream_id = client.open_stream(unidirectional=False)
+            client.send_stream_data(stream_id, b"hello")
+        for datagram, _address in client.datagrams_to_send(now):
+            server.receive_datagram(datagram, CLIENT_ADDRESS, now)
+        for datagram, _address in server.datagrams_to_send(now):
+            client.receive_datagram(datagram, SERVER_ADDRESS, now)
+    assert client.is_confirmed
+    return client, server
+
+
 def _vault_file(header: bytes) -> bytes:
     return b"alknet vault 1\n" + len(header).to_bytes(4, "big") + header + b"index"
 
@@ -287,6 +344,8 @@ TARGETS: dict[str, Target] = {
     "vault": vault,
     "succession": succession,
     "ssh_agent": ssh_agent,
+    "claim": claim,
+    "connection": connection,
     "handshake": handshake,
     "datagrams": datagrams,
 }
