@@ -29,8 +29,9 @@ RATES = (5_000, 20_000)
 NOTES = [
     "One call in flight, over QUIC, from a peer that the node knows. Attackers are strangers.",
     (
-        "An attack runs at a fixed rate, on the honest client's core; `packets/s` is what it "
-        f"managed. «{DEAF}» is what sharing the core does to the honest client by itself."
+        "An attack runs at a fixed rate, on the honest client's core, but only while the client "
+        "waits (`SCHED_IDLE`); `packets/s` is what it managed. "
+        f"«{DEAF}» is what sharing the core does to the honest client by itself."
     ),
     "Limits are the defaults, but for connections: 10,000 per address and identity.",
     "Server CPU per packet is what the node spends beside the calls, which cost it as when idle.",
