@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,23 +191,14 @@ def _commit(home: Path, words: str, plan: Plan, *, words_file: Path | None = Non
 
 def make_home(home: Path, words: str, plan: Plan = Plan()) -> NodeId:
     """Make the home of a node and return its id; the home appears whole, or not at all."""
-    from alknet.vault.durable import sync_directory
+    from alknet.vault.building import building_home
     from alknet.vault.keyfile import create_home
 
     if home.exists() or home.is_symlink():
         create_home(home)  # checks that it is ours and private
         return _fill(home, words, plan)
-    home.parent.mkdir(parents=True, exist_ok=True)
-    building = home.with_name(f".{home.name}.{secrets.token_hex(4)}")
-    try:
-        create_home(building)
-        node_id = _fill(building, words, plan)
-        building.rename(home)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(building)
-    sync_directory(home.parent)
-    return node_id
+    with building_home(home) as building:
+        return _fill(building, words, plan)
 
 
 def _fill(home: Path, words: str, plan: Plan) -> NodeId:

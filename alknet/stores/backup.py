@@ -7,10 +7,7 @@ of resets, sockets and locks, and certificates that ``node.toml`` names elsewher
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -23,9 +20,9 @@ from alknet.stores.known import KNOWN_FILE
 from alknet.stores.sqlite.snapshot import check_database, snapshot_database
 from alknet.stores.succession import SUCCESSION_FILE
 from alknet.vault.archive import decode_archive_untrusted, encode_archive
+from alknet.vault.building import building_home
 from alknet.vault.container import Header
-from alknet.vault.durable import store_errors, sync_directory, write_private
-from alknet.vault.keyfile import create_home
+from alknet.vault.durable import store_errors, write_private
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.slots import SlotKind, key_file_slot
 from alknet.vault.unlock import HOME_KEY_FILE, create_key_file
@@ -97,8 +94,7 @@ def restore_home(
     """
     _refuse_used(home)
     files = _read(archive)
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with _building(home) as building:
+    with building_home(home) as building:
         with store_errors(f"cannot write {building}"):
             for name in files.keys() - {MANIFEST}:
                 write_private(building / name, files[name])
@@ -134,22 +130,6 @@ def _read(archive: bytes) -> dict[str, bytes]:
     if VAULT_FILE not in files:
         raise LocalError("this is no backup of a node: it has no vault")
     return files
-
-
-@contextlib.contextmanager
-def _building(home: Path) -> Iterator[Path]:
-    """Give a directory beside *home* that takes its place when the block ends well."""
-    building = home.with_name(f".{home.name}.{secrets.token_hex(4)}")
-    try:
-        create_home(building)
-        yield building
-        with store_errors(f"cannot make {home}"):
-            sync_directory(building)
-            building.rename(home)  # also onto an empty directory, and onto no other
-            sync_directory(home.parent)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(building)
 
 
 def _replace_key_file(vault: Vault, home: Path, *, has_key_file: bool, now: float) -> None:

@@ -62,7 +62,8 @@ def rotate_identity(
             brought in and is not of the words.
 
     Raises:
-        Conflict: That key is the node's already, or has been.
+        Conflict: That key is the node's already, or has been; or another process rotated it
+            just now.
         LocalError: There is no device of that number.
         Unavailable: The vault is locked.
         StoreError: A file cannot be read or written; the old key stays.
@@ -78,9 +79,14 @@ def rotate_identity(
     if statement.new in {old_public, *(one.old for one in chain)}:
         raise Conflict(f"the key of device {device} is this node's, or was: choose another number")
     encoded = [one.encode() for one in (*chain, statement)]
-    with store_errors(f"cannot write {home / SUCCESSION_FILE}, nothing was changed"):
-        replace_file(home / SUCCESSION_FILE, msgspec.json.encode(encoded))
-    vault.set_identity(device=device, public_key=statement.new)
+
+    def write_statements() -> None:
+        with store_errors(f"cannot write {home / SUCCESSION_FILE}, nothing was changed"):
+            replace_file(home / SUCCESSION_FILE, msgspec.json.encode(encoded))
+
+    vault.set_identity(
+        device=device, public_key=statement.new, replacing=old_public, first=write_statements
+    )
     return statement
 
 

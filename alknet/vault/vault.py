@@ -252,9 +252,22 @@ class Vault:
                 raise Conflict("this is the last slot: add another one first")
             self._write(slots=left)
 
-    def set_identity(self, *, device: int, public_key: bytes) -> None:
-        """Note which key is the node's identity from now on."""
+    def set_identity(
+        self, *, device: int, public_key: bytes, replacing: bytes, first: Callable[[], None]
+    ) -> None:
+        """Note which key is the node's identity from now on.
+
+        Args:
+            replacing: The public key of the identity until now.
+            first: Called before the vault is written, while no other process writes it.
+
+        Raises:
+            Conflict: Another process has changed the identity meanwhile; *first* was not called.
+        """
         with self._changing():
+            if self.header.public_key not in {b"", replacing}:
+                raise Conflict("another command has given the node a new key meanwhile")
+            first()
             self._write(device=device, public_key=public_key)
 
     # Secrets.

@@ -103,6 +103,17 @@ def test_killed_before_the_vault_changes_it_goes_on_the_next_time(hub: Cli) -> N
     vault.lock()
 
 
+def test_of_two_rotations_at_once_one_is_refused(hub: Cli) -> None:
+    slow, fast = open_vault(hub.home), open_vault(hub.home)
+    done = rotate_identity(fast, hub.home, now=1.0, device=5)
+    with pytest.raises(Conflict, match="another command has given the node a new key"):
+        rotate_identity(slow, hub.home, now=2.0, device=6)
+    assert read_succession(hub.home, done.new) == [done]
+    assert id_of(hub.home) == device_id(5)
+    slow.lock()
+    fast.lock()
+
+
 @pytest.mark.parametrize("content", [b"", b"[", b'["AAAA"]', b"{}", b"\xff"])
 def test_a_damaged_history_is_named(hub: Cli, content: bytes) -> None:
     (hub.home / SUCCESSION_FILE).write_bytes(content)
