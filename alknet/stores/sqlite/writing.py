@@ -1,6 +1,7 @@
-"""What is written to a database: a batch of writes in one transaction, each alone in a savepoint.
+"""What is written to a database: a batch of writes in one transaction.
 
-All of it blocks and runs in the thread of the writing connection.
+One that is refused is undone alone: its statement by itself, several by a savepoint. All of it
+blocks and runs in the thread of the writing connection.
 """
 
 from __future__ import annotations
