@@ -71,7 +71,7 @@ class SqliteHarness:
 
     async def trim(self) -> None:
         connection = apsw.Connection(str(self.path))
-        connection.set_busy_timeout(5_000)
+        connection.set_busy_timeout(60_000)
         connection.execute("DELETE FROM change WHERE seq < (SELECT max(seq) FROM change)")
         connection.close()
 

@@ -235,7 +235,7 @@ async def test_a_follower_sees_each_row_once(opener: Opener, nursery: trio.Nurse
         nursery.start_soon(follow)
         await trio.testing.wait_all_tasks_blocked()
         await audit.record(Entry("vault.put", "p"))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while len(seen) < 3:
                 await trio.sleep(0.01)
         assert seen == [2, 3, 4]

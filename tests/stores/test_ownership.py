@@ -26,7 +26,7 @@ async def ownership(store: Store, node: NodeId = NODE) -> StoredOwnership:
     for name in "ab":
         with suppress(Conflict):  # another handle has added it
             await identities.put_peer(Peer(name=name))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while identities.peer(name) is None:
                 await identities.wait_changed(identities.version)
     return StoredOwnership(identities, node)

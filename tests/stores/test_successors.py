@@ -172,7 +172,7 @@ async def test_two_processes_that_hear_at_once_lose_nothing(opener: Opener) -> N
     async with opener() as first, opener() as second, trio.open_nursery() as nursery:
         identities = StoredIdentities(first)
         await identities.put_peer(bob(0))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while StoredIdentities(second).peer("bob") is None:
                 await second.wait_changed(second.version)
         for store, new in ((first, 1), (second, 2)):

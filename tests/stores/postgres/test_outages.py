@@ -81,9 +81,9 @@ async def test_a_network_that_stops_makes_reads_stale_and_loses_nothing(
 ) -> None:
     monkeypatch.setattr(link, "SILENCE_S", silence_s)
     async with open_proxy(harness.server.socket_path) as proxy, harness.open() as near:
-        # Short, so that attempts to connect again give up while nothing is forwarded.
-        url = proxy.url(harness.name, connect_timeout="1")
-        async with open_store(url, TABLES) as far:
+        async with open_store(proxy.url(harness.name), TABLES) as far:
+            # Short, so that attempts to connect again give up while nothing is forwarded.
+            far.target.connect_timeout_s = 1.0
             await near.write([Put(NOTES, key, Note(key)) for key in ("kept", "revoked")])
             await until(lambda: len(far.rows(NOTES)) == 2)
             feed = far.changes()
@@ -104,8 +104,8 @@ async def test_a_write_into_a_network_that_stopped_is_refused_in_time(
     harness: PostgresHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_proxy(harness.server.socket_path) as proxy:
-        url = proxy.url(harness.name, connect_timeout="1")
-        async with open_store(url, TABLES) as far:
+        async with open_store(proxy.url(harness.name), TABLES) as far:
+            far.target.connect_timeout_s = 1.0
             await far.write(Put(NOTES, "a", Note("1")))
             for kept in far._writers._idle:
                 kept.silence_s = 0.2

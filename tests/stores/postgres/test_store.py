@@ -12,6 +12,7 @@ import trio
 
 from alknet.core.storage import ABSENT, Changed, Delete, Put, Reloaded, RowConflict, Table
 from alknet.errors import LocalError, StoreError, Unavailable
+from alknet.stores import group
 from alknet.stores.postgres import follower, link, open_postgres_store, reading, writing
 from alknet.stores.postgres.layout import MIGRATIONS, Migration
 from alknet.stores.postgres.store import PostgresStore, open_store
@@ -222,6 +223,7 @@ async def test_history_is_trimmed_and_numbers_go_on(
     harness: PostgresHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "CHANGES_KEPT", 10)
+    monkeypatch.setattr(group, "IDLE_S", NEVER_S)
     span = "SELECT min(seq), max(seq) FROM alknet.change"
     async with harness.open() as store:
         for n in range(25):

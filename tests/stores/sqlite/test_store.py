@@ -12,6 +12,7 @@ import trio
 
 from alknet.core.storage import Changed, Delete, Expect, Put, Reloaded, RowConflict, Table
 from alknet.errors import LocalError, StoreError
+from alknet.stores import group
 from alknet.stores.sqlite import bell, follower, open_sqlite_store, place, writing
 from alknet.stores.sqlite.bell import Bell
 from alknet.stores.sqlite.place import Place
@@ -24,6 +25,13 @@ NEVER_S = 3_600.0
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "node.db"
+
+
+def open_shell(path: Path) -> apsw.Connection:
+    """Connect as other programs do; the store may be busy with upkeep."""
+    shell = apsw.Connection(str(path))
+    shell.set_busy_timeout(60_000)
+    return shell
 
 
 def modes(directory: Path) -> dict[str, int]:
@@ -202,7 +210,7 @@ async def test_much_news_is_left_to_the_thread(
         elif kind == "a long row":
             await one.write(Put(NOTES, "a", Note("x" * 10_000)))
         else:
-            shell = apsw.Connection(str(path))
+            shell = open_shell(path)
             shell.execute(
                 "INSERT INTO row (tab, key, value) VALUES ('note', 'a', '{\"text\":\"1\"}')"
             )
@@ -225,7 +233,7 @@ async def test_a_deleted_bell_is_made_anew(tmp_path: Path) -> None:
     one.announce(7)
     assert two.has_news(6)
     assert not two.has_news(7)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         one.ring()
         await two.wait()
     one.close()
@@ -284,7 +292,7 @@ async def test_edits_in_a_shell_are_seen_with_all_that_belongs_to_them(
     async with open_sqlite_store(path, TABLES) as store:
         (version,) = await store.write(Put(NOTES, "a", Note("1", ("x",))))
         feed = store.changes()
-        shell = apsw.Connection(str(path))
+        shell = open_shell(path)
         shell.execute("UPDATE row SET key = 'b', value = json_set(value, '$.tags[0]', 'y')")
         await until(lambda: store.get(NOTES, "b") is not None)
         row = store.get(NOTES, "b")
@@ -332,10 +340,11 @@ async def test_history_is_trimmed_and_numbers_go_on(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "CHANGES_KEPT", 10)
+    monkeypatch.setattr(group, "IDLE_S", NEVER_S)
     async with open_sqlite_store(path, TABLES) as store:
         for n in range(25):
             await store.write(Put(NOTES, "a", Note(str(n))))
-        shell = apsw.Connection(str(path))
+        shell = open_shell(path)
         assert shell.execute("SELECT min(seq), max(seq) FROM change").fetchall() == [(12, 25)]
         shell.execute("UPDATE change SET at = 0")
         await store._tidy()
@@ -347,7 +356,10 @@ async def test_history_is_trimmed_and_numbers_go_on(
         assert await store.write(Put(NOTES, "a", Note("x"))) == (26,)
 
 
-async def test_an_idle_store_copies_its_log_into_the_database(path: Path) -> None:
+async def test_an_idle_store_copies_its_log_into_the_database(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "IDLE_S", NEVER_S)
     async with open_sqlite_store(path, TABLES) as store:
         await store.write(Put(LOG, "a", Line("x" * 100_000)))
         assert path.stat().st_size < 100_000
