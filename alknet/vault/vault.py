@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from alknet.errors import Conflict, NotFound, Unavailable
 from alknet.vault.container import (
     MAX_KEY_VERSIONS,
+    Container,
     Header,
     Index,
     Secret,
@@ -35,6 +36,7 @@ from alknet.vault.envelope import (
 from alknet.vault.keys import VaultKeys
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.paths import IDENTITY_SECRET, check_not_ours, check_secret_path
+from alknet.vault.records import SecretInfo, info_of, without_version
 from alknet.vault.slots import Slot
 from alknet.vault.vaultfile import RolledBack, VaultFile
 
@@ -44,21 +46,6 @@ __all__ = ["IDENTITY_SECRET", "MAX_VERSIONS", "SecretInfo", "Vault", "create_vau
 MAX_VERSIONS = 10
 # What is sealed for others to keep never meets a secret of the same name.
 _OUTSIDE = "outside:"
-
-
-class SecretInfo(msgspec.Struct, frozen=True):
-    """What may be shown of a secret.
-
-    Attributes:
-        versions: Numbers that can still be read, the newest last.
-        kek_version: The key that the newest value is under.
-    """
-
-    path: str
-    versions: tuple[int, ...]
-    created_at: float
-    expires_at: float | None
-    kek_version: int | None
 
 
 def create_vault(
@@ -129,6 +116,8 @@ class Vault:
         self._container = file.read()
         self._keys = keys
         self._index = Index(secrets={})
+        # Of what this process has opened or written; what is locked was not proven.
+        self._newest_met: Header | None = None
         if keys is not None:
             self._load()
 
@@ -353,7 +342,7 @@ class Vault:
         self._refresh()
         for path in sorted(self._index.secrets):
             if path.startswith(prefix):
-                yield _info(path, self._index.secrets[path])
+                yield info_of(path, self._index.secrets[path])
 
     def remove(self, path: str, *, version: int | None = None) -> None:
         """Forget a secret, or destroy the value of one version.
@@ -369,7 +358,7 @@ class Vault:
             if version is None:
                 self._write(secrets={p: s for p, s in self._index.secrets.items() if p != path})
             else:
-                self._set(path, _without(path, secret, version))
+                self._set(path, without_version(path, secret, version))
 
     # Sealing for others.
 
@@ -504,28 +493,37 @@ class Vault:
         self.reread()
 
     def _load_newest(self, *, accepts_older: bool = False) -> None:
+        """Read the file; one that is older than what was here is refused now and every time."""
         while True:
-            self._load()
+            loaded = self._read()
             try:
                 if not accepts_older:
-                    self._file.check_generation(self.header)
+                    self._file.check_generation(loaded.container.header, self._newest_met)
             except RolledBack:
                 # Another process may have written since; its note is newer than what we read.
-                if self._file.signature() == self._signature:
+                if self._file.signature() == loaded.signature:
                     raise
             else:
+                self._take(loaded)
                 return
 
     def _load(self) -> None:
+        self._take(self._read())
+
+    def _read(self) -> _Loaded:
         signature, container = self._file.signature(), self._file.read()
         try:
-            self._index = self._open_keys().decrypt_index(container)
+            index = self._open_keys().decrypt_index(container)
         except Damaged:
             raise Damaged(
                 f"{self._file.path} does not open with this: it is the key of another vault, "
                 f"or the file was altered{self._file.hint()}"
             ) from None
-        self._container, self._signature = container, signature
+        return _Loaded(signature, container, index)
+
+    def _take(self, loaded: _Loaded) -> None:
+        self._signature, self._container = loaded.signature, loaded.container
+        self._index, self._newest_met = loaded.index, loaded.container.header
 
     def _set(self, path: str, secret: Secret) -> None:
         self._write(secrets={**self._index.secrets, path: secret})
@@ -537,8 +535,7 @@ class Vault:
         index = self._index if secrets is None else Index(secrets=secrets)
         data, container = self._open_keys().encrypt_file(header, index)
         self._file.write(data, header)
-        self._container, self._index = container, index
-        self._signature = self._file.signature()
+        self._take(_Loaded(self._file.signature(), container, index))
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -546,6 +543,14 @@ class Vault:
         with self._file.writing():
             self._refresh()
             yield
+
+
+class _Loaded(msgspec.Struct, frozen=True):
+    """What a file held, before it is taken for the vault."""
+
+    signature: tuple[int, int, int] | None
+    container: Container
+    index: Index
 
 
 def _public_key(private: memoryview) -> bytes:
@@ -558,24 +563,3 @@ def _first(keys: VaultKeys, header: Header, path: str, value: bytes) -> Secret:
     sealed = seal(keys.kek(newest), newest, context_of(header.vault_id, path, 1), value)
     version = SecretVersion(version=1, created_at=header.created_at, sealed=sealed)
     return Secret(versions=(version,))
-
-
-def _info(path: str, secret: Secret) -> SecretInfo:
-    newest = secret.versions[-1]
-    return SecretInfo(
-        path=path,
-        versions=tuple(entry.version for entry in secret.versions if entry.sealed),
-        created_at=newest.created_at,
-        expires_at=secret.expires_at,
-        kek_version=newest.sealed.kek_version if newest.sealed else None,
-    )
-
-
-def _without(path: str, secret: Secret, version: int) -> Secret:
-    if not any(entry.version == version and entry.sealed for entry in secret.versions):
-        raise NotFound(f"{path} has no version {version}")
-    versions = tuple(
-        msgspec.structs.replace(entry, sealed=None) if entry.version == version else entry
-        for entry in secret.versions
-    )
-    return msgspec.structs.replace(secret, versions=versions)

@@ -134,20 +134,25 @@ class VaultFile:
                 extra={"path": str(self._seen), "error": exc.strerror or str(exc)},
             )
 
-    def check_generation(self, header: Header) -> None:
+    def check_generation(self, header: Header, met: Header | None = None) -> None:
         """Compare with the newest generation that was met here.
+
+        Args:
+            met: What this process has met itself, for the note may be lost. An older generation
+                that is the one noted was accepted since, by another process.
 
         Raises:
             RolledBack: This one is older.
         """
         seen = self._read_seen()
-        if seen is None or seen.vault_id != header.vault_id:
-            return
-        if header.generation < seen.generation:
+        noted = seen.generation if seen and seen.vault_id == header.vault_id else 0
+        own = met.generation if met and met.vault_id == header.vault_id else 0
+        newest = noted if noted == header.generation else max(noted, own)
+        if header.generation < newest:
             raise RolledBack(
-                f"{self.path} is generation {header.generation}, but generation "
-                f"{seen.generation} was in use here: an old copy has taken its place, and what "
-                "was changed since is missing; 'alknet vault verify --accept-older' goes on with it"
+                f"{self.path} is generation {header.generation}, but generation {newest} was in "
+                "use here: an old copy has taken its place, and what was changed since is missing; "
+                "'alknet vault verify --accept-older' goes on with it"
             )
 
     @contextlib.contextmanager

@@ -148,6 +148,28 @@ def test_an_old_copy_in_the_file_s_place_is_noticed(keeper: Keeper) -> None:
     assert value(keeper.open_again(accepts_older=True), "a") == b"1"
 
 
+@pytest.mark.parametrize("has_note", [True, False], ids=["noted", "not noted"])
+def test_an_open_vault_refuses_an_old_copy_as_long_as_it_is_there(
+    keeper: Keeper, has_note: bool
+) -> None:
+    keeper.vault.put("a", b"1", now=2.0)
+    keeper.vault.put("a", b"2", now=3.0)
+    newest = (keeper.home / "vault.alk").read_bytes()
+    shutil.copy(keeper.home / "vault.alk.prev", keeper.home / "vault.alk")
+    if not has_note:
+        (keeper.home / "vault.seen").unlink()
+    for _ in range(2):
+        with pytest.raises(RolledBack, match="generation 2, but generation 3"):
+            value(keeper.vault, "a")
+        with pytest.raises(RolledBack):
+            keeper.vault.put("b", b"3", now=4.0)
+    (keeper.home / "vault.alk").write_bytes(newest)
+    assert value(keeper.vault, "a") == b"2"
+    shutil.copy(keeper.home / "vault.alk.prev", keeper.home / "vault.alk")
+    keeper.open_again(accepts_older=True)  # by another process
+    assert value(keeper.vault, "a") == b"1"
+
+
 def test_a_truncated_file_names_the_generation_before(keeper: Keeper) -> None:
     keeper.vault.put("a", b"1", now=2.0)
     path = keeper.home / "vault.alk"
