@@ -23,6 +23,7 @@ from alknet.vault.archive import decode_archive_untrusted, encode_archive
 from alknet.vault.building import building_home
 from alknet.vault.container import Header
 from alknet.vault.durable import store_errors, write_private
+from alknet.vault.envelope import Damaged
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.slots import SlotKind, key_file_slot
 from alknet.vault.unlock import HOME_KEY_FILE, create_key_file
@@ -101,7 +102,7 @@ def restore_home(
         if DATABASE_FILE in files:
             check_database(building / DATABASE_FILE)
         vault = Vault(VaultFile(building))
-        vault.unlock(find_entropy(vault.header))
+        _unlock(vault, find_entropy(vault.header))
         try:
             node_id = NodeId.from_public_key(vault.identity().public_key())
             _replace_key_file(vault, building, has_key_file=has_key_file, now=now)
@@ -130,6 +131,16 @@ def _read(archive: bytes) -> dict[str, bytes]:
     if VAULT_FILE not in files:
         raise LocalError("this is no backup of a node: it has no vault")
     return files
+
+
+def _unlock(vault: Vault, entropy: LockedBuffer) -> None:
+    try:
+        vault.unlock(entropy)
+    except Damaged:  # it names a file that will not be there
+        raise Damaged(
+            "the backup's vault does not open with this: these are the words, or the key, of "
+            "another node"
+        ) from None
 
 
 def _replace_key_file(vault: Vault, home: Path, *, has_key_file: bool, now: float) -> None:
