@@ -415,8 +415,6 @@ def run(attack: Attack, rate: float, is_over: Callable[[], bool]) -> dict[str, f
 def main() -> None:
     core, name, host, port, rate = sys.argv[1:]
     os.sched_setaffinity(0, {int(core)})
-    # The core is the honest client's too, and what is measured is what the *node* lets it wait.
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     attack = ATTACKS[name]((host, int(port)))
 
     def is_over() -> bool:
