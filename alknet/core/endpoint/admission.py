@@ -12,13 +12,13 @@ behind the same NAT is let in.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from alknet.core.identity import ANONYMOUS, OWNER, Identity
 from alknet.core.limits import Limits
+from alknet.core.source import source_of
 from alknet.errors import Unavailable
 
 __all__ = ["Admission", "Place", "source_of"]
@@ -27,27 +27,6 @@ FAILURE_WINDOW_S = 60.0
 SHUT_OUT_S = 60.0
 # Sources with failures are swept when there are this many; entries older than a minute go.
 SWEEP_ABOVE = 1_024
-
-
-def source_of(remote_address: str, relay: Identity | None = None) -> str:
-    """Name what connections from *remote_address* are counted under.
-
-    Args:
-        remote_address: ``ip:port`` or ``[ip]:port``; any other text stands for itself.
-        relay: Who relays the stream; then it is counted under that identity.
-    """
-    if relay is not None:
-        return f"relay:{relay.id}"
-    host = remote_address.rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return remote_address
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
 class Place:

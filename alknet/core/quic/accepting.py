@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aioquic.quic.retry import QuicRetryTokenHandler
 
+from alknet.core.contracts import CloseCode
 from alknet.core.datagram import format_address
+from alknet.core.identity import ANONYMOUS
 from alknet.core.quic import packets
+from alknet.core.quic.churn import VIOLATION_COSTS, Churn
 from alknet.core.quic.connection import QuicConnection
 from alknet.core.quic.engine import server_engine
 from alknet.core.quic.reset import Budget
@@ -82,6 +85,7 @@ class Accepting:
         self._outbox = outbox
         self._cids = cids
         self._retry = QuicRetryTokenHandler()
+        self._churn = Churn()
         self._answers = Budget(ANSWERS_PER_S, at_once=ANSWERS_AT_ONCE)
         self._unproven = Budget(UNPROVEN_PER_S, at_once=UNPROVEN_AT_ONCE)
 
@@ -94,6 +98,9 @@ class Accepting:
         """
         if not packets.is_acceptable_initial(header, len(datagram)):
             self._endpoint.counters["stray"] += 1
+            return None
+        if self._churn.is_worn_out(address, self._endpoint.limits.connections_per_address, now):
+            self._endpoint.counters["worn_out"] += 1
             return None
         if not self.is_open:
             self._refuse(header, address, now)
@@ -112,6 +119,16 @@ class Accepting:
             return None
         entry.connection.engine.first_keys = keys
         return entry
+
+    def charge(self, entry: Entry, now: float) -> None:
+        """Count the end of a connection that was accepted, against a stranger's address."""
+        connection, reason = entry.connection, entry.connection.close_reason
+        if entry.proven_at is None or connection.identity is not ANONYMOUS or reason is None:
+            return
+        is_fault = reason.code != 0 if reason.is_transport else reason.code == CloseCode.PROTOCOL
+        cost = VIOLATION_COSTS if is_fault and not reason.by_peer else 1.0
+        limit = self._endpoint.limits.connections_per_address
+        self._churn.charge(entry.proven_at, cost, limit, now)
 
     def hand_over(self, connection: QuicConnection) -> bool:
         """Give a connection whose handshake is complete to its handler; False if we stop."""

@@ -226,9 +226,11 @@ class QuicEndpoint:
 
     def on_established(self, connection: QuicConnection) -> None:
         """The handshake is complete: hand an accepted connection over, unless we stop."""
-        self._end_handshake(self._table.entries[connection])
+        entry = self._table.entries[connection]
+        self._end_handshake(entry)
         if connection.is_dialer or self._accepting is None:
             return
+        entry.proven_at = entry.address
         if not self._accepting.hand_over(connection):
             connection.close(CloseCode.SHUTDOWN, "shutting down")
 
@@ -236,6 +238,8 @@ class QuicEndpoint:
         """The connection has ended, perhaps amid its handshake, which counts no more."""
         if (entry := self._table.entries.get(connection)) is not None:
             self._end_handshake(entry)
+            if self._accepting is not None:
+                self._accepting.charge(entry, trio.current_time())
 
     def _end_handshake(self, entry: Entry) -> None:
         if self._accepting is not None:

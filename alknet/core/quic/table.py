@@ -22,6 +22,7 @@ class Entry:
         admission: Left when the handshake has ended; None from then on.
         close_datagrams: What closed it, to be said again to a peer that goes on.
         after_close: Datagrams that came since.
+        proven_at: Where an accepted peer has completed its handshake; None until then.
     """
 
     __slots__ = (
@@ -31,6 +32,7 @@ class Entry:
         "cids",
         "close_datagrams",
         "connection",
+        "proven_at",
         "timer",
     )
 
@@ -42,6 +44,7 @@ class Entry:
         self.admission: ExitStack | None = None
         self.close_datagrams: Sequence[tuple[bytes, NetworkPath]] = ()
         self.after_close = 0
+        self.proven_at: Address | None = None
 
 
 class ConnectionTable:
