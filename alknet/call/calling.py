@@ -243,7 +243,9 @@ class Calling:
 
     def aborted(self, stream: CallStream, event: Aborted) -> None:
         """End a call that the callee gave up."""
-        self.faulted(stream, event.id, aborted(event.reason))
+        error = aborted(event.reason)
+        error.by = ()
+        self.faulted(stream, event.id, error)
 
     def faulted(self, stream: CallStream, call_id: str, error: CallError) -> None:
         """End a call with *error*; an unknown id is ignored."""

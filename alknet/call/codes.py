@@ -83,6 +83,10 @@ class CallError(AlknetError):
             Never sent.
         is_unsent: The request did not leave this side, so nothing of it has run. Never sent.
         is_refused: The callee says that it refused the request before any handler saw it.
+        by: Who has said it: names of peers, the first as the node knows it that the call was made
+            to (or made at, by its `PeerEnvironment`), each other as the one before does; empty for
+            that node itself. None if no peer has said it: it arose here.
+        is_passed_on: This node passes the error on to who asked it, and tells `by` with it.
     """
 
     def __init__(
@@ -102,6 +106,8 @@ class CallError(AlknetError):
         self.is_failed_authentication = is_failed_authentication
         self.is_unsent = False
         self.is_refused = False
+        self.by: tuple[str, ...] | None = None
+        self.is_passed_on = False
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"

@@ -200,4 +200,6 @@ def _too_large(size: int) -> CallError:
 
 
 def _copy(error: CallError) -> CallError:
-    return CallError(error.code, error.message, retryable=error.retryable, details=error.details)
+    copied = CallError(error.code, error.message, retryable=error.retryable, details=error.details)
+    copied.by, copied.is_passed_on = error.by, error.is_passed_on
+    return copied

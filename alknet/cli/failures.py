@@ -165,6 +165,9 @@ def _call_failed(error: Any, *, hint: str = "") -> Failure:
     if error.details:
         details["details"] = error.details
     message = error.message
+    if error.by:
+        details["by"] = list(error.by)
+        message += f" (said by {'/'.join(error.by)})"
     if path := (error.details or {}).get("path"):
         message += f" (at {path} of the input)"
     if error.correlation_id:

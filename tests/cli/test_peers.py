@@ -221,6 +221,18 @@ def test_a_peer_that_is_dialled_in_vain_is_told_with_the_reason(fleet: Fleet, ma
     fleet.hub.ok("peer", "remove", "w9")
 
 
+def test_an_error_says_which_worker_it_came_from(fleet: Fleet) -> None:
+    wrong = ("echo/unary", "[1]")
+    for target in ("@hub/w1", "@hub/any"):
+        failed = fleet.laptop.fails(1, "call", target, *wrong, "--json")
+        assert (failed.error["code"], failed.error["by"]) == ("INVALID_INPUT", ["w1"])
+        assert "(said by w1)\n" in fleet.laptop.fails(1, "call", target, *wrong).err
+    assert fleet.hub.fails(1, "call", "@any", *wrong, "--json").error["by"] == ["w1"]
+    assert "by" not in fleet.hub.fails(1, "call", *wrong, "--json").error
+    missing = fleet.laptop.fails(1, "call", "@hub/w1", "echo/none", "--json")
+    assert "by" not in missing.error
+
+
 @pytest.mark.parametrize(
     ("target", "operation", "status"),
     [

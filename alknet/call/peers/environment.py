@@ -318,6 +318,8 @@ class PeerEnvironment:
     def _judge(
         self, peer: AttachedPeer, session: CallSession, error: CallError, options: CallOptions
     ) -> None:
+        if error.by is not None:
+            error.by = (peer.name, *error.by)
         # With a connection all of its calls are lost, which says nothing of the next connection.
         if session.close_reason is None and session.connection.close_reason is None:
             self._ejector.failed(peer, error, options.get("timeout_s"))

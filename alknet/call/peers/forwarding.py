@@ -38,7 +38,7 @@ from alknet.call.proto.events import NOT_STARTED
 from alknet.call.spec import OpType
 from alknet.call.visibility import NOBODY_OWNS, no_such_operation
 from alknet.core.access import check_access
-from alknet.core.config_re_export import ReExport
+from alknet.core.config_re_export import ANY_PEER, ReExport
 from alknet.core.contracts import Connection
 from alknet.core.identity import Identity, NodeId
 from alknet.core.limits import Limits
@@ -138,6 +138,23 @@ class Forwarder:
             rule.covers(route, operation) and _refusal(rule, identity) is None
             for rule in self.rules
         )
+
+    def said_by(self, error: CallError, request: Requested, identity: Identity) -> tuple[str, ...]:
+        """Return which part of the route of *request* leads to who has said *error*.
+
+        It is what *identity* has asked for, and no more; `any` becomes a name where *identity*
+        could call that peer by its name. Of `NOT_FOUND` nothing is told: it would show how far
+        the rules of the nodes on the way reach.
+        """
+        by = error.by
+        if not by or error.code == ErrorCode.NOT_FOUND:
+            return ()
+        known = tuple(request.peer or ())[: len(by)]
+        if known[-1] == ANY_PEER:
+            named = (*known[:-1], by[len(known) - 1])
+            if self.may_call(identity, named, request.operation):
+                return named
+        return known
 
     def rules_for(self, identity: Identity) -> tuple[ReExport, ...]:
         """Return the rules by which *identity* may pass; the owner needs none and gets none."""
@@ -292,7 +309,7 @@ class ForwardedCall:
         try:
             return bytes(await self._run())
         except CallError as exc:
-            raise _passed_on(exc) from None
+            raise self._passed_on(exc) from None
 
     async def _run(self) -> msgspec.Raw:
         request = self._request
@@ -316,7 +333,7 @@ class ForwardedCall:
             async with self._stream() as items:
                 yield _Items(items)
         except CallError as exc:
-            raise _passed_on(exc) from None
+            raise self._passed_on(exc) from None
 
     @asynccontextmanager
     async def _stream(self) -> AsyncGenerator[Subscription]:
@@ -341,6 +358,14 @@ class ForwardedCall:
             if errors is None or rest is not None:
                 raise
             raise _first(errors) from None
+
+    def _passed_on(self, error: CallError) -> CallError:
+        """Return *error* for the caller: that nothing has run at the peer is true of the call."""
+        if error.has_not_started and error.retryable:
+            error.details = {**(error.details or {}), NOT_STARTED: True}
+        error.by = self._forwarder.said_by(error, self._request, self.identity)
+        error.is_passed_on = True
+        return error
 
     def _timed(self) -> CallOptions:
         left_s = trio.current_effective_deadline() - trio.current_time()
@@ -376,13 +401,6 @@ async def _send_all(to: Upload | Bidi, items: AsyncIterator[msgspec.Raw]) -> Non
             await to.send(item)
     except trio.BrokenResourceError:
         return  # it has answered, and takes no more
-
-
-def _passed_on(error: CallError) -> CallError:
-    """Return *error* for the caller: that nothing has run at the peer is true of the whole call."""
-    if error.has_not_started and error.retryable:
-        error.details = {**(error.details or {}), NOT_STARTED: True}
-    return error
 
 
 def _first(errors: BaseExceptionGroup[CallError]) -> CallError:

@@ -188,7 +188,17 @@ def _failed(call_id: str, payload: bytes | memoryview) -> Event:
     wire = _FAILED.decode(payload)
     retryable = code_info(wire.code).retryable if wire.retryable is None else wire.retryable
     details = wire.details if isinstance(wire.details, dict) else None
-    return Failed(call_id, wire.code, wire.message, retryable, details)
+    by = () if wire.by is None else _by_untrusted(wire.by)
+    return Failed(call_id, wire.code, wire.message, retryable, details, by)
+
+
+def _by_untrusted(value: object) -> tuple[str, ...]:
+    """Return the route that an error came, or nothing if it is none: what it says counts more."""
+    if not isinstance(value, list) or len(value) > _MOST_HOPS:
+        return ()
+    if not all(isinstance(name, str) and _HOP.fullmatch(name) for name in value):
+        return ()
+    return tuple(value)
 
 
 def _connection_close(_call_id: str, payload: bytes | memoryview) -> Event:
@@ -242,7 +252,8 @@ def _wire_originator(origin: Identity) -> _Originator:
 
 
 def _wire_failed(event: Failed) -> _Failed:
-    return _Failed(event.code, event.message, event.retryable, event.details)
+    by = event.by or None
+    return _Failed(event.code, event.message, event.retryable, event.details, by)
 
 
 # --- the payloads as they stand on the wire
@@ -300,6 +311,7 @@ class _Failed(msgspec.Struct, omit_defaults=True):
     message: str = ""
     retryable: bool | None = None
     details: Any = None
+    by: Any = None
 
 
 class _Item(msgspec.Struct):
@@ -320,10 +332,14 @@ _CLOSING_BRACE = 0x7D
 _MAX_REASON = 512
 _MAX_FORWARDED = 4096
 _MAX_OPERATION = 256
+# As long as a route.
+_MOST_HOPS = 8
 # What an honest message holds beside its input or output, and more.
 _MAX_REST = 16 * 1024
 
 _OPERATION = re.compile(r"[A-Za-z0-9_.-]{1,64}(?:/[A-Za-z0-9_.-]{1,64})+")
+# The name of a peer, or "any".
+_HOP = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _USUAL = re.compile(
     rb'\{"type":[ ]?"([a-z_.]{1,64})",[ ]?"id":[ ]?"([^"\\\x00-\x1f]{1,128})",[ ]?'
     rb'"payload":[ ]?(?=\{)'

@@ -109,18 +109,25 @@ class Aborted(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The call ended with an error."""
+    """The call ended with an error.
+
+    Attributes:
+        by: The peers on the way from who sends this to who has said it; see `CallError.by`.
+    """
 
     id: str
     code: str
     message: str
     retryable: bool
     details: dict[str, Any] | None = None
+    by: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, call_id: str, error: CallError) -> Failed:
         """Return what to send for *error*."""
-        return cls(call_id, error.code, error.message, error.retryable, error.details)
+        # Whom a handler has asked is nobody else's business.
+        by = (error.by or ()) if error.is_passed_on else ()
+        return cls(call_id, error.code, error.message, error.retryable, error.details, by)
 
     @classmethod
     def refusal(cls, call_id: str, error: CallError) -> Failed:
@@ -141,6 +148,7 @@ class Failed(msgspec.Struct, frozen=True):
             details = {key: value for key, value in details.items() if key != NOT_STARTED}
         error = CallError(self.code, self.message, retryable=self.retryable, details=details)
         error.is_refused = is_refused
+        error.by = self.by
         return error
 
 

@@ -45,7 +45,8 @@ def page() -> str:
 # Errors
 
 A call that fails ends with one `call.error`: a code, a message for people, whether a retry may
-help, and sometimes details. One table says what each code means elsewhere.
+help, and sometimes details; of one that came by several nodes, [who has said
+it](federation.md#routes). One table says what each code means elsewhere.
 
 ## Codes of the protocol
 

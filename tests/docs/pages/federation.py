@@ -143,9 +143,16 @@ it asks. `traceparent`, `idempotency_key` and what is left of the time go on as 
 caller that asks for somebody else is made its own first, so that it gets no answer of theirs; so is
 that of a stranger, by its key or else by its connection.
 
-Errors come back as the last node raised them, and say nothing of where. A call that may have begun
-when its connection broke is `UNAVAILABLE` and is not repeated by itself; one that had certainly not
-begun goes to another peer, where the route says `any`. An abort, a deadline, a disconnect ends the
+Errors come back as the last node raised them. `by`, beside their code, says who that was: the part
+of the caller's route that leads there, so `["w1"]` of a call by `@hub/w1` that the worker has
+refused, and nothing where the hub itself has. `any` becomes the peer's name if this caller could
+call the operation there by that name. Each node makes it of the route that it was given; no address
+or key is in it. `NOT_FOUND` never has it: how far a call came that found nothing would tell what is
+behind the rules. `alknet call` shows `(said by w1)`, and `by` with `--json`; in Python it is
+`CallError.by`.
+
+A call that may have begun when its connection broke is `UNAVAILABLE` and is not repeated by itself;
+one that had certainly not begun goes to another peer, where the route says `any`. An abort, a deadline, a disconnect ends the
 call on every node. Items wait at each node until the next has room.
 
 ## services/list-peers
