@@ -99,6 +99,8 @@ class Run:
             delay=self.random.choice((0.0005, 0.01, 0.05, 0.15)),
             reorder=self.random.choice((0, 0.1, 0.3)),
             duplicate=self.random.choice((0, 0.02, 0.1)),
+            mtu=self.random.choice((None, None, None, 1_200, 1_350)),
+            bandwidth=self.random.choice((None, None, None, 250_000)),
         )
         if self.random.random() < 0.3:
             ways = [(CLIENT_HOST, SERVER_HOST), (SERVER_HOST, CLIENT_HOST)]
@@ -208,15 +210,18 @@ class Run:
                     with self.network.blackout():
                         await trio.sleep(self.random.choice((0.05, 0.5, 3)))
                 case "black hole":
-                    self.network.mtu = self.random.choice((600, 1199))
-                    await trio.sleep(self.random.uniform(0.1, 1))
-                    self.network.mtu = None
+                    # Through the last two pass all but what path MTU discovery has found.
+                    before = self.network.mtu
+                    self.network.mtu = self.random.choice((600, 1_199, 1_200, 1_300))
+                    await trio.sleep(self.random.uniform(0.1, 5))
+                    self.network.mtu = before
                 case _:
                     address = ("192.0.2.77", 20_000 + self._next())
                     self.network.rebind(pair.endpoints.client_socket, address)
 
     def heal(self) -> None:
         self.network.loss = self.network.reorder = self.network.duplicate = 0.0
+        self.network.mtu = self.network.bandwidth = None
         self.network.worsen(CLIENT_HOST, SERVER_HOST)
         self.network.worsen(SERVER_HOST, CLIENT_HOST)
 
