@@ -152,8 +152,8 @@ behind the rules. `alknet call` shows `(said by w1)`, and `by` with `--json`; in
 `CallError.by`.
 
 A call that may have begun when its connection broke is `UNAVAILABLE` and is not repeated by itself;
-one that had certainly not begun goes to another peer, where the route says `any`. An abort, a deadline, a disconnect ends the
-call on every node. Items wait at each node until the next has room.
+one that had certainly not begun goes to another peer, where the route says `any`. An abort, a
+deadline, a disconnect ends the call on every node. Items wait at each node until the next has room.
 
 ## services/list-peers
 
