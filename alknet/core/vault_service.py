@@ -122,9 +122,12 @@ class VaultService:
 
     async def lock(self) -> None:
         """Wipe all keys, after what is running has ended. Idempotent."""
-        self._signers.clear()
-        self._exchangers.clear()
-        await self._in_thread(Vault.lock)
+        try:
+            await self._in_thread(Vault.lock)
+        finally:
+            # Not before: a key that was being derived has come meanwhile.
+            self._signers.clear()
+            self._exchangers.clear()
 
     async def reread(self) -> None:
         """Take over what another process has written; does not count as use."""
@@ -229,7 +232,7 @@ class VaultService:
         if path in kept:
             await trio.lowlevel.checkpoint()
             self._touch()
-            if path in kept:  # it was not locked meanwhile
+            if path in kept and self.is_unlocked:  # it was not locked meanwhile
                 return kept[path]
         (child,) = await self.use(Vault.derive, [path])
         with child:

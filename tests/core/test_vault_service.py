@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from alknet.core.vault_service import SIGN_PREFIX, VaultService, verify
@@ -92,6 +95,22 @@ async def test_locked_everything_that_needs_secrets_is_unavailable(vault: Vault)
     await service.unlock(lambda _: LockedBuffer.of(ENTROPY))
     with await service.get("a") as value:
         assert bytes(value.view) == b"1"
+
+
+async def test_a_key_that_was_being_derived_is_gone_with_the_lock(vault: Vault) -> None:
+    service, is_derived = VaultService(vault), threading.Event()
+
+    async def derive() -> None:
+        await service.public_key(KeyRole.SSH_USER)
+        is_derived.set()
+
+    async with trio.open_nursery() as nursery:
+        for work in (derive, partial(service.use, lambda _: is_derived.wait()), service.lock):
+            nursery.start_soon(work)  # in this order for the vault's one thread
+            await trio.testing.wait_all_tasks_blocked()
+    assert not service.is_unlocked
+    with pytest.raises(Unavailable):
+        await service.ssh_sign(b"data")
 
 
 async def test_it_locks_itself_when_nobody_uses_it(
