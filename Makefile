@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Peers of the benchmarks that want other packages than we do.
 PEERS  := $(VENV)/peers
 
-.PHONY: run setup lint type imports test cover fuzz seeds kills soak bench docs check clean
+.PHONY: run setup lint type imports test cover fuzz seeds kills soak mutants mutants-all bench docs check clean
 
 run: $(STAMP)            ## install, start two nodes, let them call each other, say how to go on
 	$(BIN)/python -m alknet.cli.demo
@@ -52,8 +52,11 @@ kills: $(STAMP)          ## 200 rounds of 32 writers that are killed (KILLS)
 soak: $(STAMP)           ## a node under everything at once, for SECONDS (an hour)
 	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),3600)
 
-mutants: $(STAMP)        ## does a test notice each wrong line of the hot path? (SAMPLE, FILES)
-	$(BIN)/python -m tests.mutants $(if $(SAMPLE),--sample $(SAMPLE)) $(FILES)
+mutants: $(STAMP)        ## does a test notice a wrong line of the hot path? (SAMPLE, SEED, FILES)
+	$(BIN)/python -m tests.mutants --sample $(or $(SAMPLE),60) --seed $(or $(SEED),0) $(FILES)
+
+mutants-all: $(STAMP)    ## the same for every line: about half an hour on two cores (FILES)
+	$(BIN)/python -m tests.mutants $(FILES)
 
 bench: $(STAMP)          ## benchmarks beside other libraries; results go to benchmarks/RESULTS.md
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
