@@ -9,6 +9,8 @@ import pytest
 from aioquic.quic import connection
 from aioquic.quic.stream import QuicStream
 
+from tests.core.quic.hotpath.differential import random_bytes
+
 
 class InOrder(dict[Any, None]):
     """What stands for a set: its items come in the order in which they were added."""
@@ -26,4 +28,11 @@ def _streams_in_one_order() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(QuicStream, "__hash__", lambda self: hash(self.stream_id))
         patch.setattr(connection, "set", InOrder, raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _same_random_bytes() -> Iterator[None]:
+    """The same connection IDs and left-out packet numbers each time."""
+    with random_bytes(0):
         yield

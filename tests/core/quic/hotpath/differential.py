@@ -46,11 +46,16 @@ def random_bytes(seed: int) -> Iterator[None]:
 class Twins:
     """Two engines that must never differ.
 
+    Those of a `fork` are copied when somebody asks for them.
+
     Attributes:
         plain: The one that takes aioquic's way.
         hot: The one that takes ours, where it may.
         seen: Events of both.
     """
+
+    plain: Engine
+    hot: Engine
 
     def __init__(self, engine: Engine, *, receives: bool = True, sends: bool = False) -> None:
         """Take over *engine* as `plain`.
@@ -62,6 +67,8 @@ class Twins:
         self.plain, self.hot = engine, clone(engine)
         self.seen: list[events.QuicEvent] = []
         self._receives, self._sends = receives, sends
+        self._origin = self
+        self._sealed = 0  # packets of which a `hot` that is not copied yet does not know
         self._turn = itertools.count()
         engine.is_hot = False
         self.check()
@@ -85,10 +92,21 @@ class Twins:
         return cast(T, result.value)
 
     def fork(self) -> Twins:
-        """Return other twins in the same state."""
+        """Return other twins in the same state; these must not change any more."""
         other = copy.copy(self)
-        other.plain, other.hot, other.seen = clone(self.plain), clone(self.hot), list(self.seen)
+        other._origin, other._sealed, other.seen = self, 0, list(self.seen)
+        for name in ("plain", "hot"):
+            other.__dict__.pop(name, None)
         return other
+
+    def __getattr__(self, name: str) -> Engine:
+        if name not in {"plain", "hot"} or "_origin" not in self.__dict__:
+            raise AttributeError(name)
+        engine = clone(getattr(self._origin, name))
+        if name == "hot":
+            engine._packet_number += self._sealed
+        setattr(self, name, engine)
+        return engine
 
     def set(self, change: Callable[[Engine], object]) -> None:
         """Bring both into a state by hand."""
@@ -142,7 +160,11 @@ class Twins:
         """
         if number is None:
             number = self.plain._packet_number
-            self.do(_use_number)
+            self.plain._packet_number += 1
+            if "hot" in self.__dict__:
+                self.hot._packet_number += 1
+            else:
+                self._sealed += 1
         length = (first & 3) + 1
         assert length + len(frames) >= SHORTEST_FRAMES, "too short to be sampled"
         crypto = self.plain._cryptos[Epoch.ONE_RTT]
@@ -179,10 +201,6 @@ def _outcome(action: Callable[[Engine], Any], engine: Engine) -> _Outcome:
         return _Outcome(action(engine), None)
     except Exception as exc:  # noqa: BLE001  # compared with the other's
         return _Outcome(None, exc)
-
-
-def _use_number(engine: Engine) -> None:
-    engine._packet_number += 1
 
 
 @dataclass(frozen=True)
