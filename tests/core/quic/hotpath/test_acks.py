@@ -15,7 +15,7 @@ from alknet.core.quic.bounds import MAX_IDLE_FRAMES
 from alknet.core.quic.engine import Engine
 from alknet.core.quic.hotpath.acks import acknowledge, read_ack_untrusted
 from tests.core.quic.hostile import varint
-from tests.core.quic.hotpath.differential import Duel, Twins
+from tests.core.quic.hotpath.differential import Duel, Twins, random_bytes
 
 ANY_LENGTH = 0x43
 PACKETS = 30
@@ -34,7 +34,8 @@ def ack(*ranges: tuple[int, int], delay: int = 0) -> bytes:
 @cache
 def _waiting() -> Duel:
     """A client that waits for the acknowledgement of `PACKETS` packets and an acknowledgement."""
-    duel = Duel()
+    with random_bytes(0):  # whichever test is the first
+        duel = Duel()
     stream_id = duel.client.do(lambda engine: engine.open_stream(unidirectional=False))
     duel.run(0.2)
     duel.client.set(lambda engine: setattr(engine, "_skip_at", 10**9))
@@ -259,13 +260,13 @@ def test_the_loss_time_is_forgotten_with_the_last_outstanding_packet() -> None:
     assert client.hot._spaces[Epoch.ONE_RTT].loss_time is None
 
 
-@pytest.mark.parametrize("largest", [0.0, 10.0, -10.0])
-def test_the_largest_number_may_be_outstanding_itself(largest: float) -> None:
+@pytest.mark.parametrize("largest", [-5, 0, 1, 2, 5, 15])
+def test_the_largest_number_may_be_outstanding_itself(largest: int) -> None:
     """As after packets that were sent, forgotten and numbered again by hand."""
     duel, client, first = waiting()
     client.set(
         lambda engine: setattr(
-            engine._spaces[Epoch.ONE_RTT], "largest_acked_packet", first + 5 + int(largest)
+            engine._spaces[Epoch.ONE_RTT], "largest_acked_packet", first + largest
         )
     )
     hear(duel, ack((first, first)))

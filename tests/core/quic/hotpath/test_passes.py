@@ -9,7 +9,6 @@ from typing import cast
 import pytest
 from aioquic.quic.connection import QuicNetworkPath
 from aioquic.quic.packet_builder import QuicDeliveryState
-from aioquic.tls import Epoch
 
 from alknet.core.limits import Limits
 from alknet.core.quic import mtu
@@ -18,63 +17,14 @@ from alknet.core.quic.flow import StreamLimit
 from alknet.core.quic.hotpath import burst
 from alknet.core.quic.hotpath.ready import SMALL_BYTES, SMALL_SHARE_BYTES
 from alknet.core.quic.hotpath.send import MAX_PACKETS_PER_PASS
-from tests.core.quic.sansio import CLIENT_ADDRESS, EnginePair, connected
-
-ONE_RTT = Epoch.ONE_RTT
+from tests.core.quic.hotpath.passes import ONE_RTT, carry, frames_in, quiet_pair, with_streams
+from tests.core.quic.sansio import CLIENT_ADDRESS, EnginePair
 
 
 @pytest.fixture(autouse=True)
 def _no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the search for the path MTU from adding packets of its own."""
     monkeypatch.setattr(mtu, "WORTH_BYTES", 1 << 60)
-
-
-def quiet_pair(limits: Limits | None = None) -> EnginePair:
-    """Two engines with nothing left to say, no congestion window and no pacing."""
-    pair = connected(limits)
-    pair.run(5)
-    for engine in (pair.dialer, pair.acceptor):
-        engine._loss._cc.congestion_window = 1 << 30
-        engine._loss._pacer.packet_time = None
-        engine._skip_at = 1 << 40  # no packet number is left out, by chance
-    return pair
-
-
-def with_streams(count: int) -> tuple[EnginePair, list[int]]:
-    """A quiet pair with streams of the dialler's on which each side has said something."""
-    pair = quiet_pair(Limits(streams_per_connection=1_000))
-    ids = [pair.dialer.open_stream(unidirectional=False) for _ in range(count)]
-    for stream_id in ids:
-        pair.dialer.send_stream_data(stream_id, b"?")
-    pair.run()
-    for engine in (pair.dialer, pair.acceptor):
-        engine._loss._cc.congestion_window = 1 << 30
-        engine._loss._pacer.packet_time = None
-    return pair, ids
-
-
-def carry(pair: EnginePair, *, to_server: bool) -> int:
-    """Deliver what one side has to send in one pass; return how many datagrams."""
-    engine = pair.dialer if to_server else pair.acceptor
-    datagrams = engine.datagrams_to_send(pair.now)
-    for data, _ in datagrams:
-        pair.deliver(data, to_server=to_server)
-    return len(datagrams)
-
-
-def frames_in(pair: EnginePair, datagram: bytes) -> list[int]:
-    """The streams of which the dialler's *datagram* has frames, in order."""
-    crypto = pair.acceptor._cryptos[ONE_RTT]
-    space = pair.acceptor._spaces[ONE_RTT]
-    _, plain, _ = crypto.decrypt_packet(datagram, 9, space.expected_packet_number)
-    streams, pos = [], 0
-    while pos < len(plain):
-        assert plain[pos] & 0xF8 == 8, plain[pos]
-        streams.append(plain[pos + 1])
-        offset = plain[pos + 2]
-        pos += 2 + ((1 << (offset >> 6)) if plain[pos] & 4 else 0)
-        pos += 2 + (int.from_bytes(plain[pos : pos + 2]) & 0x3FFF)
-    return streams
 
 
 # the cap
@@ -101,10 +51,11 @@ def test_a_pass_that_fits_its_cap_wants_no_other() -> None:
     assert not pair.dialer.wants_another_pass
 
 
-def test_a_full_window_wants_no_other_pass() -> None:
+@pytest.mark.parametrize("left", [0, 11 + 16])
+def test_a_full_window_wants_no_other_pass(left: int) -> None:
     pair, (stream_id,) = with_streams(1)
     pair.dialer.max_packets_per_pass = 2
-    pair.dialer._loss._cc.congestion_window = 2 * 1_200
+    pair.dialer._loss._cc.congestion_window = 2 * 1_200 + left
     pair.dialer.send_stream_data(stream_id, bytes(10_000))
     assert carry(pair, to_server=True) == 2
     assert not pair.dialer.wants_another_pass
@@ -388,7 +339,7 @@ def test_what_is_not_plain_is_left_to_aioquic(change: Callable[[Engine], object]
 
 def _close(engine: Engine) -> None:
     engine.close()
-    engine.datagrams_to_send(0.0)
+    engine.datagrams_to_send(1e6)  # so late that all other timers are earlier
 
 
 @pytest.mark.parametrize(

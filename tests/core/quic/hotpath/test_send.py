@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from aioquic.quic.events import StreamDataReceived
-from aioquic.tls import CipherSuite
+from aioquic.tls import CipherSuite, Epoch
 
 from alknet.core.limits import Limits
 from alknet.core.quic.engine import Engine
@@ -234,6 +234,34 @@ def test_pacing_holds_packets_back_alike(bucket: float) -> None:
     assert len(duel.server.received(stream_id)) == 20_001
 
 
+@pytest.mark.parametrize("late_s", [-0.001, 0.0, 0.001])
+@pytest.mark.parametrize("has_data", [False, True])
+def test_pacing_holds_back_no_acknowledgement_that_is_overdue(
+    late_s: float, *, has_data: bool
+) -> None:
+    duel = sending_duel()
+    client, server = duel.client, duel.server
+    stream_id = open_stream(client, b"x")
+    duel.run(1)
+    give(client, stream_id, b"question")
+    for data, _ in client.send(duel.now):
+        duel.deliver(data, server)
+    due = server.hot._hot_space.ack_at
+    assert due is not None
+    duel.now = due + late_s
+
+    def empty(engine: Engine) -> None:
+        pacer = engine._loss._pacer
+        pacer.packet_time, pacer.bucket_max, pacer.bucket_time = 0.01, 0.02, -0.1
+        pacer.evaluation_time = duel.now
+        engine._pacing_at = duel.now  # as the last pass left it
+
+    server.do(empty)
+    if has_data:
+        give(server, stream_id, bytes(5_000))
+    assert bool(server.send(duel.now)) == (late_s > 0)
+
+
 def test_key_updates_amid_bulk_are_sent_alike() -> None:
     duel = sending_duel()
     stream_id = open_stream(duel.client, b"x")
@@ -265,3 +293,102 @@ def test_acknowledgements_of_many_ranges_are_sent_alike() -> None:
         duel.now += 0.001
     duel.run(3)
     assert len(duel.server.received(stream_id)) == 161
+
+
+def test_windows_of_several_streams_are_announced_in_one_order() -> None:
+    """That of the streams, whoever was read first."""
+    duel = sending_duel(limits=Limits(stream_receive_window_bytes=16_384))
+    ids = [open_stream(duel.client, bytes(16_384)) for _ in range(3)]
+    duel.run(1)
+    server = duel.server
+    for read in ([ids[0]], [ids[2], ids[1]], [ids[1], ids[2], ids[0]]):
+        for stream_id in read:
+            server.do(lambda engine, i=stream_id: engine.credit(i, 5_000))  # type: ignore[misc]
+        assert len(server.hot._hot_raised) == len(read)
+        sent = server.send(duel.now)
+        assert len(sent) == 1
+        assert not server.hot._hot_raised
+        for data, _ in sent:
+            duel.deliver(data, duel.client)
+    limits = [duel.client.hot._streams[stream_id].max_stream_data_remote for stream_id in ids]
+    assert limits == [26_384, 26_384, 26_384]
+
+
+@pytest.mark.parametrize("room", range(3, 11))
+def test_an_end_waits_for_room_alike(room: int) -> None:
+    """Its offset takes four bytes: a frame without data has eight."""
+    duel = sending_duel()
+    stream_id = open_stream(duel.client, bytes(20_000))
+    duel.run(1)
+    other = open_stream(duel.client, b"x")
+    duel.run(1)
+
+    def narrow(engine: Engine) -> None:
+        window = engine._loss.bytes_in_flight + 11 + 16 + room
+        engine._loss._cc.congestion_window = window
+
+    duel.client.do(narrow)
+    give(duel.client, stream_id, b"", end_stream=True)
+    assert len(duel.client.send(duel.now)) == (room >= 8)
+    give(duel.client, other, b"more")
+    duel.client.send(duel.now)
+    duel.client.do(lambda engine: setattr(engine._loss._cc, "congestion_window", 100_000))
+    duel.run(3)
+    assert duel.server.received(other) == b"xmore"
+
+
+@pytest.mark.parametrize("room", [3, 4, 8, 12, 16, 24, 32, 40, 64])
+def test_what_a_packet_has_no_room_to_announce_waits_alike(room: int) -> None:
+    limits = Limits(stream_receive_window_bytes=16_384, connection_receive_window_bytes=49_152)
+    duel = sending_duel(limits=limits)
+    server = duel.server
+    ids = [open_stream(duel.client, bytes(16_384)) for _ in range(3)]
+    duel.run(1)
+    for data, _ in duel.client.send(duel.now):
+        duel.deliver(data, server)
+    for stream_id in ids:
+        server.do(lambda engine, i=stream_id: engine.credit(i, 16_000))  # type: ignore[misc]
+    give(server, ids[0], b"answer")
+    duel.client.do(lambda engine: engine.send_ping(1))
+    for data, _ in duel.client.send(duel.now):
+        duel.deliver(data, server)
+    duel.now += 0.1  # an acknowledgement is overdue
+
+    def narrow(engine: Engine) -> None:
+        window = engine._loss.bytes_in_flight + 11 + 16 + room
+        engine._loss._cc.congestion_window = window
+
+    server.do(narrow)
+    server.send(duel.now)
+    server.send(duel.now)
+    server.do(lambda engine: setattr(engine._loss._cc, "congestion_window", 100_000))
+    duel.run(3)
+    assert duel.client.received(ids[0]) == b"answer"
+    for stream_id in ids:
+        assert duel.client.hot._streams[stream_id].max_stream_data_remote == 32_384
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2)])
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_data_that_arrives_in_any_order_is_let_go_alike(
+    order: tuple[int, ...], *, is_reset: bool
+) -> None:
+    duel = sending_duel()
+    client, server = duel.client, duel.server
+    stream_id = open_stream(client, b"x")
+    duel.run(1)
+    packets = []
+    for _ in range(3):
+        give(client, stream_id, bytes(100))
+        packets += [data for data, _ in client.send(duel.now)]
+    if is_reset:
+        client.do(lambda engine: engine.reset_stream(stream_id, 7))
+    for place in order:
+        duel.deliver(packets[place], server)
+        duel.now += 0.001
+        server.set(lambda engine: setattr(engine._spaces[Epoch.ONE_RTT], "ack_at", duel.now))
+        for data, _ in server.send(duel.now):
+            duel.deliver(data, client)
+    sender = client.hot._streams[stream_id].sender
+    assert (sender._buffer_start == 301) == (not is_reset)
+    assert not client.hot._hot_ready or is_reset
