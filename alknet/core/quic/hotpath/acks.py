@@ -90,11 +90,10 @@ def acknowledge(
     if not numbers:
         return
     on_packet_acked = loss._cc.on_packet_acked
+    newest = sent[numbers[-1]]
     is_ack_eliciting = False
-    sent_time = now
     for number in numbers:
         packet = sent.pop(number)
-        sent_time = cast(float, packet.sent_time)
         if packet.is_ack_eliciting:
             is_ack_eliciting = True
             space.ack_eliciting_in_flight -= 1
@@ -103,7 +102,7 @@ def acknowledge(
         for handler, args in packet.delivery_handlers:
             handler(_ACKED, *args)
     if numbers[-1] == largest and is_ack_eliciting:
-        _measure(loss, now - sent_time, delay_s, now)
+        _measure(loss, now - cast(float, newest.sent_time), delay_s, now)
     first = next(iter(sent), None)
     if first is not None and first <= space.largest_acked_packet:
         loss._detect_loss(now=now, space=space)

@@ -77,7 +77,7 @@ class Burst:
         self._datagrams: Datagrams = []
         self._packets: list[PlainPacket] = []
         self._is_over = False
-        self._has_forgotten = False
+        self._has_forgotten: bool  # of the packet before
 
     def run(self) -> Datagrams:
         """Build packets until there is nothing more to send, or something forbids more."""

@@ -118,7 +118,6 @@ class ReadyStreams(HotReceive):
         if (
             delivery is QuicDeliveryState.ACKED
             and start == sender._buffer_start
-            and start < stop
             and sender._buffer_fin is None
             and sender._reset_error_code is None
             and not len(sender._acked)
@@ -237,7 +236,6 @@ class ReadyStreams(HotReceive):
         del self._streams[stream_id]
         self._streams_queue.remove(stream)
         self._hot_ready.pop(stream, None)
-        self._hot_raised.pop(stream, None)
         if (stream_id & 1 == 0) != self._is_client:
             # RFC 9000 sec. 4.6: the peer may open another, by and by.
             self._stream_limit(stream_id).value += 1
