@@ -290,7 +290,9 @@ class PeerEnvironment:
                 peer = candidates.after(peer, tried)
                 session = peer.session
         if session is None:
-            raise _unsent(ErrorCode.UNAVAILABLE, f"the connection to {peer.name!r} has ended")
+            # Who asked for any peer may not know this one.
+            whom = f"whoever offers {operation!r}" if ref.name is None else repr(ref.name)
+            raise _unsent(ErrorCode.UNAVAILABLE, f"the connection to {whom} has ended")
         return peer, session
 
     def _pass_by(

@@ -42,9 +42,10 @@ def page() -> str:
 # Peers
 
 A node can call the operations of its *attached* peers: those that it dials
-(`[[outbound]]`), and those that dial it and say that they serve calls. A peer is attached under the
-name of its record, as long as one connection of it lives. What others may call through this node is
-another matter: [federation.md](federation.md).
+(`[[outbound]]`), and those that dial it, say that they serve calls, and
+[may](federation.md#attaching). A peer is attached under the name of its record, as long as one
+connection of it lives. What others may call through this node is another matter:
+[federation.md](federation.md).
 
 A handler names the peer beside the operation, and declares both in `calls`
 ([composition.md](composition.md#what-calls-may-say)):
