@@ -496,7 +496,9 @@ class Node:
         )
         if self.vault is not None and self._home is not None:
             receive = partial(receive_entropy, self._home)
-            secrets = vault_operations(self.vault, receive_entropy=receive)
+            secrets = vault_operations(
+                self.vault, receive_entropy=receive, rewrap_stored=self.sealed.rewrap
+            )
             self.registry.extend(audited(secrets, note), builtin=True)
         self.registry.extend(operations)
         self._federation = Federation(

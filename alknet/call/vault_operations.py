@@ -17,9 +17,9 @@ from alknet.call.codes import ErrorCode
 from alknet.call.operations import Operation, operation, scopes
 from alknet.call.spec import ErrorSpec, OperationError
 from alknet.core.vault_service import VaultService, verify
-from alknet.errors import LocalError, Malformed, StoreError
+from alknet.errors import LocalError, Malformed, NotFound, StoreError
 from alknet.vault.container import Header
-from alknet.vault.envelope import Damaged
+from alknet.vault.envelope import Damaged, sealed_from_text_untrusted
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.roles import KeyRole
 from alknet.vault.vault import SecretInfo, Vault
@@ -207,6 +207,9 @@ AnyOperation = Operation[..., Any]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+RewrapStored = Callable[[Callable[[str, str], Awaitable[str]]], Awaitable[int]]
+"""Stores anew what it gets for each name and sealed text, and returns how many have changed."""
+
 ERRORS = (
     ErrorSpec("DAMAGED", "What was to be opened was altered, or is under another key."),
     ErrorSpec("ROLLED_BACK", "The vault's file is older than one that was in use here."),
@@ -218,16 +221,19 @@ def vault_operations(
     service: VaultService,
     *,
     receive_entropy: Callable[[str], Awaitable[LockedBuffer]],
+    rewrap_stored: RewrapStored,
 ) -> Sequence[AnyOperation]:
     """Return the operations of a vault, to be registered with ``builtin=True``.
 
     Args:
         receive_entropy: Reads the pipe of that name in the node's home.
+        rewrap_stored: Puts what the node's store keeps sealed under the newest key, before
+            older keys are retired.
     """
     return (
         *_lock_operations(service, receive_entropy),
         *_secret_operations(service),
-        *_sealing_operations(service),
+        *_sealing_operations(service, rewrap_stored),
         *_key_operations(service),
     )
 
@@ -322,7 +328,9 @@ def _secret_operations(service: VaultService) -> Iterator[AnyOperation]:
     yield from (put, get, list_secrets, remove, check)
 
 
-def _sealing_operations(service: VaultService) -> Iterator[AnyOperation]:
+def _sealing_operations(
+    service: VaultService, rewrap_stored: RewrapStored
+) -> Iterator[AnyOperation]:
     @_owned("vault/encrypt")
     async def encrypt(sent: NamedValue) -> SealedText:
         """Seal a value that somebody else keeps."""
@@ -353,10 +361,23 @@ def _sealing_operations(service: VaultService) -> Iterator[AnyOperation]:
 
     @_owned("vault/rewrap", mutation=True)
     async def rewrap(sent: RewrapInput) -> Count:
-        """Put every secret of the vault under the newest key version."""
-        return Count(await service.use(Vault.rewrap, retire=sent.retire))
+        """Put every secret of the vault, and of the store, under the newest key version."""
+        count = await service.use(Vault.rewrap)
+        count += await rewrap_stored(functools.partial(_sealed_anew, service))
+        if sent.retire:
+            await service.use(Vault.rewrap, retire=True)
+        return Count(count)
 
     yield from (encrypt, decrypt, rewrap_sealed, datakey, rotate, rewrap)
+
+
+async def _sealed_anew(service: VaultService, name: str, sealed: str) -> str:
+    try:
+        if sealed_from_text_untrusted(sealed).kek_version == service.header.kek_version:
+            return sealed
+        return await service.use(Vault.rewrap_text, name, sealed)
+    except (Damaged, Malformed, NotFound):  # of another node, whose store it is, too
+        return sealed
 
 
 def _key_operations(service: VaultService) -> Iterator[AnyOperation]:

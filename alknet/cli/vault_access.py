@@ -131,7 +131,9 @@ def _with(vault: Vault, work: Callable[[Call], Awaitable[T]], done: list[Done]) 
         service = VaultService(vault)
         known = {
             operation.spec.name: operation
-            for operation in vault_operations(service, receive_entropy=_no_pipe)
+            for operation in vault_operations(
+                service, receive_entropy=_no_pipe, rewrap_stored=_rewrap_stored
+            )
         }
 
         async def call(name: str, /, **values: Any) -> Any:
@@ -161,6 +163,14 @@ async def _run(operation: Operation[..., Any], values: dict[str, Any], done: lis
 
 async def _no_pipe(name: str) -> LockedBuffer:
     raise AssertionError(f"only a running node reads {name}")
+
+
+async def _rewrap_stored(seal_anew: Callable[[str, str], Awaitable[str]]) -> int:
+    from alknet.cli.home import open_store
+    from alknet.stores.credentials import Credentials
+
+    async with open_store() as identities:
+        return await Credentials(identities).rewrap(seal_anew)
 
 
 def _say(code: str, message: str) -> NoReturn:

@@ -47,7 +47,8 @@ def rotate(**options: Any) -> None:
 def rewrap(retire: bool, **options: Any) -> None:
     """Put every secret under the newest key version, all of them or none.
 
-    Only the keys of the secrets are encrypted anew; no value is decrypted.
+    Only the keys of the secrets are encrypted anew; no value is decrypted. The credentials in the
+    node's store follow, and only then --retire counts: interrupted in between, do it again.
     """
 
     async def move(call: Call) -> int:

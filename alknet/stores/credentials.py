@@ -88,7 +88,12 @@ class Credentials:
 
         Args:
             seal_anew: Given the path and the sealed text, returns the text to store.
+
+        Raises:
+            Unavailable: The store is too stale to be trusted, busy or out of reach.
+            StoreError: The store could not be written.
         """
+        self._identities.check_fresh()
         changed = 0
         for row in self._store.rows(CREDENTIALS):
             sealed = await seal_anew(row.key, row.value.sealed)

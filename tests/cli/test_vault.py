@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pyrage
 import pytest
+import trio
 
+from alknet.core.config import load_config
+from alknet.stores.credentials import Credentials
+from alknet.stores.home import open_home_identities
 from alknet.vault import durable
 from alknet.vault.homevault import home_vault, open_home_vault
 from tests.cli.homes import WORDS
@@ -109,6 +113,25 @@ def test_rotation_moves_everything_or_says_what_it_left(kept: Cli) -> None:
 
 
 # What opens it.
+
+
+def test_without_a_node_credentials_follow_a_rotation_too(kept: Cli) -> None:
+    vault = home_vault(kept.home, now=1.0)
+    sealed = vault.encrypt("mail/imap", b"secret")
+
+    async def credential(store: str | None = None) -> str | None:
+        config = load_config(kept.home / "node.toml")
+        async with open_home_identities(kept.home, config) as identities:
+            if store is not None:
+                await Credentials(identities).put("mail", "imap", store)
+            return Credentials(identities).get("mail", "imap")
+
+    trio.run(credential, sealed)
+    kept.ok("vault", "rotate")
+    assert kept.ok("vault", "rewrap", "--retire", "--json").json["rewrapped"] == 2
+    with vault.decrypt("mail/imap", trio.run(credential) or "") as value:
+        assert bytes(value.view) == b"secret"
+    vault.lock()
 
 
 def test_a_wrong_passphrase_is_refused_and_says_what_opens_it(kept: Cli, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from alknet.node import Node
 from alknet.vault.homevault import create_home_vault, home_vault
 from alknet.vault.keyfile import create_home
 from alknet.vault.locked import LockedBuffer
+from alknet.vault.vault import create_vault
+from alknet.vault.vaultfile import VaultFile
 from tests.vault.oldhome import write_key
 
 ENTROPY = bytes(range(32))
@@ -77,6 +79,27 @@ async def test_the_owner_keeps_secrets(home: Path) -> None:
         assert await call(session, "check") == {"damaged": []}
         await call(session, "remove", path="mail/smtp")
         assert (await refused(session, "get", path="mail/smtp")).code == "NOT_FOUND"
+
+
+async def test_credentials_of_the_store_follow_before_old_keys_are_retired(
+    home: Path, tmp_path: Path
+) -> None:
+    other = create_vault(
+        VaultFile(tmp_path), LockedBuffer.random(32), lambda *_: [], now=1.0
+    )  # of a node that shares the store
+    foreign = other.encrypt("mail/theirs", b"x")
+    async with owner(home) as (node, session):
+        sealed = await call(session, "encrypt", name="mail/smtp", value=text(b"secret"))
+        await node.sealed.put("mail", "smtp", sealed["sealed"])
+        await node.sealed.put("mail", "theirs", foreign)
+        await call(session, "rotate")
+        assert await call(session, "rewrap", retire=True) == {"count": 1}
+        anew = node.sealed.get("mail", "smtp")
+        opened = await call(session, "decrypt", name="mail/smtp", sealed=anew)
+        assert opened == {"value": text(b"secret")}
+        assert (await refused(session, "decrypt", name="mail/smtp", **sealed)).code == "NOT_FOUND"
+        assert node.sealed.get("mail", "theirs") == foreign
+        assert await call(session, "rewrap", retire=True) == {"count": 0}
 
 
 async def test_locked_the_node_keeps_its_identity_and_tells_no_secret(home: Path) -> None:
