@@ -6,7 +6,6 @@ Stray datagrams never raise; they are counted, and some are answered (`packets`,
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import TYPE_CHECKING
 
 from alknet.core.identity import ANONYMOUS
@@ -90,10 +89,10 @@ class Receiving:
             if left <= 0 or entry in self._inbox:
                 self._inbox.put(entry, datagrams)
                 continue
-            queue = deque(datagrams)
-            left -= self._feed_known(entry, queue, left, now)
-            if queue:
-                self._inbox.put(entry, list(queue))
+            spent, handled = self._feed_known(entry, datagrams, left, now)
+            left -= spent
+            if handled < len(datagrams):
+                self._inbox.put(entry, datagrams[handled:])
             yield entry.connection
 
     def work_off(self, now: float) -> Iterator[QuicConnection]:
@@ -105,7 +104,10 @@ class Receiving:
             flow, queue = self._inbox.pop()
             units = min(left, TURN_UNITS)
             if flow is not None:
-                left -= self._feed_known(flow, queue, units, now)
+                spent, handled = self._feed_known(flow, queue, units, now)
+                left -= spent
+                for _ in range(handled):
+                    queue.popleft()
                 yield flow.connection
             while flow is None and units > 0 and queue:
                 data, address = queue.popleft()
@@ -137,17 +139,20 @@ class Receiving:
                 self._inbox.put(None, (datagram,), at_most=MAX_NEWCOMERS)
         return known.items() if len(known) < 2 else sorted(known.items(), key=_urgency)
 
-    def _feed_known(self, entry: Entry, queue: deque[Datagram], units: int, now: float) -> int:
-        """Deliver from *queue* until *units* are spent; return how many were."""
-        spent = VISIT_UNITS
-        if entry.connection not in self._table.entries:  # it ended in this very round
-            queue.clear()
-            return spent
-        while queue and spent < units:
-            data, address = queue.popleft()
-            spent += self._deliver(entry, data, address, now)
+    def _feed_known(
+        self, entry: Entry, datagrams: Iterable[Datagram], units: int, now: float
+    ) -> tuple[int, int]:
+        """Deliver *datagrams* until *units* are spent; return how many were, and of how many."""
+        spent, handled = VISIT_UNITS, 0
+        is_known = entry.connection in self._table.entries  # or has it ended in this very round?
+        for data, address in datagrams:
+            if spent >= units:
+                break
+            handled += 1
+            if is_known:
+                spent += self._deliver(entry, data, address, now)
         entry.connection.on_received(now)
-        return spent
+        return spent, handled
 
     def _feed_newcomer(
         self, data: bytes, address: NetworkPath, now: float
