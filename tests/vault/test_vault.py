@@ -148,6 +148,15 @@ def test_an_old_copy_in_the_file_s_place_is_noticed(keeper: Keeper) -> None:
     assert value(keeper.open_again(accepts_older=True), "a") == b"1"
 
 
+def test_a_clock_that_is_set_back_loses_no_version(keeper: Keeper) -> None:
+    keeper.vault.put("a", b"1", now=2_000_000_000.0, expires_at=2_000_000_100.0)
+    keeper.vault.put("a", b"2", now=3.0)
+    again = keeper.open_again()
+    assert value(again, "a") == b"2"
+    assert value(again, "a", 1) == b"1"
+    assert again.verify() == []
+
+
 @pytest.mark.parametrize("has_note", [True, False], ids=["noted", "not noted"])
 def test_an_open_vault_refuses_an_old_copy_as_long_as_it_is_there(
     keeper: Keeper, has_note: bool

@@ -79,6 +79,29 @@ async def test_a_flush_that_fails_leaves_the_outcome_open(path: Path, disk: Faul
         await store.write(B)
 
 
+@pytest.mark.parametrize("years", [-1, 1], ids=["set back", "set ahead"])
+async def test_a_clock_that_jumps_loses_no_change(path: Path, years: int) -> None:
+    async with (
+        open_sqlite_store(path, TABLES) as store,
+        open_sqlite_store(path, TABLES) as other,
+    ):
+        await store.write(A)
+        # As if what is there had been written before the clock was set.
+        edit = apsw.Connection(str(path))
+        edit.setbusytimeout(1_000)
+        edit.execute("UPDATE change SET at = at - ?", (years * 31_536_000,))
+        edit.close()
+        for n in range(20):
+            await store.write([Put(NOTES, "a", Note(f"{n}")), Put(NOTES, f"b{n}", Note("x"))])
+        with trio.fail_after(60):
+            await until(lambda: other.version == store.version)
+        assert values(other.rows(NOTES)) == values(store.rows(NOTES))
+        assert len(store.rows(NOTES)) == 21
+        assert max(store.staleness, other.staleness) < 60
+    async with open_sqlite_store(path, TABLES) as again:
+        assert len(again.rows(NOTES)) == 21
+
+
 async def test_all_that_wait_hear_of_the_failure(path: Path, disk: FaultyDisk) -> None:
     failed: list[StoreError] = []
 
