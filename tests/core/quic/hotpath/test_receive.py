@@ -30,7 +30,7 @@ from tests.core.quic.sansio import CLIENT_ADDRESS
 @pytest.mark.parametrize("suite", list(CipherSuite)[:3])
 def test_every_suite_has_its_short_way(suite: CipherSuite) -> None:
     duel = ready(suite=suite)
-    assert duel.client.plain.tls.key_schedule.cipher_suite is suite  # type: ignore[union-attr]
+    assert duel.client.plain._cryptos[Epoch.ONE_RTT].send.cipher_suite is suite
     assert hear(duel, duel.server, stream(0, 5, b"more"))
     assert hear(duel, duel.client, stream(1, 5, b"more"))
     assert duel.server.received(0) == b"hellomore"
