@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from alknet.cli.auditing import record_done
+from alknet.cli.failures import CommandError
 from alknet.cli.options import Group, is_json, the_home
 from alknet.cli.output import emit, note, say, table
 from alknet.cli.unlocking import (
@@ -23,6 +25,7 @@ from alknet.cli.unlocking import (
 from alknet.cli.vault_access import Call, locked_header, use_vault
 
 if TYPE_CHECKING:
+    from alknet.vault.container import Header
     from alknet.vault.slots import Slot
     from alknet.vault.vault import Vault
 
@@ -124,10 +127,14 @@ def remove(slot_id: str, **options: Any) -> None:
     async def forget(call: Call) -> Any:
         return await call("slots/remove", id=slot_id)
 
-    gone = [slot for slot in locked_header().slots if slot.id == slot_id]
+    header = locked_header()
+    gone = [slot for slot in header.slots if slot.id == slot_id]
+    of_home = [slot for slot in gone if _is_opened_by_home(header, slot)]
     use_vault(forget, make_unlock(**options))
+    for slot in of_home:
+        _remove_key_file(slot)
     for slot in gone:
-        _clean_up(slot)
+        _forget_in_keyring(header, slot)
     if is_json():
         emit({"id": slot_id, "done": "removed"})
     else:
@@ -177,6 +184,12 @@ def _add(
             except BaseException:  # boundary: passed on; a key of no slot stays nowhere
                 path.unlink(missing_ok=True)
                 raise
+    if any(slot.kind is kinds.SlotKind.KEYRING for slot in vault.header.slots):
+        raise CommandError(
+            "CONFLICT",
+            "the keyring has a key of this vault already, and keeps one",
+            hint="remove that slot first: 'alknet vault slots list'",
+        )
     with new_keyring_key(vault.header.vault_id) as key:
         try:
             return vault.add_slot(
@@ -187,17 +200,36 @@ def _add(
             raise
 
 
-def _clean_up(slot: Slot) -> None:
-    """Remove what the slot's key was in, if nothing else opens with it."""
+def _is_opened_by_home(header: Header, slot: Slot) -> bool:
+    """Whether the home's key file is what opens *slot*."""
     from alknet.errors import AlknetError
     from alknet.vault.slots import SlotKind
-    from alknet.vault.unlock import HOME_KEY_FILE, forget_keyring_key
+    from alknet.vault.unlock import HOME_KEY_FILE, UnlockWith, find_entropy
 
-    header = locked_header()
-    if any(left.kind is slot.kind for left in header.slots):
-        return
-    if slot.kind is SlotKind.KEY_FILE:
-        (the_home() / HOME_KEY_FILE).unlink(missing_ok=True)
+    if slot.kind is not SlotKind.KEY_FILE:
+        return False
+    alone = msgspec.structs.replace(header, slots=(slot,))
+    try:
+        find_entropy(alone, UnlockWith(key_files=(the_home() / HOME_KEY_FILE,))).close()
+    except AlknetError:  # there is none, or it is another's
+        return False
+    return True
+
+
+def _remove_key_file(slot: Slot) -> None:
+    from alknet.vault.durable import store_errors
+    from alknet.vault.unlock import HOME_KEY_FILE
+
+    path = the_home() / HOME_KEY_FILE
+    with store_errors(f"slot {slot.id} is gone, but not the file that opened it, {path}"):
+        path.unlink(missing_ok=True)
+
+
+def _forget_in_keyring(header: Header, slot: Slot) -> None:
+    from alknet.errors import AlknetError
+    from alknet.vault.slots import SlotKind
+    from alknet.vault.unlock import forget_keyring_key
+
     if slot.kind is SlotKind.KEYRING:
         try:
             forget_keyring_key(header.vault_id)

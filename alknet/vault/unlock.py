@@ -211,9 +211,10 @@ def _keyring_key(vault_id: bytes) -> LockedBuffer:
         text = keyring.get_password(KEYRING_SERVICE, vault_id.hex())
     except Exception as exc:  # noqa: BLE001  # boundary: back ends raise what they like
         raise Unavailable(f"the keyring cannot be read: {type(exc).__name__}") from None
-    if text is None:
-        raise Damaged("the keyring has no key of this vault")
-    return LockedBuffer.of(bytes.fromhex(text))
+    try:
+        return LockedBuffer.of(bytes.fromhex(text or "none"))
+    except ValueError:
+        raise Damaged("the keyring has no key of this vault") from None
 
 
 def _keyring() -> _Keyring:
