@@ -17,6 +17,9 @@ ACK_DELAY_S = 0.016
 # RFC 9000 sec. 13.2.1 wants Initial and Handshake packets acknowledged at once: aioquic waits 1 ms.
 # Stream bytes that are acknowledged in the next pass: seven packets of 1200 bytes, one jumbo.
 BULK_BYTES = 8 * 1024
+# What `_ranges` is while nothing arrives out of order: the first packet is no news either, so that
+# what acknowledges the server's HANDSHAKE_DONE rides on the client's first request.
+IN_ORDER = (1, 0)
 # Packets that are, whatever is in them; as Chromium does on paths that are not slow.
 MANY_PACKETS = 10
 
@@ -29,7 +32,7 @@ class AckPolicy:
     def __init__(self) -> None:
         self._largest = -1
         self._bytes = 0
-        self._ranges = (0, 0)
+        self._ranges = IN_ORDER
 
     def is_due(self, space: QuicPacketSpace, received_bytes: int) -> bool:
         """Return whether what has arrived since the last acknowledgement can wait no more.
@@ -55,4 +58,4 @@ def _ranges(space: QuicPacketSpace) -> tuple[int, int]:
     """Return what changes when a packet arrives out of order: a gap, or the end of one."""
     queue = space.ack_queue
     count = len(queue)
-    return (count, queue[-1].start) if count > 1 else (count, 0)
+    return (count, queue[-1].start) if count > 1 else IN_ORDER

@@ -238,6 +238,9 @@ class LeanConnection(QuicConnection):
         # comes here, for it says HANDSHAKE_DONE.
         if self._handshake_confirmed and not self._is_settled:
             self._settle()
+            space = self._spaces[tls.Epoch.ONE_RTT]
+            if space.ack_at is not None:  # rides along
+                space.ack_at = min(space.ack_at, now)
         return super().datagrams_to_send(now)
 
     def _settle(self) -> None:

@@ -11,7 +11,7 @@ from alknet.core.quic.acks import ACK_DELAY_S, BULK_BYTES, MANY_PACKETS, AckPoli
 from alknet.core.quic.endpoint import TICK_S
 from alknet.testing.network import FakeNetwork
 from alknet.testing.worlds import open_fake_endpoints
-from tests.core.quic.sansio import connected
+from tests.core.quic.sansio import SERVER_ADDRESS, EnginePair, connected
 from tests.core.quic.test_windows import transfer
 
 ALPN = "alknet/test"
@@ -41,6 +41,27 @@ def test_a_few_small_packets_wait() -> None:
         assert not policy.is_due(space, BULK_BYTES - 1)
     space.largest_received_packet = MANY_PACKETS
     assert policy.is_due(space, BULK_BYTES - 1)
+
+
+def test_the_first_packet_is_no_news() -> None:
+    assert not AckPolicy().is_due(arrived(5), 0)
+    assert AckPolicy().is_due(arrived(5, 7), 0)
+
+
+def test_a_request_acknowledges_what_confirmed_the_handshake() -> None:
+    pair = EnginePair()
+    pair.dialer.connect(SERVER_ADDRESS, pair.now)
+    while pair._carry():
+        pass
+    assert pair.dialer.is_confirmed
+    assert [len(side.sent) for side in (pair.client, pair.server)] == [2, 2]
+    waiting = pair.acceptor._spaces[Epoch.ONE_RTT].sent_packets
+    assert waiting
+    stream_id = pair.dialer.open_stream(unidirectional=False)
+    pair.dialer.send_stream_data(stream_id, b"request")
+    pair._carry()
+    assert len(pair.client.sent) == 3
+    assert not waiting
 
 
 def test_bulk_does_not_wait() -> None:
