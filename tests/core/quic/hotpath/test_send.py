@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aioquic.quic.events import StreamDataReceived
+from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.tls import CipherSuite, Epoch
 
 from alknet.core.limits import Limits
@@ -392,3 +393,44 @@ def test_data_that_arrives_in_any_order_is_let_go_alike(
     sender = client.hot._streams[stream_id].sender
     assert (sender._buffer_start == 301) == (not is_reset)
     assert not client.hot._hot_ready or is_reset
+
+
+def test_what_was_lost_goes_again_while_flow_control_holds_back_the_rest() -> None:
+    duel = sending_duel()
+    client = duel.client
+    held, lost = open_stream(client, b"x"), open_stream(client, b"y")
+    duel.run(1)
+    give(client, lost, bytes(3_000))
+    assert client.send(duel.now)
+
+    def lose(engine: Engine) -> None:
+        engine._on_stream_delivery(QuicDeliveryState.LOST, engine._streams[lost], 1, 3_001, False)
+        engine._remote_max_data_used = engine._remote_max_data
+
+    client.do(lose)
+    give(client, held, bytes(100))
+    assert len(client.send(duel.now)) == 3
+
+
+@pytest.mark.parametrize("room", range(5, 14))
+def test_an_acknowledgement_is_to_be_acknowledged_if_that_fits(room: int) -> None:
+    duel = sending_duel()
+    client, server = duel.client, duel.server
+    stream_id = open_stream(client, b"x")
+    duel.run(1)
+    give(client, stream_id, b"question")
+    for data, _ in client.send(duel.now):
+        duel.deliver(data, server)
+
+    def prepare(engine: Engine) -> None:
+        space = engine._spaces[Epoch.ONE_RTT]
+        space.ack_queue.subtract(0, space.largest_received_packet)
+        space.ack_queue.add(0)
+        space.ack_at = duel.now
+        engine._packet_number = 80
+        engine._loss._cc.congestion_window = engine._loss.bytes_in_flight + 11 + 16 + room
+
+    server.do(prepare)
+    assert len(server.send(duel.now)) == 1
+    packet = server.hot._hot_space.sent_packets[80]
+    assert packet.is_ack_eliciting == (room >= 8)
