@@ -1,4 +1,4 @@
-"""What to do about a peer that is not connected to the node that was to call it."""
+"""What to do about a peer that is not connected, or that is not the one that offers something."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ ASK_WITHIN_S = 2.0
 
 # As `alknet.call.peers` says it.
 _NOT_CONNECTED = re.compile(r"the peer '(?P<name>[^']+)' is not connected")
+_NOT_THERE = re.compile(r"no operation named '(?P<name>[^']+)'")
 
 
 @asynccontextmanager
 async def advised(
     session: CallSession, target: str | None, *, is_own: bool
 ) -> AsyncGenerator[None]:
-    """Note on each error of the block that a peer is not connected what its user can do.
+    """Note on errors of the block what the user can do: where a peer is away, or others offer it.
 
     Args:
         session: With the node that calls by the route of *target*.
@@ -41,8 +42,13 @@ async def advised(
         yield
     except (CallError, BaseExceptionGroup) as exc:
         for error in leaves(exc):
-            if isinstance(error, CallError) and (found := _NOT_CONNECTED.search(error.message)):
+            if not isinstance(error, CallError):
+                continue
+            if found := _NOT_CONNECTED.search(error.message):
                 error.add_note(await _advice(session, target or "", found["name"], is_own))
+            elif found := _NOT_THERE.fullmatch(error.message):
+                for advice in await _who_offers(session, target, found["name"]):
+                    error.add_note(advice)
         raise
 
 
@@ -80,3 +86,27 @@ async def _status(session: CallSession) -> dict[str, Any]:
             return {}
         return msgspec.json.decode(output, type=dict[str, Any])
     return {}
+
+
+async def _who_offers(session: CallSession, target: str | None, operation: str) -> list[str]:
+    """Return an advice if peers of the node at *target* offer *operation*."""
+    import trio
+
+    from alknet.cli.peers import listed_peers
+    from alknet.errors import AlknetError
+
+    if target is not None and ("/" in target or not target.startswith("@")):
+        return []
+    who: list[str] = []
+    with trio.move_on_after(ASK_WITHIN_S):
+        try:
+            found = await listed_peers(session)
+        except AlknetError:
+            return []
+        who = [one["name"] for one in found if operation in one["operations"]]
+    if not who:
+        return []
+    prefix = "@" if target is None else f"{target}/"
+    names = f"{who[0]}{f' and {len(who) - 1} more peers' if len(who) > 1 else ''}"
+    do = f"name it as {prefix}{who[0]}, or any that does as {prefix}any"
+    return [f"{names} offer{'s' if len(who) == 1 else ''} it: {do}"]

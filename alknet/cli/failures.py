@@ -112,7 +112,7 @@ def explain(exc: BaseException) -> Failure:
     from alknet.core.endpoint.dial import DialError
 
     if isinstance(exc, DialError):
-        return _unreachable(exc.attempts, str(exc))
+        return _unreachable(exc.attempts, str(exc), _noted(exc))
     if isinstance(exc, codes.CallError):
         return _call_failed(exc, hint=_noted(exc) or _HINTS.get(exc.code, ""))
     if isinstance(exc, ConfigError):
@@ -139,11 +139,11 @@ def _noted(exc: BaseException) -> str:
     return "; ".join(getattr(exc, "__notes__", ()))
 
 
-def _unreachable(attempts: Sequence[Any], message: str) -> Failure:
+def _unreachable(attempts: Sequence[Any], message: str, noted: str) -> Failure:
     tried = [
         {"transport": a.transport, "address": a.address, "outcome": a.outcome} for a in attempts
     ]
-    hint = "is it running ('alknet up'), and is the ticket or the peer's address still right?"
+    hint = noted or _IS_IT_THERE
     if any(OTHER_KEY.search(one["outcome"]) for one in tried):
         hint = (
             "another key answers there; if the node was given a new one, "
@@ -156,6 +156,9 @@ def _unreachable(attempts: Sequence[Any], message: str) -> Failure:
         hint=hint,
         details={"attempts": tried},
     )
+
+
+_IS_IT_THERE = "is it running ('alknet up'), and is the ticket or the peer's address still right?"
 
 
 def _call_failed(error: Any, *, hint: str = "") -> Failure:

@@ -109,8 +109,8 @@ def invite(
     note(f"Invitation {minted.id} for peer {name}, expires: {_when(expires_at)}.")
     for row in replaced:
         if row.expires_at > wall_clock():
-            note(f"It replaces invitation {row.id}, which was not used and is of no use any more.")
-    whence = "as --address says" if addresses else "where it runs" if runs else "by node.toml"
+            note(f"It replaces invitation {row.id}, which nobody had used: that works no more.")
+    whence = "as --address says" if addresses else "where it runs" if runs else "as configured"
     note(f"It says that this node is reached, {whence}, at: {listed(ticket.addresses)}")
     note("It is shown only now and works once. On the other machine give it to")
     note("'alknet worker join' by standard input or --file, never as an argument.")

@@ -145,8 +145,13 @@ def _list(output: bytes, target: str | None) -> None:
     import msgspec
 
     found = msgspec.json.decode(output, type=dict[str, Any])["operations"]
-    rows = [(one["name"], one["op_type"], one.get("description", "")) for one in found]
+    rows = [(one["name"], one["op_type"], _first_line(one)) for one in found]
     empty = "no operations that you may call"
     if target is not None and "/" in target:  # [federation] list_peers there
         empty = f"{target}: {empty}, or none that are told of"
     table(("operation", "type", "description"), rows, empty=empty)
+
+
+def _first_line(one: Mapping[str, Any]) -> str:
+    """Return what of an operation's description fits a table."""
+    return next(iter(str(one.get("description", "")).splitlines()), "")

@@ -94,6 +94,7 @@ def join(
     async def joined() -> tuple[Claimed, Peer]:
         from alknet.cli.home import load_home_config, open_store
         from alknet.client import join_hub
+        from alknet.core.endpoint.dial import DialError
 
         addresses = tuple(map(str, load_home_config().advertise))
         async with open_store() as identities:
@@ -108,6 +109,13 @@ def join(
                     name=own_name,
                     addresses=addresses,
                 )
+            except DialError as exc:
+                exc.add_note(
+                    "does the hub run ('alknet up'), and do these addresses, which stand in the "
+                    "invitation, lead to it? 'alknet peer invite NAME --address HOST:PORT' there "
+                    "makes one with another"
+                )
+                raise
             except Exception as exc:  # boundary: what this command can say more of
                 if (error := _explained(exc)) is None:
                     raise

@@ -219,17 +219,19 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def interrupt(self) -> int:
-        """Press Ctrl-C until the command ends, as a person would; return the exit status.
+        """Press Ctrl-C until the command ends, as a person would; return what a shell calls it.
 
         Once is not always enough: a signal that reaches Python between its last look for signals
-        and the blocking read is seen only when that read returns.
+        and the blocking read is seen only when that read returns. One that comes while Python ends
+        kills it, which is 130 to a shell, as otherwise.
         """
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             self.type("\x03")
             while select.select([self._master], [], [], KEY_REPEAT_S)[0]:
                 if not self._read():
-                    return self._process.wait(PATIENCE_S)
+                    status = self._process.wait(PATIENCE_S)
+                    return 128 - status if status < 0 else status
         raise AssertionError(f"Ctrl-C does not end it: {self.seen}")
 
     def end(self) -> int:

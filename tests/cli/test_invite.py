@@ -60,11 +60,11 @@ def test_uninvite_takes_an_id_and_repeats_no_secret(made: Cli) -> None:
 def test_of_a_stopped_node_it_says_which_addresses_it_took_from_where(made: Cli) -> None:
     (made.home / "node.toml").write_text('[node]\nlisten = ["127.0.0.1:4433"]\n')
     result = made.ok("peer", "invite", "w1")
-    assert "reached, by node.toml, at: 127.0.0.1:4433\n" in result.err
+    assert "reached, as configured, at: 127.0.0.1:4433\n" in result.err
     assert "WARNING: only this machine reaches it" in result.err
     (made.home / "node.toml").write_text('[node]\nadvertise = ["hub.example:4433"]\n')
     advertised = made.ok("peer", "invite", "w2")
-    assert "reached, by node.toml, at: hub.example:4433\n" in advertised.err
+    assert "reached, as configured, at: hub.example:4433\n" in advertised.err
     given = made.ok("peer", "invite", "w3", "--address", "h:1", "--address", "127.0.0.1:2")
     assert "reached, as --address says, at: h:1, 127.0.0.1:2\n" in given.err
     assert "WARNING" not in advertised.err + given.err
@@ -75,7 +75,7 @@ def test_a_second_invitation_for_a_name_replaces_the_first_and_says_so(made: Cli
     other = made.ok("peer", "invite", "w2", "--address", "h:1", "--json").json
     assert first["replaces"] == other["replaces"] == []
     again = made.ok("peer", "invite", "w1", "--address", "h:1")
-    assert f"It replaces invitation {first['id']}, which was not used" in again.err
+    assert f"It replaces invitation {first['id']}, which nobody had used" in again.err
     found = made.ok("peer", "invites", "--json").json["invitations"]
     assert sorted(one["name"] for one in found) == ["w1", "w2"]
     [second] = [one["id"] for one in found if one["name"] == "w1"]

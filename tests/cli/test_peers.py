@@ -179,6 +179,26 @@ def test_operations_of_a_peer_are_listed_in_one_form_whatever_the_way(fleet: Fle
     assert "OFFERED BY" in fleet.hub.ok("ops", "@any").out
 
 
+def test_what_only_peers_of_a_node_offer_is_told_with_how_to_call_it(fleet: Fleet) -> None:
+    node = fleet.worker.home / "node.toml"
+    node.write_text(
+        '[[command]]\nname = "jobs/x"\nrun = ["/bin/echo", "1"]\nscopes_all = ["echo"]\n'
+    )
+    wait_until(lambda: "jobs/x" in offered(fleet.hub))
+    at_hub = fleet.hub.fails(1, "call", "jobs/x", "--json").error
+    assert at_hub["hint"] == "w1 offers it: name it as @w1, or any that does as @any"
+    # A caller is told only of what it may call there, and so is this one.
+    beyond = fleet.laptop.fails(1, "call", "@hub", "jobs/x", "--json").error
+    assert "'alknet ops' with the same target" in beyond["hint"]
+
+
+def test_a_description_of_many_lines_is_one_in_the_list(fleet: Fleet) -> None:
+    listed = fleet.hub.ok("ops", "@w1", "--prefix", "peers/").out
+    assert "on the connection by which it says so." in listed
+    assert len(listed.splitlines()) == 2
+    assert "\\n" not in listed
+
+
 def test_ping_says_what_to_use_beyond_neighbours(fleet: Fleet) -> None:
     assert fleet.hub.ok("ping", "@w1", "-c", "1", "--json").json["received"] == 1
     far = fleet.laptop.fails(1, "ping", "@hub/w1", "-c", "1", "--json").error

@@ -12,6 +12,7 @@ from alknet.cli import output
 from alknet.cli.ping import shown_id
 from alknet.cli.status import task_lines
 from alknet.core.endpoint.tasks import TaskNode
+from tests.cli.kit import Cli
 
 EVIL = "a\x9b2J\x7f\u202eb"
 
@@ -46,3 +47,8 @@ def test_names_of_tasks_and_nodes_are_escaped() -> None:
     assert len(text.splitlines()) == 2
     assert shown_id("\x1b[2J") == "\\x1b[2J"
     assert shown_id("y" * 52) == "y" * 10
+
+
+def test_a_command_that_is_none_is_told_with_the_nearest(cli: Cli) -> None:
+    assert "No such command 'pears'. Did you mean 'peers'?" in cli.fails(2, "pears").err
+    assert "No such command 'zzz'.\n" in cli.fails(2, "zzz").err

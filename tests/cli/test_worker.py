@@ -156,7 +156,8 @@ def test_a_file_that_others_may_read_is_pointed_out(
 
 def test_nobody_there_is_unreachable_and_uses_nothing(made: Cli) -> None:
     text = f"alknet-invite://{'ab' * 32}@127.0.0.1:1/{'y' * 52}"
-    made.fails(4, "worker", "join", "--name", "gone", stdin=text)
+    failed = made.fails(4, "worker", "join", "--name", "gone", stdin=text)
+    assert "'alknet peer invite NAME --address HOST:PORT' there" in failed.err
     assert made.ok("worker", "list", "--json").json == {"running": False, "hubs": []}
 
 
