@@ -52,9 +52,16 @@ def find_obstacles(path: Path, config: NodeConfig) -> list[ConfigProblem]:
     served = msgspec.structs.replace(bare, default_alpn=config.default_alpn)
     key = ("node", "default_alpn")
     found.attempt(key, lambda: Node(config=served), said="node.default_alpn: ")
+    if config.store_file is not None:
+        found.attempt(("node", "store_file"), partial(_check_secrecy, config.store_file))
     if not found.problems:  # what is good by itself may not go together
         found.attempt((), lambda: Node(config=config))
     return sorted(found.problems, key=lambda problem: problem.line)
+
+
+def _check_secrecy(file: Path) -> None:
+    if file.stat().st_mode & 0o077:
+        raise LocalError(f"others may read {file}, which may hold a password: chmod 600 '{file}'")
 
 
 def _serve(node: Node, command: CommandConfig, runner: CommandRunner) -> None:

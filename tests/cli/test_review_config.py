@@ -90,11 +90,16 @@ def test_config_check_makes_no_store(made: Cli) -> None:
 
 
 def test_a_store_out_of_reach_keeps_no_file_from_being_good(made: Cli) -> None:
-    (made.home / "store.url").write_text("postgresql://db.test/alknet")
-    (made.home / "store.url").chmod(0o644)
+    url = made.home / "store.url"
+    url.write_text("postgresql://127.0.0.1:1/alknet")
     (made.home / "node.toml").write_text(
         '[node]\nstore_file = "store.url"\n[[outbound]]\nname = "hub"\n'
     )
+    url.chmod(0o644)
+    [problem] = made.fails(1, "config", "check", "--json").json["problems"]
+    assert (problem["line"], problem["key"]) == (2, "node.store_file")
+    assert "others may read" in problem["message"]
+    url.chmod(0o600)
     checked = made.ok("config", "check")
     assert "is good" in checked.out
     assert "Not checked whether the peers of [[outbound]] are known" in checked.err
