@@ -36,7 +36,7 @@ ROOT = Path.cwd()
 MEMORY_BYTES = 2 << 30
 # A mutant that loops without end is killed when one test takes so much time of the processor: many
 # times what the slowest takes.
-TEST_CPU_S = 20.0
+TEST_CPU_S = 8.0
 ARGUMENTS = "-q --tb=native -p no:cacheprovider -o faulthandler_timeout=0 -o timeout=600"
 
 
