@@ -45,6 +45,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): SLOWER,
     ("if more:", "if True:"): SLOWER,
     ("if self._datagrams:", "if True:"): SLOWER,
+    ("if order[-1] is not stream:", "if True:"): SLOWER,
     ("if len(order) < 2:", "if False:"): SLOWER,
     ("return order", "pass"): SLOWER,
     ("if len(order) <= FEW_STREAMS:", "if True:"): SLOWER,

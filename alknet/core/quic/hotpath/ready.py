@@ -42,9 +42,10 @@ class ReadyStreams(HotReceive):
         self._hot_ready: dict[QuicStream, None] = {}
         # Streams whose receive window has grown, or whose announcement was lost.
         self._hot_raised: dict[QuicStream, None] = {}
-        # Look at all streams before the next pass; what that found is not for the short way.
-        self._hot_is_stale = True
-        self._hot_is_rare = True
+        # Look at all streams before the next pass; what that found is not for the short way. The
+        # passes of a handshake, which are aioquic's, set the one, and the look the other.
+        self._hot_is_stale: bool
+        self._hot_is_rare: bool
         # Of 1-RTT packets, set once the handshake is confirmed.
         self._hot_space: QuicPacketSpace
         self._hot_crypto: CryptoPair

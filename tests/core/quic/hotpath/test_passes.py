@@ -119,6 +119,7 @@ def test_data_that_carries_an_ack_is_data() -> None:
 
 def test_an_ack_does_not_ride_without_data() -> None:
     pair, (stream_id,) = with_streams(1)
+    pair.now += 2 * burst.RIDES_EVERY_S
     pair.dialer.send_stream_data(stream_id, b"question")
     carry(pair, to_server=True)
     space = pair.acceptor._spaces[ONE_RTT]
