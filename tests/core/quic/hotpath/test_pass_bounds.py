@@ -186,6 +186,26 @@ def test_an_acknowledgement_is_sent_at_the_time_when_it_is_due(early_s: float) -
     assert carry(pair, to_server=False) == (early_s == 0)
 
 
+def test_a_time_that_pacing_has_set_is_over_with_it() -> None:
+    pair, (stream_id,) = with_streams(1)
+    pair.dialer.send_stream_data(stream_id, b"question")
+    carry(pair, to_server=True)
+    pair.acceptor._pacing_at = pair.now
+    pair.now += 1
+    assert carry(pair, to_server=False) == 1
+    assert pair.acceptor._pacing_at is None
+
+
+def test_a_connection_that_has_said_its_close_sends_no_more() -> None:
+    pair, (stream_id,) = with_streams(1)
+    engine = pair.dialer
+    engine.send_stream_data(stream_id, b"question")
+    engine.close()
+    assert len(engine.datagrams_to_send(pair.now)) == 1
+    assert engine._is_special()
+    assert engine.datagrams_to_send(pair.now) == []
+
+
 def test_a_stream_that_the_peer_wants_no_more_of_is_reset_at_once() -> None:
     pair, (stream_id,) = with_streams(1)
     pair.acceptor.stop_receiving(stream_id, 7)
