@@ -218,6 +218,8 @@ def _by_file(pairs: list[tuple[str, int]]) -> Lines:
 
 
 def _killer(answer: dict[str, Any]) -> str:
+    if "problem" in answer:  # not a death: the share would be too good
+        raise RuntimeError(f"a mutant could not be made: {answer['problem']}")
     if "died" in answer:
         return f"signal {-answer['died']}" if answer["died"] < 0 else "a crash"
     return cast(str, answer["killer"])

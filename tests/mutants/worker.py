@@ -132,9 +132,9 @@ class _Server:
             ran = _watch(order, asked["watched"])
             self._answer({"ran": ran, "killer": self._failed})
             os._exit(0)
-        if asked["function"]:
-            code = changed_code(ROOT, Path(asked["path"]), asked["number"])
-            _put(_module_name(asked["path"]), asked["function"], code)
+        if asked["function"] and (problem := _change(asked)):
+            self._answer({"problem": problem})
+            os._exit(0)
         for place, item in enumerate(order):
             signal.setitimer(signal.ITIMER_PROF, TEST_CPU_S)
             following = order[place + 1] if place + 1 < len(order) else None
@@ -143,6 +143,16 @@ class _Server:
                 break
         self._answer({"killer": self._failed})
         os._exit(0)
+
+
+def _change(asked: dict[str, Any]) -> str:
+    """Put the changed code in its place; return why not, which is nobody's merit."""
+    try:
+        code = changed_code(ROOT, Path(asked["path"]), asked["number"])
+        _put(_module_name(asked["path"]), asked["function"], code)
+    except Exception as exc:  # boundary: the program that asked stops  # noqa: BLE001
+        return f"{asked['path']}: {asked['function']}: mutant {asked['number']}: {exc!r}"
+    return ""
 
 
 def _put(module_name: str, function: str, changed: CodeType) -> None:

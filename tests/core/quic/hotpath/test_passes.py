@@ -459,15 +459,24 @@ def test_a_place_for_a_stream_is_announced_in_the_pass_that_finds_it() -> None:
     assert pair.acceptor.datagrams_to_send(pair.now) == []
 
 
-def test_a_reset_that_was_lost_is_sent_again() -> None:
+@pytest.mark.parametrize("frame", ["reset", "stop"])
+def test_a_reset_or_stop_that_was_lost_is_sent_again(frame: str) -> None:
     pair, (stream_id,) = with_streams(1)
-    engine = pair.dialer
-    sender = engine._streams[stream_id].sender
-    engine.reset_stream(stream_id, 7)
-    engine.datagrams_to_send(pair.now)
-    engine._on_rare_delivery(QuicDeliveryState.LOST, sender.on_reset_delivery)
-    assert sender.reset_pending
-    assert engine._is_special()
+    engine, peer = pair.dialer, pair.acceptor
+    if frame == "reset":
+        engine.reset_stream(stream_id, 7)
+    else:
+        engine.stop_receiving(stream_id, 7)
+    assert len(engine.datagrams_to_send(pair.now)) == 1  # and nobody gets it
+    for _ in range(5):  # later packets arrive, so that the loss shows
+        other = engine.open_stream(unidirectional=False)
+        engine.send_stream_data(other, b"?")
+        carry(pair, to_server=True)
+    peer._hot_space.ack_at = pair.now
+    carry(pair, to_server=False)
+    carry(pair, to_server=True)
+    stream = peer._streams[stream_id]
+    assert stream.receiver.is_finished if frame == "reset" else stream.sender.reset_pending
 
 
 def test_a_window_of_the_connection_is_announced_alone() -> None:
