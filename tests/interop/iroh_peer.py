@@ -84,6 +84,10 @@ class Peer:
         await stream.send().write_all(bytes.fromhex(data))
         return await stream.recv().received_reset()
 
+    async def longest_datagram(self) -> int | None:
+        """Return how long one may be, as far as the path is known: more, as time passes."""
+        return self.connection.max_datagram_size()
+
     async def exchange_datagram(self, data: str) -> str:
         self.connection.send_datagram(bytes.fromhex(data))
         return bytes(await self.connection.read_datagram()).hex()

@@ -101,7 +101,8 @@ async def iroh_sends_datagrams() -> None:
         async def echo_one() -> None:
             connection.send_datagram(await connection.receive_datagram())
 
-        for size in (0, 1, 1000, connection.max_datagram_size):
+        longest = await peer.ask("longest_datagram")
+        for size in (0, 1, 1000, min(longest, connection.max_datagram_size)):
             data = b"x" * size
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(echo_one)

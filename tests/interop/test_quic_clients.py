@@ -81,7 +81,7 @@ async def client(
         "steps": steps,
     }
     command = (sys.executable, "-m", "tests.interop.quic_client", json.dumps(wanted))
-    status, said = await run(*command, within_s=50)
+    status, said = await run(*command, within_s=180)
     return status, said.strip().rpartition("\n")[2]
 
 
