@@ -56,7 +56,7 @@ def main() -> None:
         parser.error(
             f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}"
         )
-    head = heading()
+    head = heading([*options.names, *(["--quick"] if options.quick else [])])
     sys.stdout.write(head)
     tables = []
     for name in options.names or BENCHES:
@@ -70,11 +70,11 @@ def main() -> None:
             RESULTS.write_text("\n".join([head, *(table.markdown() for table in tables)]))
 
 
-def heading() -> str:
-    """Say what the figures depend on."""
+def heading(arguments: list[str]) -> str:
+    """Say what the figures depend on, and by which *arguments* they can be had."""
     now = dt.datetime.now(dt.UTC)
     load = os.getloadavg()[0]
-    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "benchmarks", *arguments])
     return (
         "# Results\n\n"
         f"Made by `{command}`; `make bench` does it with all peers installed.\n\n"

@@ -46,7 +46,7 @@ AIMS = [
 
 
 def run(is_quick: bool) -> Table:
-    seconds, rounds = (0.2, 1) if is_quick else (1.0, 3)
+    seconds, rounds = (0.2, 1) if is_quick else (0.6, 9)
     rows = measure(PEERS, CASES, seconds=seconds, rounds=rounds)
     notes = NOTES + left_out(PEERS)
     return Table("call", "Small calls", REFERENCE, rows, notes, AIMS)
