@@ -103,9 +103,11 @@ class InitialPair(CryptoPair):
         self, packet: bytes, encrypted_offset: int, expected_packet_number: int
     ) -> tuple[bytes, bytes, int]:
         """Decrypt *packet*, as aioquic does, or remember what `open_first` has made of it."""
-        opened, self._opened = self._opened, None
-        if opened is not None and opened[0] == packet and not expected_packet_number:
-            return opened[1]
+        opened = self._opened
+        if opened is not None:
+            self._opened = None
+            if opened[0] == packet and not expected_packet_number:
+                return opened[1]
         return super().decrypt_packet(packet, encrypted_offset, expected_packet_number)
 
 

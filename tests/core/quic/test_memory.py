@@ -10,10 +10,12 @@ import pytest
 from aioquic.quic.connection import MAX_LOCAL_CHALLENGES, QuicConnection
 from aioquic.tls import AlertDescription, Epoch
 
+from alknet.core.quic import memory
 from alknet.core.quic.engine import Engine
 from alknet.core.quic.memory import (
     ACTIVE_CONNECTION_IDS,
     KEPT_OF_TLS,
+    InitialPair,
     RecentChallenges,
     ShortQueue,
 )
@@ -138,6 +140,14 @@ def test_packets_of_the_handshake_that_come_late_do_no_harm() -> None:
     pair.dialer.send_stream_data(stream_id, b"still here")
     pair.run(1)
     assert pair.server.received(stream_id) == b"still here"
+
+
+def test_what_connections_share_after_the_handshake_is_never_written_to() -> None:
+    shared = (memory._NO_STREAM, memory._NO_SPACE)
+    before = [dict(vars(one)) for one in shared]
+    test_packets_of_the_handshake_that_come_late_do_no_harm()
+    assert [vars(one) for one in shared] == before
+    assert vars(memory._NO_KEYS).keys() == vars(InitialPair()).keys()
 
 
 def test_each_side_issues_a_few_connection_ids() -> None:
