@@ -85,7 +85,16 @@ def changed_code(root: Path, path: Path, number: int) -> CodeType:
     tree = ast.parse((root / path).read_text())
     change = next(change for at, change in enumerate(_changes_of(tree)) if at == number)
     change.apply()
-    return compile(ast.fix_missing_locations(tree), root / path, "exec")
+    whole = ast.fix_missing_locations(_Alone().visit(tree))
+    return compile(whole, root / path, "exec")
+
+
+class _Alone(ast.NodeTransformer):
+    """Puts the one value that is left of an `and` or `or` in its place: nothing else compiles."""
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
+        self.generic_visit(node)
+        return node.values[0] if len(node.values) == 1 else node
 
 
 def code_of_function(module: CodeType, function: str) -> CodeType:

@@ -106,3 +106,8 @@ def test_a_method_may_lose_all_that_needs_its_class(
 def test_what_changes_nothing_is_still_among_the_mutants() -> None:
     found = {(m.before, m.after) for path in HOT_PATH for m in mutants_of(ROOT, path)}
     assert EQUIVALENT.keys() <= found
+
+
+def test_every_change_compiles(tmp_path: Path, mutants: list[Mutant]) -> None:
+    for mutant in mutants:
+        assert changed_code(tmp_path, mutant.path, mutant.number).co_code
