@@ -121,7 +121,7 @@ def _received(child: subprocess.Popen[bytes], pipe: int) -> LockedBuffer:
         child.wait()
         if child.returncode != 0:
             _fail(bytes(entropy.view) + rest, child.returncode)
-    except BaseException:
+    except BaseException:  # raised again: nobody else can wipe it
         entropy.close()
         raise
     return entropy
@@ -133,7 +133,7 @@ def _ended(child: subprocess.Popen[bytes]) -> Iterator[None]:
     with child:
         try:
             yield
-        except BaseException:
+        except BaseException:  # raised again: the child must not outlive us
             # Ctrl-C reached it, too, and another one shall not keep us from waiting.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             for number in (signal.SIGINT, signal.SIGKILL):

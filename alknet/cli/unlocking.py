@@ -265,7 +265,7 @@ def _checked(entropy: LockedBuffer, given: UnlockWith) -> LockedBuffer:
         return entropy
     try:
         open_home_vault(the_home()).check(entropy.view)
-    except BaseException:
+    except BaseException:  # raised again: nobody else can wipe it
         entropy.close()
         raise
     return entropy
