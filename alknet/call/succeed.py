@@ -18,8 +18,8 @@ from msgspec import Meta
 from alknet.call.context import Context
 from alknet.call.operations import Operation, operation, public
 from alknet.call.session import CallSession
-from alknet.core.endpoint.admission import source_of
 from alknet.core.rate import RateLimit
+from alknet.core.source import source_of
 from alknet.core.succession import (
     STATEMENT_BYTES,
     Answer,

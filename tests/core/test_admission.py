@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alknet.core.endpoint.admission import Admission, Place, source_of
+from alknet.core.endpoint.admission import Admission, Place
 from alknet.core.identity import ANONYMOUS, OWNER, Identity
 from alknet.core.limits import Limits
+from alknet.core.source import source_of
 from alknet.errors import Unavailable
 
 PEER = Identity("peer:alice")

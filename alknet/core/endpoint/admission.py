@@ -18,10 +18,9 @@ from contextlib import contextmanager
 
 from alknet.core.identity import ANONYMOUS, OWNER, Identity
 from alknet.core.limits import Limits
-from alknet.core.source import source_of
 from alknet.errors import Unavailable
 
-__all__ = ["Admission", "Place", "source_of"]
+__all__ = ["Admission", "Place"]
 
 FAILURE_WINDOW_S = 60.0
 SHUT_OUT_S = 60.0

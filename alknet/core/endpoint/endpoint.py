@@ -30,13 +30,14 @@ from alknet.core.contracts import (
     IdentityProvider,
     ProtocolHandler,
 )
-from alknet.core.endpoint.admission import Admission, source_of
+from alknet.core.endpoint.admission import Admission
 from alknet.core.endpoint.live import ConnectionStatus, LiveConnection, LiveConnections
 from alknet.core.endpoint.supervise import close_and_tell, supervise
 from alknet.core.identity import Identity
 from alknet.core.limits import Limits
 from alknet.core.log import bind
 from alknet.core.router import Router
+from alknet.core.source import source_of
 from alknet.core.tcp.connection import StreamConnection
 from alknet.core.tcp.turns import HandshakeTurns, Turn
 from alknet.errors import AlknetError, Denied, Unavailable
