@@ -20,7 +20,7 @@ from alknet.core.nodeid import NodeId
 from alknet.core.tcp.webfiles import load_web_certificates
 from alknet.errors import LocalError
 from alknet.node import Node
-from alknet.stores.home import HomeStore, open_home_identities
+from alknet.stores.home import HomeStore, check_secrecy, open_home_identities
 from alknet.stores.identities import StoredIdentities
 from alknet.stores.memory import MemoryIdentityStore
 from alknet.stores.outbound import StoredOutbound
@@ -53,15 +53,10 @@ def find_obstacles(path: Path, config: NodeConfig) -> list[ConfigProblem]:
     key = ("node", "default_alpn")
     found.attempt(key, lambda: Node(config=served), said="node.default_alpn: ")
     if config.store_file is not None:
-        found.attempt(("node", "store_file"), partial(_check_secrecy, config.store_file))
+        found.attempt(("node", "store_file"), partial(check_secrecy, config.store_file))
     if not found.problems:  # what is good by itself may not go together
         found.attempt((), lambda: Node(config=config))
     return sorted(found.problems, key=lambda problem: problem.line)
-
-
-def _check_secrecy(file: Path) -> None:
-    if file.stat().st_mode & 0o077:
-        raise LocalError(f"others may read {file}, which may hold a password: chmod 600 '{file}'")
 
 
 def _serve(node: Node, command: CommandConfig, runner: CommandRunner) -> None:

@@ -17,7 +17,14 @@ from alknet.stores.sqlite import open_sqlite_store
 from alknet.stores.tables import NODE_TABLES
 from alknet.vault.durable import store_errors
 
-__all__ = ["DATABASE_FILE", "HomeStore", "database_files", "describe_store", "open_home_identities"]
+__all__ = [
+    "DATABASE_FILE",
+    "HomeStore",
+    "check_secrecy",
+    "database_files",
+    "describe_store",
+    "open_home_identities",
+]
 
 DATABASE_FILE = "node.db"
 """The database of a node that names no other store."""
@@ -90,12 +97,19 @@ class HomeStore:
             assert self._url is not None
             return self._url
         with store_errors(f"cannot read {self._file}"):
-            if self._file.stat().st_mode & 0o077:
-                raise LocalError(
-                    f"others may read {self._file}, which may hold a password: "
-                    f"chmod 600 '{self._file}'"
-                )
+            check_secrecy(self._file)
             return self._file.read_text().strip()
+
+
+def check_secrecy(file: Path) -> None:
+    """Refuse a *file* with the address of a store that others may read.
+
+    Raises:
+        LocalError: They may; it says what to do.
+        OSError: The file cannot be looked at.
+    """
+    if file.stat().st_mode & 0o077:
+        raise LocalError(f"others may read {file}, which may hold a password: chmod 600 '{file}'")
 
 
 def describe_store(place: HomeStore | None, identities: StoredIdentities) -> dict[str, Any]:
