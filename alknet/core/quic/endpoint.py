@@ -254,9 +254,7 @@ class QuicEndpoint:
     def _receive(self, batch: Sequence[tuple[bytes, NetworkPath]]) -> None:
         # Apart from the loop, whose variables would keep the last connections while it waits.
         now = trio.current_time()
-        self._serve_at_once(self._receiving.feed(batch, now), now)
-        if self._receiving.has_waiting:
-            self._waiting.ring()
+        self._serve_received(self._receiving.feed(batch, now), now)
 
     async def _work_off(self) -> None:
         while True:
@@ -265,7 +263,10 @@ class QuicEndpoint:
 
     def _receive_waiting(self) -> None:
         now = trio.current_time()
-        self._serve_at_once(self._receiving.work_off(now), now)
+        self._serve_received(self._receiving.work_off(now), now)
+
+    def _serve_received(self, connections: Iterable[QuicConnection], now: float) -> None:
+        self._serve_at_once(connections, now)
         if self._receiving.has_waiting:
             self._waiting.ring()
 
