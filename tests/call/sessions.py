@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
 import msgspec
 import trio
 
 from alknet.call.codes import CallError, ErrorCode
+from alknet.call.handler import CallHandler
 from alknet.call.proto import (
     Event,
     FrameDecoder,
@@ -17,13 +18,14 @@ from alknet.call.proto import (
     encode_event,
     encode_frame,
 )
-from alknet.call.session import CallSession
+from alknet.call.session import CallSession, open_session
 from alknet.call.sharing import RepeatedCalls
 from alknet.core.contracts import CARRIER_UNIX, Connection, Stream
 from alknet.core.identity import Identity
 from alknet.core.limits import Limits
 from alknet.core.tcp.connection import StreamConnection
 from alknet.testing.memory import memory_connection_pair
+from alknet.testing.operations import FixedIdentities
 
 CARRIERS = ("memory", "unix")
 PEER = Identity("peer:w1", ("echo",))
@@ -32,6 +34,24 @@ Query = Callable[[msgspec.Raw], Awaitable[object]]
 Items = Callable[[msgspec.Raw], AsyncGenerator[object]]
 UploadOf = Callable[[msgspec.Raw, AsyncIterator[msgspec.Raw]], Awaitable[object]]
 BidiOf = Callable[[msgspec.Raw, AsyncIterator[msgspec.Raw]], AsyncGenerator[object]]
+
+
+class ChangingIdentities(FixedIdentities):
+    """Identities of which those that wait hear when a test has changed them."""
+
+    def __init__(self, tokens: Mapping[str, Identity] | None = None) -> None:
+        super().__init__(tokens)
+        self._changed = trio.Event()
+
+    def change(self) -> None:
+        self.version += 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_changed(self, version: int) -> int:
+        while self.version == version:
+            await self._changed.wait()
+        return self.version
 
 
 class Call:
@@ -205,6 +225,22 @@ async def connections(
         with trio.CancelScope(shield=True):
             await dialer.aclose()
             await acceptor.aclose()
+
+
+@asynccontextmanager
+async def handled(
+    carrier: str, handler: CallHandler, identity: Identity | None
+) -> AsyncGenerator[tuple[CallSession, Connection]]:
+    """Yield a client, and the connection on which *handler* serves it as *identity*."""
+    async with (
+        connections(carrier, identity=identity) as (dialer, acceptor),
+        handler.lifespan(),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(handler.handle, acceptor)
+        async with open_session(dialer) as client:
+            yield client, acceptor
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -10,36 +10,24 @@ import trio
 
 from alknet.call.codes import CallError
 from alknet.call.handler import CallHandler
-from alknet.call.session import CallSession, open_session
+from alknet.call.session import CallSession
 from alknet.core.contracts import CloseCode, Connection, ProtocolHandler
 from alknet.core.identity import Identity
 from alknet.core.limits import Limits
 from alknet.errors import Denied, Unavailable
-from alknet.testing.operations import FixedIdentities
-from tests.call.sessions import CARRIERS, Operations, connections
+from tests.call.sessions import CARRIERS, ChangingIdentities, Operations, handled
 
 both = pytest.mark.parametrize("carrier", CARRIERS)
 KEY = Identity("key:abc")
 
 
-class Tokens(FixedIdentities):
+class Tokens(ChangingIdentities):
     """Tokens that can be revoked, expire, or be unknowable for a while."""
 
     def __init__(self, *tokens: str) -> None:
         super().__init__(dict.fromkeys(tokens, KEY))
         self.expires_at: float | None = None
         self.is_stale = False
-        self._changed = trio.Event()
-
-    def change(self) -> None:
-        self.version += 1
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def wait_changed(self, version: int) -> int:
-        while self.version == version:
-            await self._changed.wait()
-        return self.version
 
     def identify_token(self, token: str) -> Identity:
         if self.is_stale:
@@ -56,15 +44,8 @@ class Tokens(FixedIdentities):
 async def served(carrier: str, handler: CallHandler, *tokens: str) -> AsyncGenerator[CallSession]:
     assert isinstance(handler.dispatcher, Operations)
     handler.dispatcher.tokens.update(dict.fromkeys(tokens, KEY))
-    async with (
-        connections(carrier, identity=None) as (dialer, acceptor),
-        handler.lifespan(),
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(handler.handle, acceptor)
-        async with open_session(dialer) as client:
-            yield client
-        nursery.cancel_scope.cancel()
+    async with handled(carrier, handler, None) as (client, _):
+        yield client
 
 
 async def _outcome(call: Callable[[], Awaitable[object]], into: list[str]) -> None:

@@ -26,7 +26,7 @@ from alknet.errors import Unavailable
 from alknet.testing.operations import FixedOwnership, key, peer
 from tests.call.peers.calculators import USER, Seen, hub_and_worker
 from tests.call.peers.federated import open_world, rule
-from tests.call.sessions import CARRIERS, connections
+from tests.call.sessions import CARRIERS, connections, handled
 from tests.call.test_handler import Tokens
 
 both = pytest.mark.parametrize("carrier", CARRIERS)
@@ -114,15 +114,8 @@ async def served(
         limits=Limits(),
     )
     handler = CallHandler(dispatcher, Limits(), identities=tokens)
-    async with (
-        connections(carrier, identity=identity) as (dialer, acceptor),
-        handler.lifespan(),
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(handler.handle, acceptor)
-        async with open_session(dialer) as client:
-            yield Served(client, acceptor, tokens)
-        nursery.cancel_scope.cancel()
+    async with handled(carrier, handler, identity) as (client, acceptor):
+        yield Served(client, acceptor, tokens)
 
 
 LOST = "FORBIDDEN: the right to it was taken away: "

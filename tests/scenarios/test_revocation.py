@@ -197,15 +197,24 @@ scopes_all = ["echo"]
 """
 
 
-async def test_a_relay_ends_what_it_passes_on(transport: str, tmp_path: Path) -> None:
+@asynccontextmanager
+async def relayed(
+    transport: str, directory: Path
+) -> AsyncGenerator[tuple[Node, Node, Friend, CallSession]]:
+    """Yield a hub, its worker, and a friend of the hub with a session by which it calls both."""
     friend = make_friend("friend", "echo")
-    home = await make_home(tmp_path, friend.peer, config=RELAYED)
+    home = await make_home(directory, friend.peer, config=RELAYED)
     async with (
         serving(home) as hub,
         bystander(hub, transport),
         worker_of(hub, "w1", allows=("echo",)) as worker,
         open_session(hub.ticket, key=friend.key, transports=[transport]) as session,
     ):
+        yield hub, worker, friend, session
+
+
+async def test_a_relay_ends_what_it_passes_on(transport: str, tmp_path: Path) -> None:
+    async with relayed(transport, tmp_path) as (hub, worker, friend, session):
         fewer = msgspec.structs.replace(friend.peer, scopes=())
         async with ended_within_a_second(session, peer=("w1",)):
             await eventually(lambda: _calls(worker) == 3)
@@ -214,14 +223,7 @@ async def test_a_relay_ends_what_it_passes_on(transport: str, tmp_path: Path) ->
 
 
 async def test_a_worker_ends_what_its_hub_may_not_any_more(transport: str, tmp_path: Path) -> None:
-    friend = make_friend("friend", "echo")
-    home = await make_home(tmp_path, friend.peer, config=RELAYED)
-    async with (
-        serving(home) as hub,
-        bystander(hub, transport),
-        worker_of(hub, "w1", allows=("echo",)) as worker,
-        open_session(hub.ticket, key=friend.key, transports=[transport]) as session,
-    ):
+    async with relayed(transport, tmp_path) as (_, worker, _, session):
         [known] = worker.identities.peers()
         async with ended_within_a_second(session, peer=("w1",)):
             await eventually(lambda: _calls(worker) == 3)

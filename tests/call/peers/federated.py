@@ -23,8 +23,8 @@ from alknet.core.config_re_export import FederationTable, ReExport
 from alknet.core.globs import Glob
 from alknet.core.identity import Identity, NodeId, Peer
 from alknet.core.limits import Limits
-from alknet.testing.operations import FixedIdentities, FixedOwnership, peer
-from tests.call.sessions import connections
+from alknet.testing.operations import FixedOwnership, peer
+from tests.call.sessions import ChangingIdentities, connections
 
 
 def rule(
@@ -172,7 +172,7 @@ class World:
                 task_status.started(client)
 
 
-class KnownPeers(FixedIdentities):
+class KnownPeers(ChangingIdentities):
     """Peers by name alone.
 
     Attributes:
@@ -188,7 +188,6 @@ class KnownPeers(FixedIdentities):
         super().__init__(tokens)
         self._known = known
         self.offerers = offerers
-        self._changed = trio.Event()
 
     def peer(self, name: str) -> Peer | None:
         may_offer = self.offerers is None or name in self.offerers
@@ -196,14 +195,7 @@ class KnownPeers(FixedIdentities):
 
     def let_offer(self, *names: str) -> None:
         self.offerers = names
-        self.version += 1
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def wait_changed(self, version: int) -> int:
-        while self.version == version:
-            await self._changed.wait()
-        return self.version
+        self.change()
 
 
 async def _attach(node: MemoryNode, name: str, session: CallSession) -> None:

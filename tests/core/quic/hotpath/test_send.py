@@ -235,11 +235,8 @@ def test_pacing_holds_packets_back_alike(bucket: float) -> None:
     assert len(duel.server.received(stream_id)) == 20_001
 
 
-@pytest.mark.parametrize("late_s", [-0.001, 0.0, 0.001])
-@pytest.mark.parametrize("has_data", [False, True])
-def test_pacing_holds_back_no_acknowledgement_that_is_overdue(
-    late_s: float, *, has_data: bool
-) -> None:
+def asked_duel() -> tuple[Duel, int]:
+    """A duel in which the server has heard a question on a stream, and acknowledged nothing."""
     duel = sending_duel()
     client, server = duel.client, duel.server
     stream_id = open_stream(client, b"x")
@@ -247,6 +244,16 @@ def test_pacing_holds_back_no_acknowledgement_that_is_overdue(
     give(client, stream_id, b"question")
     for data, _ in client.send(duel.now):
         duel.deliver(data, server)
+    return duel, stream_id
+
+
+@pytest.mark.parametrize("late_s", [-0.001, 0.0, 0.001])
+@pytest.mark.parametrize("has_data", [False, True])
+def test_pacing_holds_back_no_acknowledgement_that_is_overdue(
+    late_s: float, *, has_data: bool
+) -> None:
+    duel, stream_id = asked_duel()
+    server = duel.server
     due = server.hot._hot_space.ack_at
     assert due is not None
     duel.now = due + late_s
@@ -414,13 +421,8 @@ def test_what_was_lost_goes_again_while_flow_control_holds_back_the_rest() -> No
 
 @pytest.mark.parametrize("room", range(5, 14))
 def test_an_acknowledgement_is_to_be_acknowledged_if_that_fits(room: int) -> None:
-    duel = sending_duel()
-    client, server = duel.client, duel.server
-    stream_id = open_stream(client, b"x")
-    duel.run(1)
-    give(client, stream_id, b"question")
-    for data, _ in client.send(duel.now):
-        duel.deliver(data, server)
+    duel, _ = asked_duel()
+    server = duel.server
 
     def prepare(engine: Engine) -> None:
         space = engine._spaces[Epoch.ONE_RTT]
