@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -83,8 +83,10 @@ class Place:
                 )
             self._check_owner()
             for path in self.files():
-                if path.exists() and path.stat().st_mode & 0o077:
-                    path.chmod(0o600)
+                # Another process that closes the database removes its log at any time.
+                with suppress(FileNotFoundError):
+                    if path.stat().st_mode & 0o077:
+                        path.chmod(0o600)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

@@ -198,9 +198,11 @@ def layout_of(connection: apsw.Connection) -> int:
 
 def _own_layout(connection: apsw.Connection, path: Path, newest: int) -> int:
     """Return the layout of a database of ours, 0 for a new one."""
-    done = layout_of(connection)
-    is_ours = connection.pragma("application_id") == APPLICATION_ID
-    is_empty = connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").get is None
+    # One snapshot: another process may be making the database between these statements.
+    with connection:
+        done = layout_of(connection)
+        is_ours = connection.pragma("application_id") == APPLICATION_ID
+        is_empty = connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").get is None
     if not is_ours and not (is_empty and done == 0):
         raise StoreError(f"{path} is a database of another program: use another path")
     if done > newest:

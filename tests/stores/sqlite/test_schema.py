@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import apsw
@@ -11,7 +12,8 @@ import trio
 from alknet.core.storage import Put
 from alknet.errors import StoreError
 from alknet.stores.sqlite import MIGRATIONS, Migration, follower, open_sqlite_store
-from alknet.stores.sqlite.schema import APPLICATION_ID
+from alknet.stores.sqlite.place import Place
+from alknet.stores.sqlite.schema import APPLICATION_ID, migrate
 from alknet.testing.store_contract import NOTES, TABLES, Note
 from alknet.testing.store_contract.harness import until, values
 
@@ -99,6 +101,28 @@ async def test_many_that_open_a_new_database_make_it_once(path: Path) -> None:
     assert connection.pragma("application_id") == APPLICATION_ID
     assert connection.pragma("user_version") == 2
     connection.close()
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_one_that_looks_while_another_makes_the_database_takes_it_for_ours(
+    path: Path, step: int
+) -> None:
+    place = Place(path)
+    looking, making = (apsw.Connection(str(path)) for _ in range(2))
+    looking.pragma("journal_mode", "wal")
+    seen = count()
+
+    def make_between(_cursor: apsw.Cursor, _sql: str, _bindings: object) -> bool:
+        if next(seen) == step:
+            migrate(making, place)
+        return True
+
+    looking.exec_trace = make_between
+    migrate(looking, place)
+    assert next(seen) > step
+    assert looking.pragma("user_version") == 1
+    looking.close()
+    making.close()
 
 
 async def test_a_store_that_was_migrated_under_its_user_says_so(

@@ -59,6 +59,26 @@ async def test_files_that_others_can_read_are_closed_to_them(path: Path) -> None
         assert set(modes(path.parent).values()) == {0o600}
 
 
+def test_a_log_that_another_process_removes_meanwhile_is_no_fault(path: Path) -> None:
+    path.touch(0o600)
+    log = path.with_name("node.db-wal")
+    is_done = threading.Event()
+
+    def come_and_go() -> None:
+        while not is_done.is_set():
+            log.touch(0o644)
+            log.unlink()
+
+    others = threading.Thread(target=come_and_go)
+    others.start()
+    try:
+        for _ in range(500):
+            Place(path).prepare()
+    finally:
+        is_done.set()
+        others.join()
+
+
 async def test_a_path_may_hold_any_character(tmp_path: Path) -> None:
     path = tmp_path / "a b%41?mode=ro#é" / "n'o.db"
     path.parent.mkdir()
