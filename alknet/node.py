@@ -335,15 +335,19 @@ class Node:
         await self.endpoint.drain()
         await self._dispatcher.survivors.drain(until)
 
-    async def run_until_stopped(self) -> None:
+    async def run_until_stopped(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal hurries the drain.
 
         SIGHUP, and an edit of ``node.toml``, reload what can change without a restart.
-        Only from the main thread. Cancelled, it returns without a drain.
+        Only from the main thread. Started, it has the signals. Cancelled, it returns without a
+        drain.
         """
         async with open_background() as nursery:
             nursery.start_soon(self._follow_config)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as arrived:
+                task_status.started()
                 async for number in arrived:
                     if number == signal.SIGHUP:
                         await self._try_reload()

@@ -117,8 +117,7 @@ async def _run(make_node: Callable[[], Node], out: LineWriter, as_json: bool) ->
 
     node = make_node()
     style = "json" if as_json else _style(node.config.log.format)
-    # Until the first line is out, standard output belongs to it.
-    configure(node.config.log.level, style, sys.stderr)
+    configure(node.config.log.level, style, sys.stderr)  # standard output is for the first line
     starting = trio.CancelScope()
     caught: list[int] = []
     has_drained = False
@@ -127,14 +126,14 @@ async def _run(make_node: Callable[[], Node], out: LineWriter, as_json: bool) ->
             nursery.start_soon(_cancel_on_signal, signals, starting, caught)
             with starting:
                 async with node:
-                    _say_ready(node, out, as_json)
-                    configure(
-                        node.config.log.level, style, cast("TextIO", out)
-                    )  # all that it needs
-                    notify("READY=1")
-                    nursery.start_soon(feed_watchdog)
-                    nursery.start_soon(_announce_drain, node)
-                    await node.run_until_stopped()
+                    async with trio.open_nursery() as serving:
+                        # First: whoever reads that it is ready may stop it the next moment.
+                        await serving.start(node.run_until_stopped)
+                        _say_ready(node, out, as_json)
+                        configure(node.config.log.level, style, cast("TextIO", out))
+                        notify("READY=1")
+                        nursery.start_soon(feed_watchdog)
+                        nursery.start_soon(_announce_drain, node)
                     has_drained = True  # a signal that comes now hurries, and is no failure
             nursery.cancel_scope.cancel()
     if caught and not has_drained:

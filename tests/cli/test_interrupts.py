@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from alknet.cli import up
+from alknet.cli.lines import LineWriter
+from alknet.node import Node
 from tests.cli.kit import STARTED, Cli, RunningNode, all_files, process, running_node, wait_until
 
 pytestmark = pytest.mark.slow
@@ -119,6 +122,21 @@ def test_a_drained_node_leaves_its_callers_unavailable(made: Cli) -> None:
             assert running.process.end().status == 0
     assert result.status == 4, result.err
     assert result.error["code"] == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_first_word_of_a_node_drains_it(
+    made: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    say_ready = up._say_ready
+
+    def say_and_stop(node: Node, out: LineWriter, as_json: bool) -> None:
+        say_ready(node, out, as_json)
+        signal.raise_signal(number)  # whoever waits for the line has all it needs
+
+    monkeypatch.setattr(up, "_say_ready", say_and_stop)
+    said = made.ok("up", "--listen", "127.0.0.1:0", "--json").lines
+    assert [line["event"] for line in said] == ["ready", "node.draining", "stopped"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
