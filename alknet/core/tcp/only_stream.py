@@ -42,6 +42,7 @@ class ConnectionLife:
         self.is_torn = False
         self._scopes: set[trio.CancelScope] = set()
         self._sends: set[trio.CancelScope] = set()
+        self._spared: set[trio.CancelScope] = set()
         self._sent = trio.lowlevel.ParkingLot()
 
     def end(
@@ -62,17 +63,18 @@ class ConnectionLife:
         self.reason = reason
         self.is_closed_here = by_close
         self.is_torn = is_torn
-        for scope in self._scopes if spares_sends else self._scopes | self._sends:
+        scopes = self._scopes | self._sends
+        for scope in scopes if spares_sends else scopes | self._spared:
             scope.cancel()
 
     async def wait_sent(self) -> None:
-        """Wait until nothing is being sent. Cancelled, nothing happens."""
-        while self._sends:
+        """Wait until no task is on the sending side. Cancelled, nothing happens."""
+        while self._sends or self._spared:
             await self._sent.park()
 
     def end_sends(self) -> None:
         """Wake what `end` has spared."""
-        for scope in self._sends:
+        for scope in self._spared:
             scope.cancel()
 
     def error(self) -> trio.ClosedResourceError | ConnectionEnded:
@@ -83,9 +85,14 @@ class ConnectionLife:
         return ConnectionEnded(self.reason)
 
     @contextlib.contextmanager
-    def until_end(self, *, is_send: bool = False) -> Iterator[None]:
-        """Run the block until the connection ends, then cancel it."""
-        scopes = self._sends if is_send else self._scopes
+    def until_end(self, *, is_send: bool = False, is_spared: bool = False) -> Iterator[None]:
+        """Run the block until the connection ends, then cancel it.
+
+        Args:
+            is_send: It holds the sending side, see `wait_sent`.
+            is_spared: It does, and is among what `end` may spare.
+        """
+        scopes = self._spared if is_spared else self._sends if is_send else self._scopes
         with trio.CancelScope() as scope:
             if self.reason is not None:
                 scope.cancel()
@@ -94,7 +101,7 @@ class ConnectionLife:
                 yield
             finally:
                 scopes.discard(scope)
-                if is_send:
+                if is_send or is_spared:
                     self._sent.unpark_all()
 
 
@@ -141,7 +148,7 @@ class OnlyStream(Stream):
         """Send; see `Stream`. A cancel may have sent a part."""
         with self._send_conflict:
             self._check_can_send()
-            with self._life.until_end(is_send=True):
+            with self._life.until_end(is_spared=True):
                 self._is_amid_data = True  # and it stays so, if not all of it leaves
                 try:
                     await self._transport.send_all(data)
@@ -170,7 +177,7 @@ class OnlyStream(Stream):
         """Wait until the transport takes bytes. Cancelled, nothing happens."""
         with self._send_conflict:
             self._check_can_send()
-            with self._life.until_end():
+            with self._life.until_end(is_send=True):
                 return await self._transport.wait_send_all_might_not_block()
         raise self._error()
 
@@ -180,7 +187,7 @@ class OnlyStream(Stream):
             if self._has_sent_eof and not self._is_closed:
                 return await trio.lowlevel.checkpoint()
             self._check_can_send()
-            with self._life.until_end():
+            with self._life.until_end(is_send=True):
                 try:
                     await self._transport.send_eof()
                 except trio.BrokenResourceError as exc:
@@ -265,8 +272,9 @@ class OnlyStream(Stream):
         assert reason is not None
         if self._life.is_torn or reason.is_transport:
             return
+        # Who was cancelled on the sending side has not left it before its next turn.
+        await self._life.wait_sent()
         if farewell is not None and self._life.is_closed_here and reason.code:
-            await self._life.wait_sent()
             await self._send_last(farewell(reason))
         if isinstance(self._transport, TlsStream):
             await self._transport.say_goodbye()
