@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -8,7 +8,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio.testing import wait_all_tasks_blocked
 
-from alknet.core.contracts import CloseCode, Connection
+from alknet.core.contracts import CloseCode, CloseReason, Connection
 from alknet.core.endpoint import Endpoint
 from alknet.core.identity import Identity, NodeId
 from alknet.core.limits import Limits
@@ -72,6 +72,31 @@ def refused(connection: Connection) -> tuple[int, str]:
     assert reason is not None
     assert reason.by_peer
     return reason.code, reason.reason
+
+
+class Faulty(MemoryConnection):
+    """A connection whose transport has a bug, which shows when it ends."""
+
+    async def wait_closed(self) -> CloseReason:
+        await super().wait_closed()
+        raise trio.BusyResourceError("two tasks at one end")
+
+
+@pytest.mark.parametrize("handle", [until_draining, echo])
+async def test_a_fault_of_a_transport_ends_its_own_connection_alone(
+    handle: Callable[[Connection], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = Handler(handle, alpns=("a",)), Handler(echo, alpns=("b",))
+    async with bench(*handlers) as b, memory_connection_pair(alpn="a") as (dialer, acceptor):
+        other = await b.connect("b")
+        acceptor.__class__ = Faulty
+        b.nursery.start_soon(b.endpoint.serve_connection, acceptor)
+        await wait_all_tasks_blocked()
+        dialer.close(5, "enough")
+        await wait_all_tasks_blocked()
+        assert [c.alpn for c in b.endpoint.connections()] == ["b"]
+        assert await ask(other) == b"ping"
+    assert "connection.crashed" in caplog.text
 
 
 async def test_a_connection_reaches_the_handler_of_its_alpn() -> None:

@@ -283,11 +283,17 @@ class Endpoint:
             bind(connection=entry.id, peer=entry.peer),
         ):
             try:
-                handler = self._admit(entry, source)
-            except _Refused as refused:
-                await self._refuse(connection, refused)
-            else:
-                await self._run(entry, handler)
+                await self._admit_and_run(entry, source)
+            except Exception:  # boundary: a transport's fault ends its own connection, not the node
+                log.exception("connection.crashed")
+
+    async def _admit_and_run(self, entry: LiveConnection, source: str | None) -> None:
+        try:
+            handler = self._admit(entry, source)
+        except _Refused as refused:
+            await self._refuse(entry.connection, refused)
+        else:
+            await self._run(entry, handler)
 
     @contextmanager
     def _registered(
