@@ -13,7 +13,7 @@ import msgspec
 import pyrage
 
 from alknet.errors import LocalError
-from alknet.vault.vault import IDENTITY_SECRET, Vault
+from alknet.vault.vault import Vault
 
 __all__ = ["export_of", "import_into"]
 
@@ -41,10 +41,8 @@ def export_of(vault: Vault, recipient: str | None) -> tuple[bytes, int]:
         LocalError: It is no recipient.
     """
     secrets = []
-    for info in vault.secrets():
-        if info.path == IDENTITY_SECRET or not info.versions:
-            continue
-        with vault.get(info.path, now=0.0, version=info.versions[-1]) as value:
+    for info, value in vault.newest_values():
+        with value:
             secrets.append(_Secret(info.path, bytes(value.view), info.expires_at))
     data = msgspec.json.encode(_Export("alknet vault export 1", secrets))
     if recipient is not None:

@@ -38,7 +38,7 @@ from alknet.vault.locked import LockedBuffer
 from alknet.vault.paths import IDENTITY_SECRET, check_not_ours, check_secret_path
 from alknet.vault.records import SecretInfo, info_of, without_version
 from alknet.vault.slots import Slot
-from alknet.vault.vaultfile import RolledBack, VaultFile
+from alknet.vault.vaultfile import RolledBack, Signature, VaultFile
 
 __all__ = ["IDENTITY_SECRET", "MAX_VERSIONS", "SecretInfo", "Vault", "create_vault"]
 
@@ -340,9 +340,22 @@ class Vault:
     def secrets(self, prefix: str = "") -> Iterator[SecretInfo]:
         """Yield what may be shown of the secrets whose path begins with *prefix*."""
         self._refresh()
-        for path in sorted(self._index.secrets):
+        for path, secret in sorted(self._index.secrets.items()):
             if path.startswith(prefix):
-                yield info_of(path, self._index.secrets[path])
+                yield info_of(path, secret)
+
+    def newest_values(self) -> Iterator[tuple[SecretInfo, LockedBuffer]]:
+        """Yield all secrets that have a value, of one generation; the caller closes the buffers.
+
+        The node's own key is not among them, and what has expired is. Raises like `get`.
+        """
+        self._refresh()
+        for path, secret in sorted(self._index.secrets.items()):
+            with_value = [entry for entry in secret.versions if entry.sealed]
+            if with_value and path != IDENTITY_SECRET:
+                newest = with_value[-1]
+                assert newest.sealed is not None
+                yield info_of(path, secret), self._unseal(path, newest.version, newest.sealed)
 
     def remove(self, path: str, *, version: int | None = None) -> None:
         """Forget a secret, or destroy the value of one version.
@@ -548,7 +561,7 @@ class Vault:
 class _Loaded(msgspec.Struct, frozen=True):
     """What a file held, before it is taken for the vault."""
 
-    signature: tuple[int, int, int] | None
+    signature: Signature | None
     container: Container
     index: Index
 

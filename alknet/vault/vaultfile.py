@@ -26,11 +26,16 @@ from alknet.vault.container import (
 from alknet.vault.durable import replace_file, store_errors, sync_directory
 from alknet.vault.keyfile import check_private
 
-__all__ = ["VAULT_FILE", "NotConfirmed", "RolledBack", "VaultFile"]
+__all__ = ["VAULT_FILE", "NotConfirmed", "RolledBack", "Signature", "VaultFile"]
 
 log = logging.getLogger(__name__)
 
 VAULT_FILE = "vault.alk"
+# The end of the file, which no two generations share: two writes within one tick of the clock may
+# leave the same time, size and, by the second, the inode that the first one freed.
+TAG_BYTES = 16
+
+Signature = tuple[int, int, int, bytes]
 
 
 class RolledBack(LocalError):
@@ -168,13 +173,15 @@ class VaultFile:
         finally:
             os.close(descriptor)
 
-    def signature(self) -> tuple[int, int, int] | None:
+    def signature(self) -> Signature | None:
         """Return what changes when the file does; None while there is none."""
         try:
-            found = self.path.stat()
+            with self.path.open("rb", buffering=0) as file:
+                found = os.fstat(file.fileno())
+                tag = os.pread(file.fileno(), TAG_BYTES, max(found.st_size - TAG_BYTES, 0))
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        return found.st_mtime_ns, found.st_ino, found.st_size, tag
 
     def hint(self) -> str:
         """Return where to look for an intact file, to go on after a message."""

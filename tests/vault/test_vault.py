@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,51 @@ def test_two_open_vaults_see_each_other_s_writes(keeper: Keeper) -> None:
     keeper.vault.put("a", b"1", now=2.0)
     other.put("b", b"2", now=2.0)
     assert [info.path for info in keeper.vault.secrets()] == ["a", "b"]
+
+
+def test_a_generation_is_told_from_another_of_its_time_size_and_inode(keeper: Keeper) -> None:
+    for number in range(MAX_VERSIONS):
+        keeper.vault.put("a", b"%d" % (number % 10), now=2.0)
+    path, freed = keeper.home / "vault.alk", keeper.home / "freed"
+    before, other = path.stat(), keeper.open_again()
+    freed.hardlink_to(path)
+    other.put("a", b"x", now=2.0)
+    # As if two had been written within a tick of the clock, the second where the first one was.
+    freed.write_bytes(path.read_bytes())
+    os.utime(freed, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    freed.replace(path)
+    after = path.stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert after.st_size == before.st_size
+    assert value(keeper.vault, "a") == b"x"
+    assert keeper.vault.put("a", b"y", now=2.0) == MAX_VERSIONS + 2
+    assert value(keeper.vault, "a", MAX_VERSIONS + 1) == b"x"
+
+
+def test_an_export_is_of_one_moment(keeper: Keeper) -> None:
+    for path in "abc":
+        keeper.vault.put(path, path.encode(), now=2.0)
+    other = keeper.open_again()
+    found = keeper.vault.newest_values()
+    first, _ = next(found)
+    other.remove("b")
+    other.put("c", b"new", now=3.0)
+    other.remove("c", version=1)
+    assert keeper.vault.header.generation < other.header.generation
+    keeper.vault.reread()
+    assert [first.path, *(info.path for info, _ in found)] == ["a", "b", "c"]
+    assert [info.path for info in keeper.vault.secrets()] == ["a", "c"]
+
+
+def test_secrets_that_another_process_removes_can_be_listed(keeper: Keeper) -> None:
+    for path in "abc":
+        keeper.vault.put(path, b"1", now=2.0)
+    other = keeper.open_again()
+    listed = keeper.vault.secrets()
+    next(listed)
+    other.remove("b")
+    keeper.vault.reread()
+    assert [info.path for info in listed] == ["b", "c"]
 
 
 def test_an_unexpected_version_is_a_conflict(keeper: Keeper) -> None:
