@@ -21,7 +21,13 @@ import trio
 
 from alknet.core.contracts import CARRIER_UNIX
 from alknet.core.endpoint.endpoint import Endpoint
-from alknet.core.endpoint.unixsocket import check_length, is_own_uid, listening, peer_of
+from alknet.core.endpoint.unixsocket import (
+    check_length,
+    connect,
+    is_own_uid,
+    listening,
+    peer_of,
+)
 from alknet.core.tcp.connection import StreamConnection
 from alknet.core.tcp.listener import serve
 from alknet.errors import Denied, LocalError, Unavailable
@@ -73,19 +79,13 @@ async def connect_control(home: Path, *, is_allowed: UidCheck = is_own_uid) -> S
     """
     path = home / SOCKET_NAME
     check_length(path, SHORTER)
-    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        await sock.connect(os.fspath(path))
-        uid, _ = peer_of(sock)
+        sock = await connect(path)
     except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError) as exc:
-        sock.close()
         raise Unavailable(f"no node runs on {home}: start one with `alknet up`") from exc
     except PermissionError as exc:
-        sock.close()
         raise Denied(f"{path} belongs to another user") from exc
-    except BaseException:  # raised again: nobody else knows the socket
-        sock.close()
-        raise
+    uid, _ = peer_of(sock)
     if not is_allowed(uid):
         sock.close()
         raise Denied(f"the node on {home} is run by another user (uid {uid})")

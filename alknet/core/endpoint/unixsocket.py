@@ -7,18 +7,20 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import trio
 
 from alknet.errors import LocalError
 
-__all__ = ["check_length", "is_own_uid", "listening", "peer_of"]
+__all__ = ["check_length", "connect", "is_own_uid", "listening", "peer_of"]
 
 # sun_path has 108 bytes, one of them for the terminating zero (unix(7)).
 MAX_PATH_BYTES = 107
 BACKLOG = 64
+# A full queue gives no sign when there is room again; nobody minds so short a wait.
+FULL_RETRY_S = 0.01
 
 
 def is_own_uid(uid: int) -> bool:
@@ -31,6 +33,25 @@ def peer_of(sock: trio.socket.SocketType) -> tuple[int, int]:
     size = struct.calcsize("3i")
     pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return uid, pid
+
+
+async def connect(path: Path) -> trio.socket.SocketType:
+    """Connect to the socket at *path*; while its queue is full, wait as other programs do.
+
+    Cancelled or failed, nothing stays open.
+
+    Raises:
+        OSError: Nobody listens there, or we may not connect.
+    """
+    with ExitStack() as undo:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        undo.callback(sock.close)
+        await trio.lowlevel.checkpoint()
+        # Not Trio's connect: it takes the EAGAIN of a full queue for a connection on its way.
+        while not _connect_now(sock, path):  # noqa: ASYNC110  nothing to wait on
+            await trio.sleep(FULL_RETRY_S)
+        undo.pop_all()
+        return trio.socket.from_stdlib_socket(sock)
 
 
 @contextmanager
@@ -47,14 +68,14 @@ def listening(path: Path, *, taken: str, too_long: str) -> Iterator[socket.socke
     """
     check_length(path, too_long)
     _clear_away(path, taken)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+    with ExitStack() as stack:
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         _bind_private(sock, path)
-        made = path.lstat()
-        try:
-            sock.listen(BACKLOG)
-            yield sock
-        finally:
-            _unlink_if_same(path, made)
+        made = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        stack.callback(os.close, made)
+        stack.callback(_unlink_if_same, path, made)
+        sock.listen(BACKLOG)
+        yield sock
 
 
 def check_length(path: Path, too_long: str) -> None:
@@ -67,13 +88,20 @@ def check_length(path: Path, too_long: str) -> None:
         )
 
 
-def _bind_private(sock: socket.socket, path: Path) -> None:
-    # A chmod after the bind would leave a moment in which others can connect.
-    before = os.umask(0o177)
+def _connect_now(sock: socket.socket, path: Path) -> bool:
     try:
-        sock.bind(os.fspath(path))
-    finally:
-        os.umask(before)
+        sock.connect(os.fspath(path))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _bind_private(sock: socket.socket, path: Path) -> None:
+    # The file takes over the socket's own mode (Linux). A chmod after the bind would leave a
+    # moment in which others can connect; a umask would be that of all threads, which make
+    # directories and start programs.
+    os.fchmod(sock.fileno(), 0o600)
+    sock.bind(os.fspath(path))
 
 
 def _clear_away(path: Path, taken: str) -> None:
@@ -95,10 +123,12 @@ def _clear_away(path: Path, taken: str) -> None:
             raise LocalError(taken)
 
 
-def _unlink_if_same(path: Path, made: os.stat_result) -> None:
+def _unlink_if_same(path: Path, made: int) -> None:
+    # *made* is open until then: else the number of its inode could be another's by now.
+    ours = os.fstat(made)
     try:
         now = path.lstat()
     except FileNotFoundError:
         return
-    if (now.st_dev, now.st_ino) == (made.st_dev, made.st_ino):
+    if (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino):
         path.unlink(missing_ok=True)
