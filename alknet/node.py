@@ -435,7 +435,8 @@ class Node:
         """
         web = load_web_certificates(config.web_certificates)
         self._check_default_alpn(config)
-        if config.commands != self.config.commands:
+        has_new_commands = config.commands != self.config.commands
+        if has_new_commands:
             self.registry.set_commands(command_operations(config.commands, self._commands))
             warn_of_unconfined(config.commands)
         self.identities.set_config_peers(config.peers)
@@ -446,7 +447,7 @@ class Node:
         self.endpoint.limits = self._calls.limits = self._dispatcher.limits = config.limits
         self.resources.limits = config.limits
         self._federation.apply(config)
-        if config.re_exports != self.config.re_exports:
+        if has_new_commands or config.re_exports != self.config.re_exports:
             self._calls.judge_again()
         self._register.limits = config.limits
         for quic in self._quic:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,15 @@ from alknet.call.codes import CallError, ErrorCode
 from alknet.call.context import Context
 from alknet.call.operations import Operation
 from alknet.call.overlay import LayeredEntry, LayeredItems
+from alknet.call.registry import Entry
 from alknet.call.schema import Mismatch, Shape
-from alknet.call.visibility import CheckedResource, check_scopes
+from alknet.call.visibility import CheckedResource, check_scopes, no_such_operation
 from alknet.core.identity import Identity
 
 if TYPE_CHECKING:
     from alknet.call.contracts import AdmittedCall
 
-__all__ = ["Admitted", "LayeredCall"]
+__all__ = ["Admitted", "CommandCall", "LayeredCall"]
 
 log = logging.getLogger(__name__)
 
@@ -204,6 +205,33 @@ class LayeredCall(Admitted):
     async def stream(self) -> AsyncIterator[AsyncIterator[bytes]]:
         async with super().stream() as items:
             yield LayeredItems(items, self._running)
+
+
+class CommandCall(Admitted):
+    """A call of what ``node.toml`` makes an operation of, which can change or go meanwhile."""
+
+    __slots__ = ("_lookup",)
+
+    def __init__(
+        self,
+        operation: Operation[..., Any],
+        context: Context,
+        value: object,
+        *,
+        timeout_s: float | None,
+        used_token: bool,
+        lookup: Callable[[str], Entry | None],
+    ) -> None:
+        """Make one; *lookup* finds the operation as it is now, by its name."""
+        super().__init__(operation, context, value, timeout_s=timeout_s, used_token=used_token)
+        self._lookup = lookup
+
+    def readmit(self, identity: Identity) -> None:
+        entry = self._lookup(self.context.operation)
+        if entry is None or entry.operation.spec.internal:
+            raise no_such_operation(self.context.operation)
+        check_scopes(entry.operation, identity)
+        self.context.go_on_as(identity)
 
 
 class _Items:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from alknet.call.admitted import Admitted, LayeredCall
+from alknet.call.admitted import Admitted, CommandCall, LayeredCall
 from alknet.call.codes import CallError, ErrorCode, call_error_from
 from alknet.call.composer import Composer
 from alknet.call.composition import child_info
@@ -28,7 +28,7 @@ from alknet.call.operations import Operation
 from alknet.call.overlay import Layer, LayeredEntry, session_entry
 from alknet.call.peers.environment import PeerEnvironment
 from alknet.call.peers.forwarding import ForwardedCall, Forwarder
-from alknet.call.registry import Registry
+from alknet.call.registry import Provenance, Registry
 from alknet.call.resources import Resources
 from alknet.call.schema import Mismatch
 from alknet.call.secret import CallSecrets
@@ -144,6 +144,15 @@ class OperationDispatcher:
         if layered is not None:
             return LayeredCall(
                 layered, context, value, timeout_s, used_token=used_token, resource=resource
+            )
+        if entry.provenance is Provenance.COMMAND:
+            return CommandCall(
+                operation,
+                context,
+                value,
+                timeout_s=timeout_s,
+                used_token=used_token,
+                lookup=self.registry.lookup,
             )
         return Admitted(
             operation,

@@ -108,7 +108,8 @@ class Registry:
         """Serve these beside what was added, instead of the last that were set; frozen or not.
 
         They are what the node's configuration makes operations of, and change with it. Calls that
-        run go on with what they began with.
+        run go on with what they began with, until they are judged again: then those end that
+        could not be made now.
 
         Raises:
             LocalError: A name is taken or reserved, or stands twice; nothing was changed.

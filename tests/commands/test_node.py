@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -51,9 +54,53 @@ async def test_a_call_that_runs_ends_as_it_began(place: Place) -> None:
         node.apply(msgspec.structs.replace(node.config, commands=(command,)))
         async with session.subscribe("test/command") as items:
             assert bytes(await anext(items)) == b'"begun"'
-            node.apply(msgspec.structs.replace(node.config, commands=()))
+            other = place.command("echo '\"new\"'", op_type="subscription")
+            node.apply(msgspec.structs.replace(node.config, commands=(other,)))
             go.touch()
             assert [bytes(item) async for item in items] == [b'"old"']
+
+
+LOST = "FORBIDDEN: the right to it was taken away: "
+
+
+@pytest.mark.parametrize(
+    ("changed", "refusal"),
+    [
+        (None, "no operation named 'test/command'"),
+        ({"scopes_all": ["other"]}, "scope 'other' missing"),
+        ({"internal": True}, "no operation named 'test/command'"),
+        ({"scopes_any": ["other", "jobs"], "title": "Another"}, None),
+    ],
+)
+async def test_a_call_ends_that_its_caller_could_not_make_any_more(
+    place: Place, changed: dict[str, Any] | None, refusal: str | None
+) -> None:
+    body = ["/bin/sh", "-c", "while echo 1; do sleep 0.01; done"]
+    keys: dict[str, Any] = {"op_type": "subscription", "public": False}
+    before = place.command(body, scopes_all=["jobs"], **keys)
+    beside = place.command(body, name="test/beside", scopes_all=["jobs"], **keys)
+    after = () if changed is None else (place.command(body, **keys, **changed),)
+    async with open_node() as node, open_peer_session(node, scopes=["jobs"]) as session:
+        node.apply(msgspec.structs.replace(node.config, commands=(before, beside)))
+        async with (
+            session.subscribe("test/command") as items,
+            session.subscribe("test/beside") as others,
+        ):
+            for one in (items, others):
+                assert bytes(await anext(one)) == b"1"
+            node.apply(msgspec.structs.replace(node.config, commands=(*after, beside)))
+            if refusal is None:
+                await _take(items, 50)
+            else:
+                with pytest.raises(CallError) as caught, trio.fail_after(30):
+                    await _take(items)
+                assert str(caught.value) == LOST + refusal
+            await _take(others, 50)
+
+
+async def _take(items: AsyncIterator[Any], count: int | None = None) -> None:
+    for _ in itertools.count() if count is None else range(count):
+        await anext(items)
 
 
 async def test_a_command_that_cannot_be_changes_nothing(place: Place) -> None:
