@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -43,53 +44,76 @@ def building_home(home: Path) -> Iterator[Path]:
     that was killed left behind, keys among it, is removed by the next for the same home.
 
     Raises:
-        Conflict: Another process took the directory for an abandoned one.
+        Conflict: Another process has made the home meanwhile.
         StoreError: The system refuses.
     """
     with store_errors(f"cannot create {home}"):
         home.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(home)
-    building = home.with_name(f".{home.name}.{secrets.token_hex(SUFFIX_BYTES)}")
+        building, held = _begun(home)
     try:
-        create_home(building)
-        with _held(building) as is_ours:
-            if not is_ours:
-                raise Conflict(f"{home} is being made by another process")
-            yield building
-            with store_errors(f"cannot make {home}"):
-                sync_directory(building)
-                building.rename(home)  # also onto an empty directory, and onto no other
-                sync_directory(home.parent)
+        yield building
+        with store_errors(f"cannot make {home}"):
+            sync_directory(building)
+            _move_to(home, building)
+            sync_directory(home.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(building)
+        os.close(held)  # not before, or others would remove it at the same time
 
 
-@contextlib.contextmanager
-def _held(directory: Path) -> Iterator[bool]:
-    """Hold a directory while the block runs; gives False if another process does."""
-    with store_errors(f"cannot lock {directory}"):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _begun(home: Path) -> tuple[Path, int]:
+    """Make a directory beside *home*, and hold it."""
+    while True:
+        building = home.with_name(f".{home.name}.{secrets.token_hex(SUFFIX_BYTES)}")
+        create_home(building)
+        held = _hold(building)
+        if held is not None:
+            return building, held
+        # Another process was faster, and takes it for an abandoned one.
+
+
+def _hold(directory: Path) -> int | None:
+    """Lock a directory until the descriptor is closed; None if another has it, or it is gone."""
     try:
-        yield _is_free(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_free(descriptor: int) -> bool:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        if os.path.samestat(os.fstat(descriptor), directory.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _move_to(home: Path, building: Path) -> None:
+    try:
+        building.rename(home)  # also onto an empty directory, and onto no other
+    except OSError as exc:
+        if exc.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+        raise Conflict(f"{home} was made by another process meanwhile") from exc
 
 
 def _remove_abandoned(home: Path) -> None:
     for found in home.parent.glob(f".{glob.escape(home.name)}.*"):
-        if _SUFFIX.fullmatch(found.name.removeprefix(f".{home.name}")) and _is_a_home(found):
-            with _held(found) as is_abandoned:
-                if is_abandoned:
-                    shutil.rmtree(found)
+        # Whoever makes a home at the same time moves it away, or removes it.
+        with contextlib.suppress(FileNotFoundError):
+            if _SUFFIX.fullmatch(found.name.removeprefix(f".{home.name}")) and _is_a_home(found):
+                _remove_if_free(found)
+
+
+def _remove_if_free(directory: Path) -> None:
+    held = _hold(directory)
+    if held is not None:
+        try:
+            shutil.rmtree(directory)
+        finally:
+            os.close(held)
 
 
 def _is_a_home(path: Path) -> bool:
