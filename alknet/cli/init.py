@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,14 +208,15 @@ def _fill(home: Path, words: str, plan: Plan) -> NodeId:
     from alknet.core.config import default_config_text
     from alknet.core.nodeid import NodeId
     from alknet.vault.durable import write_private
-    from alknet.vault.homevault import create_home_vault
+    from alknet.vault.homevault import create_home_vault, has_vault
     from alknet.vault.recovery import entropy_from_words
 
     config = home / CONFIG_FILE
-    is_new = not config.exists()
+    is_new = False
     try:
-        if is_new:
+        with contextlib.suppress(FileExistsError):  # prepared, or by another that makes this home
             write_private(config, default_config_text().encode())
+            is_new = True
         vault, key = create_home_vault(
             home,
             entropy_from_words(words),
@@ -224,7 +226,7 @@ def _fill(home: Path, words: str, plan: Plan) -> NodeId:
             has_key_file=plan.has_key_file,
         )
     except BaseException:  # boundary: passed on; a Ctrl-C leaves no half of it either
-        if is_new:
+        if is_new and not has_vault(home):  # else another was faster, and it is that one's
             config.unlink(missing_ok=True)
         raise
     vault.lock()

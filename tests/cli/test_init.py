@@ -4,14 +4,15 @@ import os
 import signal
 import stat
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from alknet.cli.init import Plan, _commit
+from alknet.cli.init import Plan, _commit, make_home
 from alknet.cli.running import uninterrupted
 from alknet.core.config import check_config
-from alknet.errors import StoreError
-from alknet.vault import homevault
+from alknet.errors import Conflict, StoreError
+from alknet.vault import durable, homevault
 from alknet.vault.derive import identity_key
 from alknet.vault.homevault import home_identity, open_home_vault
 from alknet.vault.unlock import UnlockWith
@@ -123,6 +124,28 @@ def test_a_failure_amid_the_work_leaves_nothing(
     with pytest.raises(StoreError, match="No space left"):
         _commit(tmp_path / "home", words, Plan(), words_file=words_file)
     assert all_files(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "step"), [(durable, "write_private"), (homevault, "create_vault")]
+)
+def test_of_two_that_fill_one_home_the_one_that_is_late_takes_nothing_away(
+    module: ModuleType, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    go_on, made = getattr(module, step), []
+
+    def be_late(*args: object, **more: object) -> object:
+        monkeypatch.undo()
+        made.append(make_home(home, generate_words()))
+        return go_on(*args, **more)
+
+    monkeypatch.setattr(module, step, be_late)
+    with pytest.raises(Conflict, match="a vault is never replaced"):
+        make_home(home, generate_words())
+    assert (home / "node.toml").exists()
+    assert [open_home_vault(home).header.public_key] == [bytes(node) for node in made]
 
 
 def test_a_signal_amid_the_work_acts_when_the_work_is_whole(tmp_path: Path) -> None:
