@@ -11,8 +11,13 @@ from alknet.core.home import CONFIG_FILE
 
 __all__ = ["ConfigFile"]
 
+_Signature = tuple[int, int, int]
+
 # An edit is noticed within this time; two stats a second cost nothing.
 POLL_S = 0.5
+# An editor that empties the file, or removes it, before it writes it anew is done by then. What
+# it leaves in between reads as a configuration without peers, whose connections would end.
+SETTLE_S = 0.1
 
 
 class ConfigFile:
@@ -20,7 +25,7 @@ class ConfigFile:
 
     def __init__(self, home: Path) -> None:
         self._path = home / CONFIG_FILE
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: _Signature | None = None
         self._limiter = trio.CapacityLimiter(1)
 
     def load(self) -> NodeConfig:
@@ -30,15 +35,29 @@ class ConfigFile:
         return load_config(self._path)
 
     async def wait_edited(self) -> None:
-        """Return when it is not what was last seen. Cancelled, no effect."""
+        """Return when it is not what was last seen, nor is being written. Cancelled, no effect."""
         while True:
             await trio.sleep(POLL_S)
-            found = await trio.to_thread.run_sync(self._signature, limiter=self._limiter)
+            found = await self._settled()
             if found != self._seen:
                 self._seen = found
                 return
 
-    def _signature(self) -> tuple[int, int, int] | None:
+    async def _settled(self) -> _Signature | None:
+        """Return the signature of a file that nobody is writing."""
+        found = await self._look()
+        while found != self._seen:
+            before = found
+            await trio.sleep(SETTLE_S)
+            found = await self._look()
+            if found == before:
+                break
+        return found
+
+    async def _look(self) -> _Signature | None:
+        return await trio.to_thread.run_sync(self._signature, limiter=self._limiter)
+
+    def _signature(self) -> _Signature | None:
         """What changes when the file does; None while there is none."""
         try:
             found = self._path.stat()
