@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterable, Sequence
 
 import ifaddr
 
 from alknet.core.address import Address
+from alknet.errors import LocalError
 
 __all__ = ["reachable_addresses"]
 
@@ -20,6 +22,9 @@ def reachable_addresses(listening: Sequence[Address]) -> tuple[Address, ...]:
 
     Global addresses come before private ones, loopback only if there is nothing else, link-local
     ones never (they need a scope that means nothing elsewhere).
+
+    Raises:
+        LocalError: The system does not say what they are; it may be out of descriptors.
     """
     found: dict[Address, None] = {}
     for address in listening:
@@ -34,13 +39,21 @@ def reachable_addresses(listening: Sequence[Address]) -> tuple[Address, ...]:
 
 def _on_interfaces(wildcard: Address) -> Iterable[Address]:
     takes_ipv6 = ":" in wildcard.host
-    for adapter in ifaddr.get_adapters():
+    for adapter in _adapters():
         for ip in adapter.ips:
             host = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
             parsed = ipaddress.ip_address(host)
             # "::" is dual-stack, "0.0.0.0" is IPv4 alone.
             if not parsed.is_link_local and (takes_ipv6 or parsed.version == 4):
                 yield Address(str(parsed), wildcard.port)
+
+
+def _adapters() -> Iterable[ifaddr.Adapter]:
+    try:
+        return ifaddr.get_adapters()
+    except OSError as exc:
+        why = os.strerror(exc.errno).lower() if exc.errno else str(exc)
+        raise LocalError(f"cannot list this machine's addresses: {why}") from exc
 
 
 def _rank(host: str) -> tuple[bool, bool]:
