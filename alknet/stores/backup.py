@@ -8,6 +8,7 @@ of resets, sockets and locks, and certificates that ``node.toml`` names elsewher
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -63,7 +64,7 @@ def archive_home(home: Path) -> bytes:
         with store_errors(f"cannot read {home}"):
             files[VAULT_FILE] = file.path.read_bytes()
             for name in PLAIN_FILES:
-                if (home / name).exists():
+                with suppress(FileNotFoundError):  # the store may take one over at any time
                     files[name] = (home / name).read_bytes()
         if (home / DATABASE_FILE).exists():
             files[DATABASE_FILE] = snapshot_database(home / DATABASE_FILE)

@@ -14,13 +14,13 @@ from alknet.core.config import NodeConfig
 from alknet.errors import AlknetError, StoreError
 from alknet.stores.home import HomeStore, database_files, open_home_identities
 from alknet.stores.sqlite.failures import explained
-from alknet.stores.sqlite.place import NETWORK_FILE_SYSTEMS, Place, file_system_type
+from alknet.stores.sqlite.place import NETWORK_FILE_SYSTEMS, file_system_type
 
 __all__ = ["LOW_SPACE_BYTES", "StoreProblem", "examine_database", "examine_records"]
 
 # A log of 16 MiB, a backup before a migration, and some time to notice.
 LOW_SPACE_BYTES = 256 * 1024 * 1024
-READ_FLAGS = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI
+READ_FLAGS = apsw.SQLITE_OPEN_READWRITE
 
 
 class StoreProblem(StoreError):
@@ -56,8 +56,8 @@ def examine_database(path: Path) -> Iterator[StoreProblem]:
         yield StoreProblem(
             f"{path} is damaged: {damage}", "stop the node and put a backup in its place"
         )
-    for file in database_files(path):
-        mode = stat.S_IMODE(file.stat().st_mode)
+    for file, info in database_files(path):
+        mode = stat.S_IMODE(info.st_mode)
         if mode & 0o077:
             yield StoreProblem(f"others may use {file} (mode {mode:04o})", f"chmod 600 '{file}'")
     free = shutil.disk_usage(path.parent).free
@@ -107,7 +107,8 @@ def _damage(path: Path) -> str:
     try:
         with (
             explained("check", path),
-            closing(apsw.Connection(Place(path).uri, flags=READ_FLAGS)) as connection,
+            # Not by `Place.uri`: whoever looks needs no bell, which a copied home has not.
+            closing(apsw.Connection(str(path), flags=READ_FLAGS)) as connection,
         ):
             connection.set_busy_timeout(5_000)
             found = str(connection.execute("PRAGMA quick_check(1)").get)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import os
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -90,7 +91,7 @@ class HomeStore:
         """Return what the database takes on the disk, or None if it is elsewhere."""
         if self.path is None:
             return None
-        return sum(file.stat().st_size for file in database_files(self.path))
+        return sum(info.st_size for _, info in database_files(self.path))
 
     def _address(self) -> str:
         if self._file is None:
@@ -139,8 +140,12 @@ async def open_home_identities(home: Path, config: NodeConfig) -> AsyncGenerator
         yield identities
 
 
-def database_files(path: Path) -> list[Path]:
-    """Return the files of an SQLite database that exist."""
-    names = ("", "-wal", "-shm")
-    found = [path.with_name(path.name + suffix) for suffix in names]
-    return [file for file in found if file.exists()]
+def database_files(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield the files of an SQLite database that exist, and what the system says of each."""
+    for suffix in ("", "-wal", "-shm"):
+        file = path.with_name(path.name + suffix)
+        try:
+            info = file.stat()
+        except FileNotFoundError:  # another process that closes the database removes two of them
+            continue
+        yield file, info

@@ -133,8 +133,9 @@ def home_vault(home: Path, given: UnlockWith | None = None, *, now: float) -> Va
 
 def home_identity(home: Path, given: UnlockWith | None = None) -> Ed25519PrivateKey:
     """Return the node's key from a home of any age; changes nothing. Raises like `home_vault`."""
-    if not has_vault(home):
-        return read_key(home)
+    old_key = _old_key(home)
+    if old_key is not None:
+        return old_key
     vault = open_home_vault(home)
     try:
         unlock_home_vault(vault, home, given)
@@ -145,9 +146,10 @@ def home_identity(home: Path, given: UnlockWith | None = None) -> Ed25519Private
 
 def home_public_key(home: Path) -> bytes:
     """Return the 32 bytes of the node's id, locked or not; raises like `VaultFile.read`."""
-    if has_vault(home):
-        return open_home_vault(home).header.public_key
-    return read_key(home).public_key().public_bytes_raw()
+    old_key = _old_key(home)
+    if old_key is not None:
+        return old_key.public_key().public_bytes_raw()
+    return open_home_vault(home).header.public_key
 
 
 def needs_vault(home: Path) -> bool:
@@ -157,7 +159,8 @@ def needs_vault(home: Path) -> bool:
 
 def has_node(home: Path) -> bool:
     """Return whether the home has a node's key, in a vault or as a file."""
-    return has_vault(home) or (home / KEY_FILE).exists()
+    # In this order: meanwhile another process may move the key into a vault.
+    return needs_vault(home) or has_vault(home)
 
 
 def migrate_key_file(home: Path, backup: Path, *, now: float) -> Vault:
@@ -191,6 +194,18 @@ def _migrate(home: Path, backup: Path, *, now: float) -> Vault:
         (home / KEY_FILE).unlink()
         sync_directory(home)
     return vault
+
+
+def _old_key(home: Path) -> Ed25519PrivateKey | None:
+    """Return the key of a home without a vault, None where there is one; raises like `read_key`."""
+    if has_vault(home):
+        return None
+    try:
+        return read_key(home)
+    except NotFound:
+        if has_vault(home):  # another process has moved it there meanwhile
+            return None
+        raise
 
 
 @contextlib.contextmanager

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from alknet.errors import Conflict, LocalError, NotFound, Unavailable
+from alknet.vault import homevault
 from alknet.vault.derive import identity_key
 from alknet.vault.durable import write_private
 from alknet.vault.homevault import (
     CREDENTIAL_NAME,
     create_home_vault,
+    has_node,
     has_vault,
+    home_identity,
+    home_public_key,
     migrate_key_file,
     open_home_vault,
     unlock_home_vault,
@@ -119,6 +125,27 @@ def test_a_migration_that_was_killed_before_its_end_goes_on(home: Path) -> None:
     vault = migrate_key_file(home, home / "backup", now=2.0)
     assert raw(vault.identity()) == raw(key)
     assert not (home / "node.key").exists()
+
+
+@pytest.mark.parametrize("ask", [lambda home: raw(home_identity(home)), home_public_key, has_node])
+def test_a_key_that_moves_into_a_vault_meanwhile_is_found_there(
+    ask: Callable[[Path], object], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_key(home, Ed25519PrivateKey.generate())
+    answer = ask(home)
+
+    def look_before_another_moves_it(path: Path) -> bool:
+        monkeypatch.undo()
+        found = has_vault(path)
+        migrate_key_file(home, home / "backup", now=1.0).lock()
+        return found
+
+    monkeypatch.setattr(homevault, "has_vault", look_before_another_moves_it)
+    assert ask(home) == answer
+    monkeypatch.undo()
+    with contextlib.suppress(NotFound):
+        migrate_key_file(home, home / "backup", now=1.0).lock()
+    assert ask(home) == answer
 
 
 def test_a_key_of_another_node_beside_a_vault_is_left_alone(home: Path) -> None:
