@@ -8,12 +8,14 @@ import pytest
 import trio
 
 from alknet.core.address import Address
+from alknet.core.contracts import Connection
 from alknet.core.endpoint.dial import _Race, dial
 from alknet.core.limits import Limits
 from alknet.core.scopes import open_background
 from alknet.core.tls.trust import PinnedKey, WebPki
 from alknet.errors import LocalError
 from alknet.testing.nodes import open_node
+from tests.core.test_dial import silent_port
 
 
 @pytest.mark.parametrize("transport", ["quic", "tcp"])
@@ -46,3 +48,34 @@ async def test_a_connection_that_loses_by_a_hair_is_closed() -> None:
                 await trio.sleep(0.01)
         assert first.close_reason is None
         await first.aclose()
+
+
+@pytest.mark.parametrize("transport", ["quic", "tcp"])
+async def test_a_connection_that_wins_a_dial_as_it_is_cancelled_is_closed(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the attempts that have lost are being ended, whoever dialled goes away."""
+    won: list[Connection] = []
+    scope = trio.CancelScope()
+
+    class Hasty(_Race):
+        def _won(self, connection: Connection) -> None:
+            super()._won(connection)
+            won.append(connection)
+            scope.cancel()
+
+    monkeypatch.setattr("alknet.core.endpoint.dial._Race", Hasty)
+    async with open_node() as node:
+        with silent_port() as silent, scope:
+            async with dial(
+                [*node.ticket.addresses, silent],
+                alpn="alknet/call",
+                trust=PinnedKey(node.id),
+                transports=[transport],
+                limits=Limits(handshake_timeout_s=30, dial_timeout_s=30),
+            ):
+                pytest.fail("connected")
+        assert scope.cancelled_caught
+    (connection,) = won
+    assert connection.close_reason is not None
+    assert not connection.close_reason.by_peer

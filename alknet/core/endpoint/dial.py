@@ -139,10 +139,15 @@ class _Race:
         self._endpoints: dict[bool, QuicEndpoint] = {}
 
     async def run(self, addresses: Sequence[Address], transports: Sequence[str]) -> Connection:
-        with trio.move_on_after(self._limits.dial_timeout_s):
-            targets = await self._resolve(addresses)
-            with self._scope:
-                await self._try_all(targets, transports)
+        try:
+            with trio.move_on_after(self._limits.dial_timeout_s):
+                targets = await self._resolve(addresses)
+                with self._scope:
+                    await self._try_all(targets, transports)
+        except BaseException:  # raised again: nobody else knows the winner
+            if self._winner is not None:
+                self._drop(self._winner, "dial abandoned")
+            raise
         if self._winner is None:
             raise DialError(self._name(addresses), self._attempts)
         return self._winner
@@ -236,8 +241,11 @@ class _Race:
             self._winner = connection
             self._scope.cancel()
         else:
-            # Closed in a task: a carrier of one stream stays open until somebody waits for its end.
-            self._background.start_soon(connection.aclose, CloseCode.OK, "another path was faster")
+            self._drop(connection, "another path was faster")
+
+    def _drop(self, connection: Connection, reason: str) -> None:
+        # In a task: a carrier of one stream stays open until somebody waits for its end.
+        self._background.start_soon(connection.aclose, CloseCode.OK, reason)
 
     def _failed(self, transport: str, target: Address, outcome: str) -> None:
         self._attempts.append(Attempt(transport, str(target), outcome))
