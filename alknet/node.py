@@ -507,7 +507,7 @@ class Node:
             self.registry.extend(audited(secrets, note), builtin=True)
         self.registry.extend(operations)
         self._federation = Federation(
-            self.peers, self.registry, self.identities, self.config, dials=self.outbound.is_target
+            self.peers, self.registry, self.identities, self.config, dialled=self.outbound
         )
         self._commands = CommandRunner(lambda: self.config.limits.commands)
         self.registry.set_commands(command_operations(self.config.commands, self._commands))

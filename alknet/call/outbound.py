@@ -58,6 +58,8 @@ class OutboundStatus(msgspec.Struct, frozen=True, kw_only=True):
         connected_for_s: How old the connection is; null without one.
         addresses: Where it is dialled.
         in_config: It stands in ``node.toml``.
+        is_called: The peer takes our operations, and can call them; null until it has said so or
+            that it does not.
     """
 
     peer: str
@@ -68,6 +70,7 @@ class OutboundStatus(msgspec.Struct, frozen=True, kw_only=True):
     connected_for_s: float | None
     addresses: tuple[str, ...]
     in_config: bool
+    is_called: bool | None = None
 
 
 class Outbound:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
 import trio
 
 from alknet.call.codes import CallError, ErrorCode
@@ -14,6 +15,7 @@ from alknet.call.outbound import Outbound, OutboundStatus
 from alknet.call.peers.announce import OFFER_OPERATION
 from alknet.call.peers.environment import PeerEnvironment
 from alknet.call.peers.service import Follow, run_attached
+from alknet.call.pending import WATCH
 from alknet.call.session import CallSession
 from alknet.core.backoff import Backoff
 from alknet.core.endpoint.dial import dial
@@ -61,6 +63,8 @@ class OutboundSessions:
         self._environment = environment
         self._follow = follow
         self._watch: AddressWatch | None = None
+        # By the name of the peer: the session of now, and whether it has taken our offer by that.
+        self._offers: dict[str, tuple[CallSession, bool]] = {}
         self._outbound = Outbound(
             source,
             dial=self.dial,
@@ -70,7 +74,10 @@ class OutboundSessions:
 
     def status(self) -> Sequence[OutboundStatus]:
         """Return how each connection is doing, by the name of its peer."""
-        return self._outbound.status()
+        return [
+            msgspec.structs.replace(one, is_called=self._is_called(one.peer))
+            for one in self._outbound.status()
+        ]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the connections until cancelled; then all are closed."""
@@ -110,20 +117,39 @@ class OutboundSessions:
         Raises:
             Denied: The peer does not know us: it serves us as a stranger, and will not call us.
         """
-        refused: list[CallError] = []
+        try:
+            refused = await self._serve(name, session)
+        finally:
+            if self._offers.get(name, (None, False))[0] is session:
+                del self._offers[name]
+        if refused is not None:
+            raise Denied(f"peer {name!r} does not know this node: {refused.message}")
+
+    async def _serve(self, name: str, session: CallSession) -> CallError | None:
+        refused: CallError | None = None
         async with trio.open_nursery() as nursery:
 
             async def offer() -> None:
+                nonlocal refused
                 error = await _offer(name, session)
                 if error is not None and _is_stranger(error):
-                    refused.append(error)
+                    refused = error
                     nursery.cancel_scope.cancel()
+                elif session.close_reason is None:
+                    self._offers[name] = session, error is None
 
             nursery.start_soon(offer, name=f"offer to {name}")
             await run_attached(self._environment, name, session, follow=self._follow)
             nursery.cancel_scope.cancel()
-        if refused:
-            raise Denied(f"peer {name!r} does not know this node: {refused[0].message}")
+        return refused
+
+    def _is_called(self, name: str) -> bool | None:
+        if name not in self._offers:
+            return None
+        session, is_taken = self._offers[name]
+        # Who has refused us and takes us later does not say so: it begins to watch.
+        calls = session.serving.calls.values()
+        return is_taken or any(call.operation == WATCH for call in calls)
 
     async def _wait_network_changed(self) -> None:
         assert self._watch is not None

@@ -163,7 +163,9 @@ def _outbound(status: Status) -> Iterator[Finding]:
     """The peers to which the running node keeps a connection, or tries to."""
     for one in status["outbound"]:
         if one["state"] == "connected":
-            yield Finding("outbound", "ok", f"connected to {one['peer']}")
+            is_deaf = one.get("is_called") is False
+            more = ", which takes no operations from this node" if is_deaf else ""
+            yield Finding("outbound", "ok", f"connected to {one['peer']}{more}")
         else:
             why = one["last_error"] or one["state"]
             message = f"no connection to {one['peer']}: {why}"

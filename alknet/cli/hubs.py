@@ -46,6 +46,7 @@ def list_hubs() -> None:
         raise problem
 
 
+_NOT_CALLED = "it takes no operations from this node"
 _EMPTY = "no hubs; 'alknet worker join' reads an invitation and adds one"
 
 
@@ -172,6 +173,8 @@ def _condition(hub: Hub, is_running: bool) -> tuple[str, str, str]:
     state = found["state"]
     if state == "connected":
         state += f" for {duration(found['connected_for_s'])}"
+        if found.get("is_called") is False:
+            return f"{state}, not called", found["attempts"] or "-", _NOT_CALLED
     elif found["next_try_in_s"] is not None:
         state += f" {duration(found['next_try_in_s'])}"
     return state, found["attempts"] or "-", short_error(found["last_error"] or "-")

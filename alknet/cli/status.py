@@ -128,7 +128,7 @@ def _show_outbound(kept: Sequence[Mapping[str, Any]]) -> None:
     rows = [
         (
             one["peer"],
-            one["state"],
+            one["state"] + (", not called" if one.get("is_called") is False else ""),
             one["attempts"] or "-",
             "-" if one["next_try_in_s"] is None else duration(one["next_try_in_s"]),
             short_error(one["last_error"] or "-"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alknet.cli.dialled import MOST_CHARS, error_lines, short_error
+from alknet.cli.hubs import _condition
 from tests.cli.kit import Cli, running_node, wait_until
 
 BAD = "nonsense = 1\n"
@@ -84,3 +85,14 @@ def test_what_is_no_failed_dial_is_cut() -> None:
     assert len(short_error(long)) <= MOST_CHARS
     assert short_error(long).endswith("…")
     assert error_lines("hub", "a\x1b[2Jb") == ["hub: a\\x1b[2Jb"]
+
+
+def test_a_hub_that_takes_no_operations_is_not_shown_as_one_that_calls() -> None:
+    connection: dict[str, object] = {"state": "connected", "connected_for_s": 3.0}
+    connection |= {"attempts": 0, "last_error": None}
+    hub = {"connection": connection, "problem": None}
+    assert _condition(hub, True) == ("connected for 3.0s", "-", "-")
+    connection["is_called"] = False
+    state, _, error = _condition(hub, True)
+    assert state == "connected for 3.0s, not called"
+    assert error == "it takes no operations from this node"

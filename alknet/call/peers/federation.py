@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol
 from weakref import WeakSet
 
 import trio
@@ -31,12 +31,26 @@ from alknet.core.config import NodeConfig
 from alknet.core.contracts import CloseCode, IdentityProvider
 from alknet.core.identity import Identity
 
-__all__ = ["Federation"]
+__all__ = ["Dialled", "Federation"]
 
 log = logging.getLogger(__name__)
 
 FOLLOW_INTERVAL_S = 0.1
 """Changes of peers within this time count as one: all that are attached are looked at."""
+
+
+class Dialled(Protocol):
+    """To which peers a node keeps connections."""
+
+    @property
+    def version(self) -> int:
+        """Grows with each change of that, and of what is known of any peer."""
+
+    async def wait_changed(self, version: int) -> int:
+        """Wait until `version` differs from *version* and return it. Cancelled, nothing happens."""
+
+    def is_target(self, name: str) -> bool:
+        """Return whether a connection to the peer *name* is to be kept."""
 
 
 class Federation:
@@ -53,19 +67,19 @@ class Federation:
         identities: IdentityProvider,
         config: NodeConfig,
         *,
-        dials: Callable[[str], bool] = lambda _name: False,
+        dialled: Dialled | None = None,
     ) -> None:
         """Wire it, and add its operations to *registry*.
 
         Args:
             environment: The peers of this node; it has a key.
             identities: Which peers there are, here or not.
-            dials: Whether this node keeps a connection to a peer, and so asks for what it offers.
+            dialled: To whom this node keeps a connection, and so asks for what they offer.
         """
         assert environment.node_id is not None
         self._config, self._named = config, _named(config)
         self._identities = identities
-        self._dials = dials
+        self._dialled = dialled
         self._refused: WeakSet[CallSession] = WeakSet()
         self._environment = environment
         self._registry = registry
@@ -101,9 +115,10 @@ class Federation:
 
         Who may not offer any more loses its connection, and with it the calls that it runs.
         """
-        version = self._identities.version
+        followed = self._identities if self._dialled is None else self._dialled
+        version = followed.version
         while True:
-            version = await self._identities.wait_changed(version)
+            version = await followed.wait_changed(version)
             self._judge()
             await trio.sleep(FOLLOW_INTERVAL_S)
 
@@ -134,7 +149,8 @@ class Federation:
     def _takes_from(self, name: str) -> bool:
         peer = self._identities.peer(name)
         is_allowed = peer is not None and peer.may_offer
-        return is_allowed or name in self._named or self._dials(name)
+        is_dialled = self._dialled is not None and self._dialled.is_target(name)
+        return is_allowed or is_dialled or name in self._named
 
     def _judge(self) -> None:
         """End what is taken from peers that may not offer now, and take it from those that may."""
