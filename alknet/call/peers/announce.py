@@ -207,16 +207,25 @@ class _Follower:
                 await trio.sleep(backoff.next_s())
 
     async def _follow(self, versions: Subscription, backoff: Backoff) -> None:
-        while (version := await self._next(versions)) is not None:
-            with trio.move_on_at(self._next_at):
-                # What comes meanwhile is one change.
-                while (later := await self._next(versions)) is not None:
-                    version = later
-            await trio.sleep_until(self._next_at)  # the announcements may have ended before
+        version = await self._next(versions)
+        while version is not None:
+            version = await self._newest(versions, version)
+            if version != self._version:
+                await self._import(version)
+                backoff.reset()
+            # A list that was of another state already is looked at again, even if nothing more is
+            # announced: the peer may have gone back to the state that it has announced.
             if version == self._version:
-                continue
-            await self._import(version)
-            backoff.reset()
+                version = await self._next(versions)
+
+    async def _newest(self, versions: Subscription, version: str) -> str:
+        """Wait until there may be an import, and return the last of what came meanwhile."""
+        with trio.move_on_at(self._next_at):
+            # What comes meanwhile is one change.
+            while (later := await self._next(versions)) is not None:
+                version = later
+        await trio.sleep_until(self._next_at)  # the announcements may have ended before
+        return version
 
     async def _next(self, versions: Subscription) -> str | None:
         """Return the next version that the peer announces; None at the end."""
@@ -237,7 +246,7 @@ class _Follower:
             self._memory.remember(name, self._key, imports)
             pause_s = max(REIMPORT_S, imports.size_bytes / REIMPORT_BYTES_PER_S)
             self._next_at = trio.current_time() + pause_s
-        self._version = version
+        self._version = version = imports.version or version
         self._attached.set_operations(self._session, imports.operations, version)
         about = self._about(
             version=version,

@@ -115,6 +115,46 @@ async def test_many_changes_are_one(autojump_clock: trio.testing.MockClock) -> N
         assert session.close_reason is None
 
 
+async def test_a_state_that_lasted_only_while_it_was_imported_is_not_kept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    other = Peer("m/a")
+
+    async def changed_and_back(given: msgspec.Raw) -> object:
+        # It changes before it answers, and back before its watch has said so.
+        is_first = other.imports == 0
+        other.names, other.version = (("m/b",), "v2") if is_first else (("m/a",), "v1")
+        return await other._list(given)
+
+    other.operations.queries["services/list"] = changed_and_back
+    async with following(other) as (attached, _):
+        await trio.sleep(0.01)
+        assert set(attached.operations) == {"m/b"}
+        assert attached.operations_version == "v2"
+        await trio.sleep(REIMPORT_S)
+        assert set(attached.operations) == {"m/a"}
+        assert attached.operations_version == "v1"
+        await trio.sleep(10)
+        assert other.imports == 2
+
+
+async def test_a_state_that_was_imported_before_it_was_announced_is_not_imported_twice(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    other = Peer("m/a")
+
+    async def changed(given: msgspec.Raw) -> object:
+        other.names, other.version = ("m/b",), "v2"
+        return await other._list(given)
+
+    other.operations.queries["services/list"] = changed
+    async with following(other) as (attached, _):
+        await trio.sleep(0.01)
+        other.announce.send_nowait("v2")
+        await trio.sleep(10)
+        assert (attached.operations_version, other.imports) == ("v2", 1)
+
+
 async def test_the_same_version_again_imports_nothing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
