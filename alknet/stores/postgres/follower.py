@@ -133,7 +133,9 @@ class Follower:
                 with trio.move_on_after(OWN_BATCH_S):
                     await self._own_batch()
                 rings, link.bells = link.bells, []
-                if silence.cancelled_caught or any(map(self._is_news, rings)):
+                # Nor does whoever rings for nothing, and must not put off the look for ever.
+                is_due = trio.current_time() - self.fresh_at >= LOOK_INTERVAL_S
+                if silence.cancelled_caught or is_due or any(map(self._is_news, rings)):
                     await self._look(link)
 
     def _is_news(self, payload: str) -> bool:

@@ -104,13 +104,11 @@ class Bell:
         Who deletes the bell cuts all processes off from one another until each has done this.
 
         Raises:
-            StoreError: It cannot be opened.
+            StoreError: It cannot be looked at or opened.
         """
-        try:
+        with store_errors(f"cannot look at {self._path}"), suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._file), self._path.stat()):
                 return False
-        except FileNotFoundError:
-            pass
         file = _open(self._path)
         with self._lock:
             os.close(self._file)

@@ -131,7 +131,10 @@ class Follower:
             with trio.move_on_after(OWN_BATCH_S):
                 await self._group.wait_batch()
         known = self._resident.version
-        return not self._bell.has_news(known) or self.glance(known)
+        if self._bell.has_news(known):
+            return self.glance(known)
+        # Nor does whoever rings for nothing, and must not put off the look for ever.
+        return trio.current_time() - self.fresh_at < LOOK_INTERVAL_S
 
     async def _next_ring(self) -> None:
         """Wait for the bell, and rehearse the answer when others knock, who are about to ring.
@@ -177,9 +180,12 @@ class Follower:
         data_version = int(connection.pragma("data_version"))
         if data_version == self._data_version:
             return _Found(data_version, None)
-        check_layout(connection, self._glance.layout)
-        news = in_one_view(connection, lambda: read_since(connection, cursor, self._tables))
-        return _Found(data_version, news)
+
+        def read() -> Delta | Snapshot:
+            check_layout(connection, self._glance.layout)
+            return read_since(connection, cursor, self._tables)
+
+        return _Found(data_version, in_one_view(connection, read))
 
     def _note_failure(self, exc: AlknetError) -> None:
         if not self._has_failed:

@@ -103,6 +103,19 @@ async def test_a_bell_that_a_stranger_rings_does_no_harm(
         await until(lambda: two.get(NOTES, "a") is not None)
 
 
+async def test_a_stranger_who_rings_all_the_time_does_not_put_off_the_look(
+    harness: PostgresHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "LOOK_INTERVAL_S", 0.3)
+    async with harness.open() as store:
+        (version,) = await store.write(Put(NOTES, "a", Note("1")))
+        fresh_at = store._follower.fresh_at
+        with psycopg.connect(harness.url, autocommit=True) as stranger:
+            while store._follower.fresh_at == fresh_at:
+                stranger.execute("SELECT pg_notify('alknet', %s::text)", (version,))
+                await trio.sleep(0.01)
+
+
 async def test_a_store_does_not_answer_its_own_bell(
     harness: PostgresHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

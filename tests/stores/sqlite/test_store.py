@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
@@ -260,6 +261,19 @@ async def test_a_deleted_bell_is_made_anew(tmp_path: Path) -> None:
     two.close()
 
 
+async def test_a_bell_that_cannot_be_looked_at_is_an_error_of_the_store(tmp_path: Path) -> None:
+    directory = tmp_path / "home"
+    directory.mkdir()
+    bell = Bell(directory / "bell")
+    directory.rename(tmp_path / "away")
+    with pytest.raises(StoreError, match="cannot open"):
+        bell.renew()
+    directory.touch()
+    with pytest.raises(StoreError, match=r"cannot look at .*Not a directory"):
+        bell.renew()
+    bell.close()
+
+
 async def test_a_bell_tells_a_knock_from_a_ring(tmp_path: Path) -> None:
     one, two = Bell(tmp_path / "bell"), Bell(tmp_path / "bell")
     with trio.fail_after(60):
@@ -274,8 +288,12 @@ async def test_a_bell_tells_a_knock_from_a_ring(tmp_path: Path) -> None:
     two.close()
 
 
-async def test_knocks_without_a_ring_do_not_put_off_the_look(
-    path: Path, looks: list[follower.Follower], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", [Bell.knock, Bell.ring])
+async def test_knocks_and_rings_without_news_do_not_put_off_the_look(
+    call: Callable[[Bell], None],
+    path: Path,
+    looks: list[follower.Follower],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(follower, "LOOK_INTERVAL_S", 0.1)
     async with open_sqlite_store(path, TABLES) as store:
@@ -284,7 +302,7 @@ async def test_knocks_without_a_ring_do_not_put_off_the_look(
         looks.clear()
         with trio.fail_after(60):
             while not looks:  # somebody whose disk is full tries again and again
-                bell.knock()
+                call(bell)
                 await trio.sleep(0.01)
         bell.close()
         assert store.get(NOTES, "a") is not None
