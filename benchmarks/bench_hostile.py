@@ -120,7 +120,6 @@ def attacking(name: str, target: tuple[str, int], rate: float) -> Iterator[dict[
         assert process.stdin is not None
         process.stdin.close()
         sent.update(_answer(process, name))
-        process.wait(timeout=10)
     finally:
         process.kill()
         process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -43,6 +44,7 @@ MADE = {
 # And what a node adds that ended while it started.
 STARTED = MADE | {"node.lock", "reset.key"}
 
+T = TypeVar("T")
 Json = dict[str, Any]
 
 
@@ -204,6 +206,8 @@ class Terminal:
             env={**os.environ, "TERM": "xterm"},
         )
         os.close(slave)
+        # A read may end within a letter.
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self.seen = ""
 
     def expect(self, pattern: str) -> None:
@@ -250,7 +254,7 @@ class Terminal:
             data = os.read(self._master, 65536)
         except OSError:  # Linux says EIO when the last process has closed it
             return False
-        self.seen += data.decode()
+        self.seen += self._decoder.decode(data)
         return bool(data)
 
 
@@ -263,12 +267,18 @@ def terminal(*arguments: object, home: Path) -> Iterator[Terminal]:
         opened.close()
 
 
-def wait_until(is_true: Callable[[], bool]) -> None:
+def wait_until(is_true: Callable[[], object]) -> None:
     """Look again until it is so; other processes tell no one."""
+    seen_when(is_true, bool)
+
+
+def seen_when(look: Callable[[], T], is_it: Callable[[T], bool]) -> T:
+    """Look again until what is seen is it, and return that."""
     deadline = time.monotonic() + PATIENCE_S
-    while not is_true():
-        assert time.monotonic() < deadline
+    while not is_it(seen := look()):
+        assert time.monotonic() < deadline, seen
         select.select([], [], [], 0.02)
+    return seen
 
 
 def all_files(directory: Path) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alknet.cli.units import amount, milliseconds
-from tests.cli.kit import Cli, RunningNode, running_node, wait_until
+from tests.cli.kit import Cli, RunningNode, running_node, seen_when, wait_until
 
 COLUMNS = (
     "CONNECTION IDENTITY BY ADDRESS ALPN AGE RTT MS CWND IN FLIGHT LOST MTU OUT IN STREAMS CALLS"
@@ -20,7 +20,12 @@ def test_connections_are_a_table_of_transports(
     node: RunningNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = Cli(node.home, monkeypatch)
-    head, row = own.ok("status", "--connections").out.splitlines()
+
+    def table() -> list[str]:
+        return own.ok("status", "--connections").out.splitlines()
+
+    # Those of other tests may be ending still.
+    head, row = seen_when(table, lambda lines: len(lines) == 2)
     assert " ".join(head.split()) == COLUMNS
     assert "owner" in row
     assert " - " in row
@@ -41,11 +46,13 @@ def test_the_json_has_all_fields_with_their_units(
 
     wait_until(is_admin)
     arguments = ("status", "@node", "--connections", "--transport", transport, "--json")
-    (one,) = [
-        one
-        for one in made.ok(*arguments).json["connections"]
-        if one["identity"] == f"peer:admin-{transport}"
-    ]
+
+    def own_connections() -> list[dict[str, Any]]:
+        found = made.ok(*arguments).json["connections"]
+        return [one for one in found if one["identity"] == f"peer:admin-{transport}"]
+
+    # That of the look before may be ending still.
+    (one,) = seen_when(own_connections, lambda found: len(found) == 1)
     admin.ok("peer", "remove", f"admin-{transport}")
     assert one["carrier"] == transport
     assert one["calls"] == 0  # to look on is no work

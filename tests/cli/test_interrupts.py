@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +16,23 @@ import pytest
 from alknet.cli import up
 from alknet.cli.lines import LineWriter
 from alknet.node import Node
-from tests.cli.kit import STARTED, Cli, RunningNode, all_files, process, running_node, wait_until
+from tests.cli.kit import (
+    PATIENCE_S,
+    STARTED,
+    Cli,
+    Process,
+    Result,
+    RunningNode,
+    all_files,
+    process,
+    running_node,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
+# Long enough for a node on a loaded machine to start and to end.
+SIGNAL_REPEAT_S = 15.0
 SLOW = ("echo/unary", '{"message": 1, "delay_ms": 600000}')
 
 
@@ -74,7 +91,7 @@ def test_a_reader_that_goes_away_ends_the_subscription(own: Cli) -> None:
         calling.line()
         assert calling.process.stdout is not None
         calling.process.stdout.close()
-        assert calling.process.wait(20) == 141
+        assert calling.process.wait(PATIENCE_S) == 141
     wait_until(lambda: not calls(own, "echo/stream"))
 
 
@@ -146,12 +163,11 @@ def test_a_signal_while_it_starts_leaves_nothing(
 ) -> None:
     with process("up", "--listen", "127.0.0.1:0", "--json", home=made.home) as starting:
         wait_until((made.home / stage).exists)
-        starting.signal(number)
-        result = starting.end()
+        result = ended_by(number, starting)
     # Python itself may be starting still: then the signal killed it, without a word from us. Or
     # the node was ready already, and has drained.
-    expected = {0, 128 + number} if stage else {128 + number, -number}
-    if "runpy" in result.err or "init_import_site" in result.err:
+    expected = {0, 128 + number} if stage else {0, 128 + number, -number}
+    if "runpy" in result.err or "Fatal Python error: init_" in result.err:
         expected |= {1}  # of a Ctrl-C before Python has its modules
     assert result.status in expected, result.err
     assert all_files(made.home) <= STARTED
@@ -159,23 +175,24 @@ def test_a_signal_while_it_starts_leaves_nothing(
         pass
 
 
+def ended_by(number: signal.Signals, running: Process) -> Result:
+    """Signal until it ends, as a person would: Ctrl-C amid an import may be lost to Python.
+
+    Its import system looks after its locks in callbacks, where a KeyboardInterrupt is ignored.
+    """
+    for _ in range(int(PATIENCE_S / SIGNAL_REPEAT_S)):
+        running.signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.process.wait(SIGNAL_REPEAT_S)
+            break
+    return running.end()
+
+
 def test_ctrl_c_while_dialling_ends_at_once(cli: Cli) -> None:
-    # 192.0.2.0/24 is for documentation (RFC 5737): nobody answers there.
-    ticket = f"alknet://{'y' * 51}o@192.0.2.77:4433"
-    with process("call", ticket, "node/ping", home=cli.home) as calling:
-        wait_until(lambda: _has_sockets(calling.process.pid))
-        calling.signal(signal.SIGINT)
-        assert calling.end().status == 130
-
-
-def _has_sockets(pid: int) -> bool:
-    """Whether the process has opened a UDP socket, which it does to dial."""
-    inodes = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            inodes.add(str(link.readlink()))
-        except OSError:
-            continue
-    udp = Path(f"/proc/{pid}/net/udp").read_text() + Path(f"/proc/{pid}/net/udp6").read_text()
-    numbers = {line.split()[9] for line in udp.splitlines() if "sl" not in line.split()}
-    return any(f"socket:[{number}]" in inodes for number in numbers)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as never_answers:
+        never_answers.bind(("127.0.0.1", 0))
+        ticket = f"alknet://{'y' * 51}o@127.0.0.1:{never_answers.getsockname()[1]}"
+        with process("call", ticket, "node/ping", home=cli.home) as calling:
+            assert select.select([never_answers], [], [], PATIENCE_S)[0]
+            calling.signal(signal.SIGINT)
+            assert calling.end().status == 130

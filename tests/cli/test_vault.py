@@ -21,7 +21,7 @@ from alknet.stores.home import open_home_identities
 from alknet.vault import durable
 from alknet.vault.homevault import home_vault, open_home_vault
 from tests.cli.homes import WORDS
-from tests.cli.kit import Cli, process, terminal
+from tests.cli.kit import PATIENCE_S, Cli, process, terminal
 
 PASSPHRASE = "correct horse"
 SHARED = ("--threshold", "2", "--count", "3")
@@ -329,7 +329,7 @@ def test_many_processes_that_write_at_once_lose_nothing(kept: Cli) -> None:
         subprocess.Popen([sys.executable, "-c", script, str(kept.home), name])
         for name in ("a", "b", "c")
     ]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(PATIENCE_S) for writer in writers] == [0, 0, 0]
     paths = [one["path"] for one in kept.ok("vault", "list", "--json").json["secrets"]]
     assert len(paths) == 1 + 3 * 8
     assert "25 of 25 values open" in kept.ok("vault", "verify").out
@@ -370,7 +370,7 @@ def test_ctrl_c_amid_a_rotation_leaves_it_whole(kept: Cli, command: str, step: i
         assert running.stdout is not None
         assert running.stdout.readline() == b"now\n"
         running.send_signal(signal.SIGINT)
-        _, err = running.communicate(b"\n", timeout=60)
+        _, err = running.communicate(b"\n", timeout=PATIENCE_S)
     assert running.returncode in {0, 130}  # what was begun is done, and may be said
     assert b"Traceback" not in err
     assert kept.ok("vault", "status", "--json").json["generation"] == before + 1

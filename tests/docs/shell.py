@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import select
 import signal
 import socket
@@ -19,9 +20,13 @@ from tests.docs.blocks import Command
 
 __all__ = ["Shell", "environment", "matches", "open_shell", "with_free_ports"]
 
-COMMAND_TIMEOUT_S = 20.0
+# For processes of a loaded machine; nothing waits so long when all is well.
+COMMAND_TIMEOUT_S = 120.0
 POLL_S = 0.01
 FIRST_PORT, PORTS = 4433, 7
+# Below those that systems give to whoever asks for any: a test beside us cannot be given one
+# between our look and the bind of the command that is to have it.
+FREE_PORTS = range(10_240, 32_000)
 
 
 @contextmanager
@@ -112,8 +117,9 @@ def matches(printed: str, shown: str) -> bool:
 
 def with_free_ports() -> Iterator[tuple[str, str]]:
     """Yield pairs: the ports of the documentation, and free ones (UDP and TCP) in their place."""
-    for number in range(FIRST_PORT, FIRST_PORT + PORTS):
-        yield str(number), str(_free_port())
+    free = filter(_is_free, secrets.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)))
+    for number, port in zip(range(FIRST_PORT, FIRST_PORT + PORTS), free, strict=False):
+        yield str(number), str(port)
 
 
 def environment(directory: Path) -> dict[str, str]:
@@ -135,14 +141,14 @@ def _stripped(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
-def _free_port() -> int:
-    while True:
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-        ):
-            tcp.bind(("127.0.0.1", 0))
-            number: int = tcp.getsockname()[1]
-            with contextlib.suppress(OSError):
-                udp.bind(("127.0.0.1", number))
-                return number
+def _is_free(port: int) -> bool:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        try:
+            tcp.bind(("127.0.0.1", port))
+            udp.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -16,7 +16,8 @@ from alknet.core.tls.x509 import self_signed_web_certificate
 from tests.docs.blocks import LANGUAGES, ROOT, Block, Command, blocks, commands, documents
 from tests.docs.shell import Shell, environment, matches, open_shell, with_free_ports
 
-PYTHON_TIMEOUT_S = 30.0
+# For a loaded machine.
+PYTHON_TIMEOUT_S = 120.0
 # Pages whose commands are other people's programs: tests/install-foreign installs them.
 FOREIGN = {"back-up-and-restore.md", "connect-with-other-tools.md", "ssh-agent.md"}
 PAGES = [

@@ -14,7 +14,9 @@ from tests.mutants.changes import Mutant, changed_code, mutants_of
 from tests.mutants.equivalent import EQUIVALENT
 
 ROOT = Path(__file__).parents[2]
-HOT_PATH = sorted(Path("alknet/core/quic/hotpath").glob("*.py"))
+HOT_PATH = sorted(
+    path.relative_to(ROOT) for path in (ROOT / "alknet/core/quic/hotpath").glob("*.py")
+)
 SOURCE = '''
 """A file."""
 SIZE = 2
