@@ -323,7 +323,9 @@ class PeerEnvironment:
         if error.by is not None:
             error.by = (peer.name, *error.by)
         # With a connection all of its calls are lost, which says nothing of the next connection.
-        if session.close_reason is None and session.connection.close_reason is None:
+        # A peer that was detached meanwhile is no choice any more, and in no index.
+        is_over = session.close_reason is not None or session.connection.close_reason is not None
+        if not is_over and self._peers.get(peer.name) is peer:
             self._ejector.failed(peer, error, options.get("timeout_s"))
 
     # --- changes

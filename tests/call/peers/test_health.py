@@ -7,6 +7,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from alknet.call.codes import CallError
 from alknet.call.peers import First, LeastInFlight, PeerRef
@@ -49,6 +50,25 @@ async def test_a_peer_that_fails_again_and_again_is_passed_by(
         for _ in range(10):
             await fleet.environment.call(FIRST, "echo/unary")
         assert w2.operations.started == 10
+
+
+async def test_a_peer_that_was_detached_meanwhile_is_judged_no_more() -> None:
+    async with open_fleet() as fleet:
+        w1, w2, w3 = await sick(fleet, "w1"), await fleet.add("w2"), await fleet.add("w3")
+        await fail(fleet, w1, EJECT_AFTER - 1)
+        go = trio.Event()
+
+        async def unavailable_later(given: msgspec.Raw) -> object:
+            await go.wait()
+            return await unavailable(given)
+
+        w1.operations.queries["echo/slow"] = unavailable_later
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail, fleet, w1, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            w1.attachment.close()  # while its session lives
+            go.set()
+        assert fleet.environment.offering("echo/unary") == (w2.peer, w3.peer)
 
 
 async def test_an_answer_in_between_begins_the_count_anew() -> None:
