@@ -30,11 +30,11 @@ async def race(
     """
     outcome = _Outcome()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(outcome.take_from, first)
+        outcome.start(nursery, first)
         with trio.move_on_after(after_s):
             await outcome.decided.wait()
         if not outcome.decided.is_set() and may_start():
-            nursery.start_soon(outcome.take_from, second)
+            outcome.start(nursery, second)
         await outcome.decided.wait()
         nursery.cancel_scope.cancel()
     return outcome.get()
@@ -47,8 +47,12 @@ class _Outcome:
         self._output: msgspec.Raw | None = None
         self._error: Exception | None = None
 
-    async def take_from(self, attempt: Attempt) -> None:
+    def start(self, nursery: trio.Nursery, attempt: Attempt) -> None:
+        # Counted from here: the other may fail before this one makes its first step.
         self._running += 1
+        nursery.start_soon(self._take_from, attempt)
+
+    async def _take_from(self, attempt: Attempt) -> None:
         try:
             output = await attempt()
         except Exception as exc:  # noqa: BLE001  # boundary: raised again where the race began

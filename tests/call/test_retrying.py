@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alknet.call.codes import CallError, ErrorCode
+from alknet.call.hedging import race
 from alknet.call.retrying import Retrier, RetryBudget, RetryPolicy
 from alknet.core.contracts import CloseCode
 from alknet.errors import LocalError
@@ -344,6 +345,25 @@ async def test_an_error_that_may_pass_waits_for_the_other_and_another_does_not(
             assert bytes(await retrier.call("shop/buy", retry=HEDGED)) == b"1"
         else:
             assert await fails(retrier, HEDGED) == expected
+
+
+@pytest.mark.parametrize("turn", range(16))  # Trio draws which of two tasks is first
+async def test_a_second_that_is_just_being_started_counts(turn: int) -> None:
+    is_due = trio.Event()
+
+    async def first() -> msgspec.Raw:
+        await is_due.wait()
+        raise unavailable()
+
+    async def second() -> msgspec.Raw:
+        return msgspec.Raw(b"%d" % turn)
+
+    def may_start() -> bool:
+        is_due.set()  # the first fails in the same moment
+        return True
+
+    output = await race(first, second, after_s=0, may_start=may_start)
+    assert bytes(output) == b"%d" % turn
 
 
 async def test_if_both_fail_both_are_tried_again(autojump_clock: Clock) -> None:
