@@ -84,12 +84,17 @@ class Survivors:
                 lineage.leave()
 
     async def drain(self, deadline: float) -> None:
-        """Wait for the calls until *deadline* (`trio.current_time`), then cancel them."""
-        with self._patience as patience:
-            patience.deadline = min(deadline, patience.deadline)
-            while self._count:
-                await self._emptied.park()
-        self._patience = trio.CancelScope()
+        """Wait for the calls until *deadline* (`trio.current_time`), then cancel them.
+
+        Cancelled, they go on.
+        """
+        try:
+            with self._patience as patience:
+                patience.deadline = min(deadline, patience.deadline)
+                while self._count:
+                    await self._emptied.park()
+        finally:  # who was cancelled here may drain once more
+            self._patience = trio.CancelScope()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 

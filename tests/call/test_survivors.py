@@ -18,6 +18,7 @@ from alknet.call.operations import Operation, operation, public
 from alknet.call.proto.events import Requested
 from alknet.call.registry import Registry
 from alknet.call.session import CallSession
+from alknet.call.survivors import Survivors
 from alknet.client import open_session
 from alknet.core.limits import Limits
 from alknet.errors import LocalError
@@ -233,6 +234,31 @@ async def test_a_node_that_stops_waits_for_them() -> None:
         assert node.status()["surviving_calls"] == 1
         assert finished == 0
     assert finished == 1
+
+
+async def test_a_drain_that_was_cancelled_can_be_made_again(nursery: trio.Nursery) -> None:
+    survivors = Survivors(Limits)
+    await nursery.start(survivors.serve)
+
+    async def work() -> msgspec.Raw:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def run() -> None:
+        with pytest.raises(CallError, match="the node stops"):
+            await survivors.run(work, Lineage(), "t/work")
+
+    nursery.start_soon(run)
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.move_on_after(0) as left:
+        await survivors.drain(math.inf)
+    assert left.cancelled_caught
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(survivors) == 1
+    await survivors.drain(trio.current_time())
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(survivors) == 0
+    nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("is_hurried_first", [False, True])
