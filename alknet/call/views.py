@@ -81,7 +81,13 @@ class OperationViews:
         """Return *identity* with the rights that it has now; None if there is no more to watch."""
         if self._has_ended:
             return None
-        return self._lookup(identity.id, self._find_key) if self._is_stored(identity) else identity
+        if not self._is_stored(identity):
+            return identity
+        found = self._lookup(identity.id, self._find_key)
+        # Whoever watches is told by these from now on, so a change back from them is one, too.
+        if (watched := self._watched.get(identity.id)) is not None:
+            watched.is_now(found)
+        return found
 
     @contextmanager
     def watched(self, identity: Identity, session: object = None) -> Iterator[Changes]:

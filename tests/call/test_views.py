@@ -178,6 +178,27 @@ async def test_a_watcher_hears_that_its_rights_changed(
     nursery.cancel_scope.cancel()
 
 
+async def test_rights_that_were_given_and_taken_back_before_a_look_are_told(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    identities = MemoryIdentityStore([])
+    await identities.put_peer(Peer(name="p"))
+    registry = Registry([everybody, scoped])
+    views = OperationViews(registry, describe_fully, identities)
+    nursery.start_soon(views.follow_rights)
+    await trio.testing.wait_all_tasks_blocked()
+    await identities.put_peer(Peer(name="q"))
+    await trio.testing.wait_all_tasks_blocked()  # the next look is some time off
+    await identities.update_peer(Peer(name="p", scopes=("m",)))
+    async with watching(registry, peer("p"), views) as watch:
+        more = await watch.next()
+        await identities.update_peer(Peer(name="p"))
+        with trio.fail_after(5):
+            few = await watch.next()
+        assert more == versions(registry, OWNER)[0] != few
+    nursery.cancel_scope.cancel()
+
+
 async def test_rights_of_others_wake_nobody(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
