@@ -170,6 +170,7 @@ def _commit(home: Path, words: str, plan: Plan, *, words_file: Path | None = Non
     """Make the home, and the file of words before it; both or none. Then note it."""
     from alknet.cli.auditing import record_done
     from alknet.cli.running import uninterrupted
+    from alknet.errors import Conflict
     from alknet.vault.durable import store_errors, sync_directory, write_private
 
     with uninterrupted():
@@ -182,8 +183,10 @@ def _commit(home: Path, words: str, plan: Plan, *, words_file: Path | None = Non
                     sync_directory(words_file.parent)  # no key lasts without its words
             with store_errors(f"cannot create {home}"):
                 node_id = make_home(home, words, plan)
-        except BaseException:  # boundary: passed on; a Ctrl-C leaves no half of it either
-            if words_file is not None and not (home / NODE_FILES[0]).exists():
+        except BaseException as exc:  # boundary: passed on; a Ctrl-C leaves no half of it either
+            # After a conflict the home is there, of other words.
+            is_made = (home / NODE_FILES[0]).exists() and not isinstance(exc, Conflict)
+            if words_file is not None and not is_made:
                 words_file.unlink(missing_ok=True)
             raise
     record_done(("home.init", str(node_id)))

@@ -148,6 +148,14 @@ def test_of_two_that_fill_one_home_the_one_that_is_late_takes_nothing_away(
     assert [open_home_vault(home).header.public_key] == [bytes(node) for node in made]
 
 
+def test_who_is_late_leaves_no_words_of_a_node_that_is_not_there(tmp_path: Path) -> None:
+    node = make_home(tmp_path / "home", generate_words())
+    with pytest.raises(Conflict):
+        _commit(tmp_path / "home", generate_words(), Plan(), words_file=tmp_path / "words")
+    assert not (tmp_path / "words").exists()
+    assert open_home_vault(tmp_path / "home").header.public_key == bytes(node)
+
+
 def test_a_signal_amid_the_work_acts_when_the_work_is_whole(tmp_path: Path) -> None:
     done = []
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012
