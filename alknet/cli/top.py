@@ -46,9 +46,9 @@ def top(target: str | None, interval: float, count: int | None, **options: Any) 
 
     remote = make_remote(target, **options)
     is_live = sys.stdout.isatty() and not is_json() and count != 1
-    if is_live:
-        sys.stdout.write(ALTERNATE)
     try:
+        if is_live:
+            sys.stdout.write(ALTERNATE)
         run(lambda: _watch(remote, interval, count, is_live))
     finally:
         if is_live:

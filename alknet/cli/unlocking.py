@@ -185,8 +185,8 @@ def ask_passphrase(prompt: str) -> bytearray:
     try:
         before = termios.tcgetattr(terminal)
         silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-        termios.tcsetattr(terminal, termios.TCSAFLUSH, silent)
-        try:
+        try:  # with what takes the echo away, for a Ctrl-C may come as it returns
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, silent)
             os.write(terminal, prompt.encode())
             return _line(terminal)
         finally:
