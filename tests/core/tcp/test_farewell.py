@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import trio
+from trio.testing import MockClock
 
 from alknet.core.contracts import CloseReason
 from alknet.core.tcp.connection import StreamConnection
@@ -25,7 +26,9 @@ async def read_all(connection: StreamConnection) -> bytes:
         return b"".join([chunk async for chunk in stream])
 
 
-async def test_the_peer_learns_why_after_what_was_sent_before(nursery: trio.Nursery) -> None:
+async def test_the_peer_learns_why_after_what_was_sent_before(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
     client, server = await pair()
     stream = await server.accept_stream()
     await stream.send_all(b"data;")
@@ -33,19 +36,23 @@ async def test_the_peer_learns_why_after_what_was_sent_before(nursery: trio.Nurs
     assert await read_all(client) == b"data;<5 revoked>"
 
 
-async def test_a_connection_that_nobody_served_says_why(nursery: trio.Nursery) -> None:
+async def test_a_connection_that_nobody_served_says_why(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
     client, server = await pair()
     nursery.start_soon(server.aclose, 3, "too many")
     assert await read_all(client) == b"<3 too many>"
 
 
-async def test_a_close_in_good_order_needs_no_words(nursery: trio.Nursery) -> None:
+async def test_a_close_in_good_order_needs_no_words(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
     client, server = await pair()
     nursery.start_soon(server.aclose, 0, "done")
     assert await read_all(client) == b""
 
 
-async def test_nothing_is_said_amid_data(nursery: trio.Nursery) -> None:
+async def test_nothing_is_said_amid_data(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     client, server = await pair()
     stream = await server.accept_stream()
     with trio.CancelScope() as scope:

@@ -174,12 +174,14 @@ async def test_s_client_speaks_with_a_handler() -> None:
 async def test_s_client_without_a_common_protocol_gets_alert_120() -> None:
     async with tcp_server() as server:
         assert "SSL alert number 120" in await s_client(server, "-alpn", "other/1")
+        await server.failed.wait()  # the client may have ended first
         assert [failure.alert for failure in server.failures] == [120]
 
 
 async def test_s_client_without_alpn_is_refused_or_gets_the_default_handler() -> None:
     async with tcp_server() as server:
         assert "SSL alert number 40" in await s_client(server)
+        await server.failed.wait()
         assert "offers no ALPN" in str(server.failures[0])
         assert "SSL alert number 40" in await s_client(server, "-servername", "one.test")
     async with tcp_server(default_alpn=ALPN, handle=greet_and_close) as server:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from alknet.core.contracts import CARRIER_UNIX, CloseReason
 from alknet.core.tcp.connection import StreamConnection
@@ -40,7 +40,9 @@ async def pair() -> AsyncGenerator[tuple[StreamConnection, StreamConnection]]:
         acceptor.close()
 
 
-async def test_a_close_amid_data_lets_it_finish_and_then_says_why() -> None:
+async def test_a_close_amid_data_lets_it_finish_and_then_says_why(
+    autojump_clock: MockClock,
+) -> None:
     async with pair() as (dialer, acceptor), trio.open_nursery() as nursery:
         acceptor.farewell = say_why
         reader, writer = await dialer.open_stream(), await acceptor.accept_stream()
@@ -56,7 +58,7 @@ async def test_a_close_amid_data_lets_it_finish_and_then_says_why() -> None:
             await writer.send_all(b"more")
 
 
-async def test_a_peer_that_does_not_read_is_not_waited_for() -> None:
+async def test_a_peer_that_does_not_read_is_not_waited_for(autojump_clock: MockClock) -> None:
     async with pair() as (_dialer, acceptor), trio.open_nursery() as nursery:
         acceptor.farewell = say_why
         writer = await acceptor.accept_stream()
@@ -73,7 +75,9 @@ async def test_a_peer_that_does_not_read_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("code", [0, 5])
-async def test_without_words_a_close_breaks_what_is_being_sent_at_once(code: int) -> None:
+async def test_without_words_a_close_breaks_what_is_being_sent_at_once(
+    code: int, autojump_clock: MockClock
+) -> None:
     async with pair() as (_dialer, acceptor), trio.open_nursery() as nursery:
         acceptor.farewell = say_why if code == 0 else None
         writer = await acceptor.accept_stream()

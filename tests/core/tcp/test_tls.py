@@ -47,7 +47,7 @@ async def test_it_is_a_half_closeable_stream_as_trio_defines_it() -> None:
 
 
 async def test_a_transport_that_takes_one_byte_at_a_time_is_enough() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         client, server = await in_lockstep()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.send_all, b"x" * 1000)
@@ -122,11 +122,12 @@ async def test_damaged_records_end_the_stream_on_both_sides_with_bad_record_mac(
 async def test_a_send_cancelled_in_mid_record_breaks_sending_where_nothing_better_is_known() -> (
     None
 ):
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         client, server = await in_lockstep()
-        with trio.move_on_after(0.01) as scope:
-            await client.send_all(b"x" * 1000)
-        assert scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, b"x" * 1000)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
         with pytest.raises(TlsBroken, match="cancelled in mid-record"):
             await client.send_all(b"more")
         # The other direction is as good as before.
