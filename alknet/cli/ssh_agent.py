@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ __all__ = ["ssh_agent"]
 
 # Each is offered to a server in turn, which hangs up after six by default (MaxAuthTries).
 MAX_KEYS = 64
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @click.command(
@@ -79,7 +80,8 @@ async def _serve(path: Path, count: int, command: Sequence[str], unlock: Mapping
 
     from alknet.ssh.agent.server import serve_agent
 
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    late = _ignored_late() if command else nullcontext()
+    with late, trio.open_signal_receiver(*SIGNALS) as signals:
         async with _keys(unlock) as keys, trio.open_nursery() as nursery:
             await nursery.start(partial(serve_agent, path, keys, count=count))
             if command:
@@ -138,6 +140,18 @@ async def _pass_on(signals: AsyncIterator[int], process: trio.Process) -> None:
     async for number in signals:
         if number != signal.SIGINT:  # the terminal gave that to both of us
             process.send_signal(number)
+
+
+@contextmanager
+def _ignored_late() -> Iterator[None]:
+    """Ignore what no receiver inside has taken: it was meant for a command that has ended."""
+    # No SIG_IGN: Python would complain of a signal that it has noticed already.
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say_ready(path: Path) -> None:
