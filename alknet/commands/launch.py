@@ -289,8 +289,8 @@ def _parent(pid: str) -> int | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None  # it has ended, or belongs to another user (proc mounted with hidepid=1)
     # "pid (name) state parent …", where the name may hold anything.
     return int(stat[stat.rindex(b")") + 1 :].split()[1])
 

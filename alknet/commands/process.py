@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -82,9 +82,11 @@ class Program:
 
     async def _receive(self) -> Ended:
         data = b""
-        async for more in self._control:
-            data += more
-        if not data:
+        # Broken is what ends without having read all that it was sent.
+        with suppress(trio.BrokenResourceError):
+            async for more in self._control:
+                data += more
+        if not data.endswith(b"\n"):
             raise CommandFailed("its launcher ended without a word")
         return msgspec.json.decode(data, type=Ended)
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from alknet.call.codes import CallError
-from alknet.commands import process
+from alknet.commands import launch, process
 from alknet.commands.process import CommandFailed, open_program
 from alknet.testing.operations import call_operation, collect_items
 from tests.commands.kit import Place, is_alive, policy
@@ -21,7 +21,10 @@ from tests.commands.kit import Place, is_alive, policy
 # Each writes the ids of its processes, a line each, before it does anything else.
 STUBBORN = "trap '' TERM HUP INT; echo $$; sleep 600 & echo $!; wait"
 DAEMON = "setsid sh -c 'echo $$; exec sleep 600' & echo $$; exec sleep 600"
-ORPHANS = "(sh -c 'echo $$; exec sleep 600' &); (setsid sh -c 'echo $$; exec sleep 600' &)"
+ORPHANS = (
+    "(sh -c 'echo $$; : > one; exec sleep 600' &);"
+    "(setsid sh -c 'echo $$; : > two; exec sleep 600' &)"
+)
 
 
 @pytest.mark.parametrize("body", [STUBBORN, DAEMON])
@@ -45,7 +48,8 @@ async def test_a_cancel_ends_every_process_of_it(place: Place) -> None:
 
 
 async def test_what_a_program_leaves_behind_ends_with_it(place: Place) -> None:
-    items = place.operation(f"{ORPHANS}; sleep 0.2", op_type="subscription")
+    until_both = "while [ ! -e one ] || [ ! -e two ]; do sleep 0.01; done"
+    items = place.operation(f"{ORPHANS}; {until_both}", op_type="subscription")
     pids = await collect_items(items)
     assert len(pids) == 2
     assert [pid for pid in pids if is_alive(pid)] == []
@@ -55,8 +59,8 @@ async def test_sigterm_comes_first_and_leaves_time(place: Place, tmp_path: Path)
     with tempfile.TemporaryDirectory() as shared:
         Path(shared).chmod(0o777)
         body = f"trap 'echo done > {shared}/end; exit' TERM; echo 1; while :; do sleep 0.01; done"
-        tidy = place.operation(body, op_type="subscription", grace_s=20, write=[shared])
-        with trio.fail_after(15):
+        tidy = place.operation(body, op_type="subscription", grace_s=60, write=[shared])
+        with trio.fail_after(50):
             assert await collect_items(tidy, limit=1) == [1]
         assert (Path(shared) / "end").read_text() == "done\n"
 
@@ -142,6 +146,28 @@ async def test_a_launcher_that_is_killed_takes_the_program_along(place: Place) -
     with trio.fail_after(20):
         while is_alive(pid):
             await trio.sleep(0.01)
+
+
+async def test_a_launcher_that_ends_before_it_has_listened_did_so_without_a_word(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = place.directory / "go"
+    deaf = place.script(f"while [ ! -e {go} ]; do sleep 0.01; done")
+    monkeypatch.setattr(sys, "executable", deaf)
+    async with open_program(policy(["/bin/true"]), b"{}") as program:
+        go.touch()
+        with pytest.raises(CommandFailed, match="without a word"):
+            await program.wait()
+
+
+def test_processes_that_may_not_be_looked_at_are_no_descendants(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_path: str, _mode: str) -> object:  # as where proc is mounted with hidepid=1
+        raise PermissionError
+
+    monkeypatch.setattr(launch, "open", refuse, raising=False)
+    assert launch._descendants() == []
 
 
 async def test_a_launcher_that_hangs_is_killed_and_the_program_with_it(
