@@ -1,4 +1,4 @@
-"""What holds for each test: the log is as it was, and Ctrl-C reaches what the test starts."""
+"""For each test: the log is as it was, Ctrl-C reaches what it starts, and no clock fails it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ from tests.kept_log import LEVELS, kept_log, set_levels
 
 
 def pytest_configure() -> None:
+    _let_examples_take_their_time()
     # What a shell starts in the background ignores SIGINT, and so would all that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _let_examples_take_their_time() -> None:
+    from hypothesis import HealthCheck, settings  # not before pytest, which wants to see it come
+
+    name = "unhurried"
+    too_slow = [HealthCheck.too_slow]
+    settings.register_profile(name, settings(), deadline=None, suppress_health_check=too_slow)
+    settings.load_profile(name)
 
 
 @pytest.fixture(autouse=True)
