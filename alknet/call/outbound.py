@@ -163,7 +163,8 @@ class _Kept:
 
     def status(self) -> OutboundStatus:
         now = trio.current_time()
-        next_at, since = self._next_at, self._connected_at
+        next_at = self._next_at
+        since = self._connected_at if self._state == "connected" else None
         return OutboundStatus(
             peer=self._target.name,
             state=self._state,
@@ -250,8 +251,10 @@ class _Kept:
 
             nursery.start_soon(serve, name=f"service of {self._target.name}")
             reason = await session.connection.wait_closed()
+            self._state = "waiting"  # what is news from here on is so for the next attempt
             nursery.cancel_scope.cancel()
         if refused:
+            self._state = "waiting"
             raise refused[0]
         self._last_error = f"the connection ended: {reason.reason or reason}"
         log.info("outbound.lost", extra={"peer": self._target.name, "reason": str(reason)})

@@ -76,6 +76,8 @@ class Network:
         self.served: list[str] = []
         self.serving = 0
         self.on_serve: Callable[[str], None] = lambda _name: None
+        self.closes_within_s = 0.0
+        self.refuse = trio.Event()
         self._began_at = trio.current_time()
         self._changes = Changes()
         self._seen = self._changes.version
@@ -95,7 +97,10 @@ class Network:
             self.open += 1
             try:
                 async with open_session(dialer) as session:
-                    yield session
+                    try:
+                        yield session
+                    finally:
+                        await trio.sleep(self.closes_within_s)
             finally:
                 self.open -= 1
 
@@ -104,7 +109,8 @@ class Network:
         self.serving += 1
         self.on_serve(name)
         try:
-            await trio.sleep_forever()
+            await self.refuse.wait()
+            raise Denied("not now")
         finally:
             self.serving -= 1
 
@@ -261,6 +267,33 @@ async def test_a_changed_address_ends_the_wait_and_another_peer_s_does_not(
         await trio.sleep(1.5)
     _, target, _ = network.dialled[-1]
     assert (len(network.dialled), target.addresses[0].port) == (8, 2)
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_what_changes_while_a_connection_is_closed_ends_the_wait_after_it(
+    is_refused: bool, autojump_clock: Clock
+) -> None:
+    network = Network()
+    network.is_up = False
+    network.closes_within_s = 3.0
+    targets = Targets(hub())
+    outbound = keeping(targets, network)
+    async with running(outbound):
+        await trio.sleep(100)  # waits are a minute by now
+        network.is_up = True
+        await trio.sleep(60)
+        assert only(outbound).state == "connected"
+        if is_refused:
+            network.refuse.set()
+        else:
+            network.lose()
+        await trio.sleep(1)
+        status = only(outbound)
+        assert (status.state, status.connected_for_s, network.open) == ("waiting", None, 1)
+        count = len(network.dialled)
+        targets.put(hub(port=2))
+        await trio.sleep(3.5)
+        assert len(network.dialled) == count + 1
 
 
 async def test_a_changed_address_leaves_a_connection_alone(autojump_clock: Clock) -> None:
