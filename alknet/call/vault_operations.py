@@ -362,13 +362,19 @@ def _sealing_operations(
     @_owned("vault/rewrap", mutation=True)
     async def rewrap(sent: RewrapInput) -> Count:
         """Put every secret of the vault, and of the store, under the newest key version."""
-        count = await service.use(Vault.rewrap)
+        count, newest = await service.use(_rewrapped)
         count += await rewrap_stored(functools.partial(_sealed_anew, service))
         if sent.retire:
-            await service.use(Vault.rewrap, retire=True)
+            await service.use(Vault.rewrap, retire=True, keep_from=newest)
         return Count(count)
 
     yield from (encrypt, decrypt, rewrap_sealed, datakey, rotate, rewrap)
+
+
+def _rewrapped(vault: Vault) -> tuple[int, int]:
+    """Rewrap; return how many secrets were moved, and to which key version."""
+    count = vault.rewrap()
+    return count, vault.header.kek_version
 
 
 async def _sealed_anew(service: VaultService, name: str, sealed: str) -> str:

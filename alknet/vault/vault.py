@@ -24,6 +24,7 @@ from alknet.vault.container import (
 )
 from alknet.vault.envelope import (
     FIRST_KEK,
+    MAX_KEK,
     Damaged,
     Sealed,
     context_of,
@@ -414,19 +415,23 @@ class Vault:
             self._write(kek_version=self.header.kek_version + 1)
         return self.header.kek_version
 
-    def rewrap(self, *, retire: bool = False) -> int:
+    def rewrap(self, *, retire: bool = False, keep_from: int | None = None) -> int:
         """Put every secret under the newest key and return how many were not.
 
         Args:
             retire: Refuse older key versions from now on; what others keep sealed under them
                 cannot be opened any more.
+            keep_from: Do not refuse this version and later ones: what others keep was put under
+                it, and another process may have begun a newer one since.
         """
         with self._changing():
             secrets, count = {}, 0
             for path, secret in self._index.secrets.items():
                 secrets[path], moved = self._rewrap_secret(path, secret)
                 count += moved
-            oldest = self.header.kek_version if retire else self.header.min_kek_version
+            oldest = self.header.min_kek_version
+            if retire:
+                oldest = max(oldest, min(self.header.kek_version, keep_from or MAX_KEK))
             self._write(secrets=secrets, min_kek_version=oldest)
         return count
 

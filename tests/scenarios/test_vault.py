@@ -22,6 +22,7 @@ from alknet.core.nodeid import NodeId
 from alknet.core.vault_pipe import offer_entropy
 from alknet.core.vault_service import verify
 from alknet.node import Node
+from alknet.stores.credentials import Credentials
 from alknet.vault.homevault import create_home_vault, home_vault
 from alknet.vault.keyfile import create_home
 from alknet.vault.locked import LockedBuffer
@@ -100,6 +101,29 @@ async def test_credentials_of_the_store_follow_before_old_keys_are_retired(
         assert (await refused(session, "decrypt", name="mail/smtp", **sealed)).code == "NOT_FOUND"
         assert node.sealed.get("mail", "theirs") == foreign
         assert await call(session, "rewrap", retire=True) == {"count": 0}
+
+
+async def test_a_key_version_that_another_begins_meanwhile_retires_none_that_is_in_use(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with owner(home) as (node, session):
+        sealed = await call(session, "encrypt", name="mail/smtp", value=text(b"secret"))
+        await node.sealed.put("mail", "smtp", sealed["sealed"])
+        await call(session, "rotate")
+        replaced = Credentials._replaced
+
+        async def before_another_rotates(self: Credentials, *given: Any) -> bool:
+            monkeypatch.undo()
+            done = await replaced(self, *given)
+            assert await call(session, "rotate") == {"version": 4}
+            return done
+
+        monkeypatch.setattr(Credentials, "_replaced", before_another_rotates)
+        assert await call(session, "rewrap", retire=True) == {"count": 1}
+        anew = node.sealed.get("mail", "smtp")
+        opened = await call(session, "decrypt", name="mail/smtp", sealed=anew)
+        assert opened == {"value": text(b"secret")}
+        assert (await refused(session, "decrypt", name="mail/smtp", **sealed)).code == "NOT_FOUND"
 
 
 async def test_locked_the_node_keeps_its_identity_and_tells_no_secret(home: Path) -> None:
