@@ -84,7 +84,8 @@ class Credentials:
         """Put every credential under the vault's newest key; return how many were changed.
 
         Each is one write, so that a kill or a cancel leaves each old or new, and a second call
-        goes on. What is replaced meanwhile keeps its newer value.
+        goes on. What is replaced meanwhile keeps its newer value, under the newest key too: older
+        ones may be retired after this.
 
         Args:
             seal_anew: Given the path and the sealed text, returns the text to store.
@@ -94,12 +95,26 @@ class Credentials:
             StoreError: The store could not be written.
         """
         self._identities.check_fresh()
-        changed = 0
-        for row in self._store.rows(CREDENTIALS):
-            sealed = await seal_anew(row.key, row.value.sealed)
-            if sealed != row.value.sealed:
-                changed += await self._replaced(row, sealed)
+        changed, after = 0, ""
+        # Of the engine: memory may not have heard yet of what another process has stored.
+        while page := await self._store.scan(CREDENTIALS, after=after):
+            for row in page:
+                changed += await self._has_moved(row, seal_anew)
+            after = page[-1].key
         return changed
+
+    async def _has_moved(
+        self, row: Row[CredentialRow] | None, seal_anew: Callable[[str, str], Awaitable[str]]
+    ) -> bool:
+        """Put a row under the newest key; False if it is, or was removed meanwhile."""
+        while row is not None:
+            sealed = await seal_anew(row.key, row.value.sealed)
+            if sealed == row.value.sealed:
+                return False
+            if await self._replaced(row, sealed):
+                return True
+            row = await self._store.fetch(CREDENTIALS, row.key)
+        return False
 
     async def _replaced(self, row: Row[CredentialRow], sealed: str) -> bool:
         value = msgspec.structs.replace(row.value, sealed=sealed)

@@ -7,6 +7,8 @@ import pytest
 from alknet.errors import LocalError, NotFound
 from alknet.stores.credentials import Credentials
 from alknet.stores.identities import StoredIdentities
+from alknet.stores.memory_store import MemoryDatabase, open_memory_store
+from alknet.stores.tables import NODE_TABLES
 from tests.stores.engines import Opener
 
 SEALED = "alkv1:AAAA"
@@ -60,7 +62,12 @@ async def test_what_is_not_sealed_or_not_named_is_refused(
         assert "in the clear" not in str(caught.value)
 
 
-async def test_all_are_put_under_a_new_key_and_none_is_lost(opener: Opener) -> None:
+@pytest.mark.parametrize(
+    ("put", "found_then", "count"), [("newest", "newest", 3), ("old9", "new9", 4)]
+)
+async def test_all_are_put_under_a_new_key_and_none_is_lost(
+    opener: Opener, put: str, found_then: str, count: int
+) -> None:
     async with opener() as store:
         credentials = Credentials(StoredIdentities(store))
         for number in range(5):
@@ -69,10 +76,35 @@ async def test_all_are_put_under_a_new_key_and_none_is_lost(opener: Opener) -> N
         async def seal_anew(path: str, sealed: str) -> str:
             if path == "s/1":
                 return sealed  # is new already
-            if path == "s/2":  # somebody is faster
-                await credentials.put("s", "2", "alkv1:newest")
+            if path == "s/2" and sealed == "alkv1:old2":  # somebody is faster
+                await credentials.put("s", "2", f"alkv1:{put}")
             return sealed.replace("old", "new")
 
-        assert await credentials.rewrap(seal_anew) == 3
+        assert await credentials.rewrap(seal_anew) == count
         found = [credentials.get("s", str(number)) for number in range(5)]
-        assert found == ["alkv1:new0", "alkv1:old1", "alkv1:newest", "alkv1:new3", "alkv1:new4"]
+        assert found == [
+            "alkv1:new0",
+            "alkv1:old1",
+            f"alkv1:{found_then}",
+            "alkv1:new3",
+            "alkv1:new4",
+        ]
+
+
+async def test_what_memory_has_not_heard_of_is_put_under_the_new_key_too() -> None:
+    database = MemoryDatabase()
+    async with (
+        open_memory_store(NODE_TABLES, database) as store,
+        open_memory_store(NODE_TABLES, database) as other,
+    ):
+        credentials, others = (Credentials(StoredIdentities(one)) for one in (store, other))
+        await credentials.put("s", "0", "alkv1:old0")
+        store.lose_listener()
+        await others.put("s", "0", "alkv1:old1")
+        await others.put("s", "1", "alkv1:old2")
+
+        async def seal_anew(_: str, sealed: str) -> str:
+            return sealed.replace("old", "new")
+
+        assert await credentials.rewrap(seal_anew) == 2
+        assert [others.get("s", name) for name in "01"] == ["alkv1:new1", "alkv1:new2"]
