@@ -177,7 +177,7 @@ class Follower:
             log.warning("store.reloaded", extra={"store": str(self._target)})
         started = trio.current_time()
         async with in_transaction(link, _BEGIN_READING):
-            found = await snapshot(link, self._tables, is_strict=is_strict)
+            found = await snapshot(link, self._tables, self._layout, is_strict=is_strict)
         self._resident.replace(found)
         self.history = link.history
         self.note_fresh(started)

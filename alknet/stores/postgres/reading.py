@@ -47,7 +47,7 @@ async def read_since(link: Link, cursor: int, tables: Tables, layout: int) -> De
     found = await link.execute(_SINCE, {"cursor": cursor, "resident": resident})
     first = await found.fetchone()
     if first is None:
-        raise StoreError("the table alknet.layout is empty: restore a backup")
+        raise StoreError(_NO_LAYOUT)
     check_layout(int(first[0]), layout)
     newest, oldest = int(first[1]), int(first[2])
     if newest < cursor or oldest > cursor + 1:
@@ -62,18 +62,21 @@ async def read_since(link: Link, cursor: int, tables: Tables, layout: int) -> De
     return Delta(newest, changes)
 
 
-async def snapshot(link: Link, tables: Tables, *, is_strict: bool = False) -> Snapshot:
+async def snapshot(link: Link, tables: Tables, layout: int, *, is_strict: bool = False) -> Snapshot:
     """Return all resident rows, inside a transaction that sees the database as of one moment.
 
     Cancelled, no effect.
 
     Raises:
-        StoreError: A row is damaged; only when *is_strict*, else it is logged and left out.
+        StoreError: The database was migrated meanwhile; a row is damaged, but only when
+            *is_strict*, else it is logged and left out.
         psycopg.Error: It cannot be read.
     """
     first = await (await link.execute(_NEWEST)).fetchone()
-    assert first is not None
-    version = int(first[0])
+    if first is None:
+        raise StoreError(_NO_LAYOUT)
+    check_layout(int(first[0]), layout)
+    version = int(first[1])
     found = {name: TableRows(table, version) for name, table in tables.items()}
     for name, table in tables.items():
         after = ""
@@ -143,7 +146,10 @@ def _decoded(
     return Row(table.shared_key(key, decoded), decoded, version)
 
 
-_NEWEST = b"SELECT coalesce(max(seq), 0) FROM alknet.change"
+_NO_LAYOUT = "the table alknet.layout is empty: restore a backup"
+_NEWEST = b"""
+SELECT layout.version, coalesce((SELECT max(seq) FROM alknet.change), 0) FROM alknet.layout
+"""
 _FETCH = b"SELECT version, value::text FROM alknet.row WHERE tab = %s AND key = %s"
 _FORWARD = b"""
 SELECT key, version, value::text FROM alknet.row WHERE tab = %(tab)s AND key > %(after)s

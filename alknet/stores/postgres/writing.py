@@ -92,7 +92,8 @@ async def commit(
         if cursor == result.begun_at:  # nobody else wrote
             news: Delta | Snapshot = Delta(result.newest, _changes(batch, answers))
         else:
-            news = await read_since(link, cursor, tables, layout) or await snapshot(link, tables)
+            found = await read_since(link, cursor, tables, layout)
+            news = found or await snapshot(link, tables, layout)
         done = Committed(answers, news)
     except BaseException:
         link.drop()

@@ -79,17 +79,17 @@ class Follower:
         """Read all that is resident.
 
         Raises:
-            StoreError: It cannot be read, or a row is damaged.
+            StoreError: It cannot be read, a row is damaged, or it was migrated meanwhile.
         """
         started = trio.current_time()
 
-        def work(connection: apsw.Connection) -> Snapshot:
-            return in_one_view(
-                connection, lambda: snapshot(connection, self._tables, is_strict=True)
-            )
+        def read(connection: apsw.Connection) -> Snapshot:
+            check_layout(connection, self._glance.layout)
+            return snapshot(connection, self._tables, is_strict=True)
 
         with explained("read", self._place.path):
-            self._resident.deliver(await self._reader.run(work))
+            found = await self._reader.run(lambda c: in_one_view(c, lambda: read(c)))
+        self._resident.deliver(found)
         self.note_fresh(started)
 
     async def run(self) -> None:

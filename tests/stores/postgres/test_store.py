@@ -314,6 +314,21 @@ async def test_a_migration_while_others_run_stops_those(harness: PostgresHarness
             pass
 
 
+async def test_a_database_that_is_migrated_before_it_is_read_is_not_used(
+    harness: PostgresHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = follower.Follower.load
+
+    async def load_too_late(self: follower.Follower) -> None:
+        harness.execute("UPDATE alknet.layout SET version = 2")
+        await load(self)
+
+    monkeypatch.setattr(follower.Follower, "load", load_too_late)
+    with pytest.raises(StoreError, match="from layout 1 to 2 while it was in use"):
+        async with harness.open():
+            pass
+
+
 async def test_a_migration_that_fails_changes_nothing(harness: PostgresHarness) -> None:
     async with harness.open():
         pass

@@ -155,6 +155,23 @@ async def test_no_row_of_a_newer_layout_is_read(
     making.close()
 
 
+async def test_a_database_that_is_migrated_before_it_is_read_is_not_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = follower.Follower.load
+
+    async def load_too_late(self: follower.Follower) -> None:
+        monkeypatch.undo()
+        async with open_sqlite_store(path, TABLES, migrations=[*MIGRATIONS, SHOUT]):
+            await load(self)
+
+    await fill(path)
+    monkeypatch.setattr(follower.Follower, "load", load_too_late)
+    with pytest.raises(StoreError, match="from layout 1 to 2 while it was in use"):
+        async with open_sqlite_store(path, TABLES):
+            pass
+
+
 async def test_a_store_that_was_migrated_under_its_user_says_so(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
