@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from itertools import chain
 
 import pytest
 import trio
@@ -10,11 +11,12 @@ from alknet.core.datagram import MAX_BATCH, UdpSocket, format_address
 from alknet.testing.contract import cancel_at_every_checkpoint
 
 
-async def receive_all(sock: UdpSocket, count: int) -> list[bytes]:
-    found: list[bytes] = []
-    with trio.fail_after(5):
-        while len(found) < count:
-            found += [data for data, _ in await sock.receive()]
+async def receive_batches(sock: UdpSocket, count: int) -> list[list[bytes]]:
+    """What comes until there are *count*; a busy kernel may not bring all of it at once."""
+    found: list[list[bytes]] = []
+    with trio.fail_after(60):
+        while sum(map(len, found)) < count:
+            found.append([data for data, _ in await sock.receive()])
     return found
 
 
@@ -42,9 +44,19 @@ async def test_a_dual_stack_socket_speaks_with_both_families_and_says_so_plainly
     both.close()
 
 
+async def both_families() -> tuple[UdpSocket, UdpSocket]:
+    """Two sockets of one number, which another program may have in one of the families."""
+    for _ in range(100):
+        six = UdpSocket.bind("::1", 0)
+        try:
+            return six, UdpSocket.bind("127.0.0.1", six.local_address[1])
+        except OSError:
+            six.close()
+    raise AssertionError("an IPv6 socket takes the IPv4 port too")
+
+
 async def test_an_ipv6_socket_leaves_the_ipv4_port_alone() -> None:
-    six = UdpSocket.bind("::1", 0)
-    four = UdpSocket.bind("127.0.0.1", six.local_address[1])
+    six, four = await both_families()
     assert six.local_address[1] == four.local_address[1]
     six.close()
     four.close()
@@ -54,8 +66,9 @@ async def test_a_batch_is_bounded_and_nothing_is_lost() -> None:
     one, two = UdpSocket.bind("127.0.0.1", 0), UdpSocket.bind("127.0.0.1", 0)
     for n in range(MAX_BATCH + 1):
         assert one.send(bytes([n]), two.local_address)
-    assert len(await two.receive()) == MAX_BATCH
-    assert await receive_all(two, 1) == [bytes([MAX_BATCH])]
+    batches = await receive_batches(two, MAX_BATCH + 1)
+    assert max(map(len, batches)) <= MAX_BATCH
+    assert list(chain(*batches)) == [bytes([n]) for n in range(MAX_BATCH + 1)]
     one.close()
     two.close()
 
@@ -66,7 +79,7 @@ async def test_what_the_network_refuses_is_lost_and_counted() -> None:
     assert sock.send(b"x", ("::1", 9))
     assert sock.errors == 2
     assert sock.send(b"still works", sock.local_address)
-    assert await receive_all(sock, 1) == [b"still works"]
+    assert await receive_batches(sock, 1) == [[b"still works"]]
     sock.close()
 
 
