@@ -23,7 +23,7 @@ from alknet.core.quic.hotpath.seal import TAG_BYTES
 if TYPE_CHECKING:
     from alknet.core.quic.hotpath.send import HotSend
 
-__all__ = ["Burst", "Datagrams"]
+__all__ = ["Burst", "Datagrams", "ack_now", "may_carry_ack", "on_acknowledging"]
 
 Datagrams = list[tuple[bytes, NetworkAddress]]
 
@@ -133,8 +133,8 @@ class Burst:
         writer = FrameWriter(frames, handlers, room)
         try:
             if is_ack_due:
-                frames.append(self._ack())
-                handlers.append(self._on_acknowledging())
+                frames.append(ack_now(connection, self._now))
+                handlers.append(on_acknowledging(connection, self._now))
                 writer.used = len(frames[0])
                 if len(space.ack_queue) > 1 and self._number % ACK_OF_ACK_EVERY == 0:
                     writer.start_frame(PING, 1, connection._on_ping_delivery, ((),))
@@ -158,21 +158,16 @@ class Burst:
 
     def _write_data(self, used: int, frames: Frames, handlers: Handlers) -> bool:
         """Write STREAM frames after *used* bytes, with an ACK before them if one may ride."""
-        space, connection = self._space, self._connection
+        connection = self._connection
         if not self._order:
             return False
-        if (
-            space.ack_at is None
-            or not connection.piggybacks_acks
-            or self._now - connection._hot_acked_at < RIDES_EVERY_S
-            or len(space.ack_queue) > MAX_RIDING_RANGES
-        ):
+        if not may_carry_ack(connection, self._now):
             return self._fill(used, frames, handlers)
-        ack = self._ack()
+        ack = ack_now(connection, self._now)
         is_filled = self._fill(used + len(ack), frames, handlers)
         if is_filled:
             frames.insert(0, ack)
-            handlers.append(self._on_acknowledging())
+            handlers.append(on_acknowledging(connection, self._now))
         return is_filled
 
     def _write_more(self, pacer: QuicPacketPacer) -> None:
@@ -197,18 +192,6 @@ class Burst:
         pacer.bucket_time = bucket
 
     # frames
-
-    def _ack(self) -> bytes:
-        space = self._space
-        delay_us = int((self._now - cast(float, space.largest_received_time)) * 1_000_000)
-        return ack_frame(space.ack_queue, delay_us >> self._connection._local_ack_delay_exponent)
-
-    def _on_acknowledging(self) -> Handler:
-        """Note that an acknowledgement goes out; return what hears whether it has arrived."""
-        space = self._space
-        space.ack_at = None
-        self._connection._hot_acked_at = self._now
-        return self._connection._on_ack_delivery, (space, space.largest_received_packet)
 
     def _fill(self, used: int, frames: Frames, handlers: Handlers) -> bool:
         """Append the STREAM frames that fit after *used* bytes; return whether any did."""
@@ -329,3 +312,29 @@ class Burst:
         if self._served:
             connection._take_turns(self._served)
         connection._after_sending(now)
+
+
+def may_carry_ack(connection: HotSend, now: float) -> bool:
+    """Return whether there is an acknowledgement that data may take along."""
+    space = connection._hot_space
+    return (
+        space.ack_at is not None
+        and connection.piggybacks_acks
+        and now - connection._hot_acked_at >= RIDES_EVERY_S
+        and len(space.ack_queue) <= MAX_RIDING_RANGES
+    )
+
+
+def ack_now(connection: HotSend, now: float) -> bytes:
+    """Return the frame that acknowledges all that has arrived."""
+    space = connection._hot_space
+    delay_us = int((now - cast(float, space.largest_received_time)) * 1_000_000)
+    return ack_frame(space.ack_queue, delay_us >> connection._local_ack_delay_exponent)
+
+
+def on_acknowledging(connection: HotSend, now: float) -> Handler:
+    """Note that an acknowledgement goes out; return what hears whether it has arrived."""
+    space = connection._hot_space
+    space.ack_at = None
+    connection._hot_acked_at = now
+    return connection._on_ack_delivery, (space, space.largest_received_packet)

@@ -17,6 +17,7 @@ from aioquic.quic.connection import QuicConnectionState, QuicNetworkPath
 from alknet.core.quic.hotpath.burst import Burst, Datagrams
 from alknet.core.quic.hotpath.ready import ReadyStreams
 from alknet.core.quic.hotpath.seal import Sealer
+from alknet.core.quic.hotpath.single import send_single
 
 __all__ = ["MAX_PACKETS_PER_PASS", "HotSend"]
 
@@ -51,6 +52,14 @@ class HotSend(ReadyStreams):
             self._forget_notes()
             return super().datagrams_to_send(now)
         space = self._hot_space
+        if (
+            len(self._hot_ready) == 1
+            and (space.ack_at is None or space.ack_at > now)
+            and not (self._hot_raised or self._hot_ended or self._has_limit_to_announce())
+        ):
+            datagrams = send_single(self, now)
+            if datagrams is not None:
+                return datagrams
         self._pacing_at = None
         if (
             self._hot_ready
