@@ -5,9 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.kit import Cli, RunningNode, running_node
+from alknet.cli import absent, auditing, checks, hubs, own_ticket, peers
+from tests.cli.kit import PATIENCE_S, Cli, RunningNode, running_node
 
 UNLOCKING = ("ALKNET_UNLOCK_FILE", "CREDENTIALS_DIRECTORY")
+# How long a command waits for what it can do without.
+COURTESIES = (
+    (absent, "ASK_WITHIN_S"),
+    (auditing, "LONGEST_S"),
+    (checks, "ASK_WITHIN_S"),
+    (hubs, "ASK_WITHIN_S"),
+    (own_ticket, "ASK_WITHIN_S"),
+    (peers, "ANSWER_S"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -17,11 +27,21 @@ def _without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         "ALKNET_HOME",
         "ALKNET_TOKEN",
         "ALKNET_DEBUG",
+        "ALKNET_QLOG",
+        "COLUMNS",
+        "LINES",
         "NO_COLOR",
         "NOTIFY_SOCKET",
         *UNLOCKING,
     ):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _without_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node or store of a loaded machine answers in the end."""
+    for module, name in COURTESIES:
+        monkeypatch.setattr(module, name, PATIENCE_S)
 
 
 @pytest.fixture
