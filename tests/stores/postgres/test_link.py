@@ -11,6 +11,7 @@ import trio
 from alknet.stores.postgres.link import Link, dial
 from alknet.stores.postgres.pool import Pool
 from alknet.stores.postgres.target import Target
+from alknet.testing.store_contract.harness import until
 from tests.stores.postgres.proxy import open_proxy
 from tests.stores.postgres.server import PostgresServer
 
@@ -34,14 +35,20 @@ async def test_a_cancelled_query_is_stopped_and_the_connection_goes_on(
     server: PostgresServer, link: Link
 ) -> None:
     pid = link.info.backend_pid
+    state = f"SELECT state FROM pg_stat_activity WHERE pid = {pid}"
+
+    async def cancel_what_runs(scope: trio.CancelScope) -> None:
+        # The server ignores it before: then the connection would be given up.
+        await until(lambda: server.execute(state) == [("active",)])
+        scope.cancel()
+
     for _ in range(3):
-        with trio.move_on_after(0.01) as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_what_runs, nursery.cancel_scope)
             await link.execute("SELECT pg_sleep(600)")
-        assert scope.cancelled_caught
+        assert nursery.cancel_scope.cancelled_caught
         assert link.is_idle
-        assert server.execute(f"SELECT state FROM pg_stat_activity WHERE pid = {pid}") == [
-            ("idle",)
-        ]
+        assert server.execute(state) == [("idle",)]
     assert await one(link, "SELECT 42") == 42
     assert link.info.backend_pid == pid
 
