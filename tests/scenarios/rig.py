@@ -73,14 +73,14 @@ async def bystander(node: Node, transport: str) -> AsyncGenerator[CallSession]:
         async def keep_calling() -> None:
             nonlocal answered
             while True:
-                await session.call("echo/unary", {"message": answered}, timeout_s=5)
+                await session.call("echo/unary", {"message": answered}, timeout_s=60)
                 answered += 1
                 await trio.sleep(0.01)
 
         nursery.start_soon(keep_calling)
         yield session
         nursery.cancel_scope.cancel()
-        last = await session.call("echo/unary", {"message": "still here"}, timeout_s=5)
+        last = await session.call("echo/unary", {"message": "still here"}, timeout_s=60)
         assert bytes(last) == b'{"message":"still here"}'
         assert session.connection.close_reason is None
 
@@ -126,7 +126,7 @@ async def refusal_at_the_door(
     """
     try:
         async with open_session(node.ticket, key=key, transports=[transport]) as session:
-            await session.call("node/ping", timeout_s=3)
+            await session.call("node/ping", timeout_s=30)
     except DialError as exc:
         return str(exc)
     except CallError as exc:
@@ -158,7 +158,7 @@ class RawCaller:
 
     async def next(self) -> dict[str, Any]:
         """Return the next envelope, as it stands on the wire."""
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while (frame := self._decoder.next_frame()) is None:
                 data = await self.stream.receive_some()
                 if not data:
@@ -187,7 +187,7 @@ class RawCaller:
         except trio.EndOfChannel:  # in good order; where there are streams, the close comes next
             assert self.connection.carrier.many_streams
             await self.stream.send_eof()
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 reason = await self.connection.wait_closed()
             return reason.code, reason.reason
 

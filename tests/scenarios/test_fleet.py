@@ -221,7 +221,7 @@ async def test_calls_of_a_worker_that_is_back_do_not_wait_for_the_idle_time_out(
 
 async def _call_all_the_time(owner: CallSession, worker: str) -> None:
     while True:
-        output = await owner.call("echo/unary", {"message": worker}, peer=(worker,), timeout_s=10)
+        output = await owner.call("echo/unary", {"message": worker}, peer=(worker,), timeout_s=60)
         assert msgspec.json.decode(output) == {"message": worker}
         await trio.sleep(0.01)
 

@@ -47,10 +47,13 @@ async def test_garbage_on_udp_is_counted_and_forgotten() -> None:
         async with udp_socket(node) as sock:
             for data in garbage(1):
                 await sock.send(data)
-        await trio.sleep(0.02)
-        counted: dict[str, int] = node.status()["datagrams_without_connection"][0]
-        assert sum(counted.values()) >= 100
-        assert "engine_error" not in counted
+
+        def counted() -> dict[str, int]:
+            found: dict[str, int] = node.status()["datagrams_without_connection"][0]
+            return found
+
+        await eventually(lambda: sum(counted().values()) >= 100)
+        assert "engine_error" not in counted()
         assert node.endpoint.handshakes == 0
 
 
@@ -206,7 +209,7 @@ async def test_handshakes_of_one_address_are_counted(transport: str) -> None:
         for _ in range(3):
             await sock.send(_initial())
         await eventually(lambda: node.endpoint.handshakes == 3)
-        with trio.fail_after(5), pytest.raises(DialError):
+        with trio.fail_after(20), pytest.raises(DialError):
             async with open_session(node.ticket, transports=[transport]):
                 pass
 
@@ -226,7 +229,7 @@ async def test_calls_in_flight_are_counted(transport: str) -> None:
             nursery.start_soon(session.call, "echo/unary", slow)
         await eventually(lambda: node.status()["calls"] >= 4)
         with pytest.raises(CallError, match="RESOURCE_EXHAUSTED"):
-            await session.call("echo/unary", {"message": 2}, timeout_s=3)
+            await session.call("echo/unary", {"message": 2}, timeout_s=30)
         nursery.cancel_scope.cancel()
 
 

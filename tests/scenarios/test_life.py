@@ -37,6 +37,8 @@ from tests.scenarios.rig import (
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
 SLOW = {"message": 1, "delay_ms": 60_000}
+# A drain that lasts far longer than a busy machine needs for one that does not.
+PATIENT = Limits(drain_timeout_s=60.0)
 
 
 def peer_table(friend: Friend, *scopes: str) -> str:
@@ -117,17 +119,11 @@ async def test_a_drain_lets_running_calls_finish_and_takes_no_more(
 ) -> None:
     friend = make_friend("friend", "echo")
     home = await make_home(tmp_path, friend.peer)
-    answers: list[bytes] = []
     async with serving(home) as node:
         async with open_session(node.ticket, key=friend.key, transports=[transport]) as session:
-            async with trio.open_nursery() as nursery:
-
-                async def call() -> None:
-                    soon = {"message": "done", "delay_ms": 400}
-                    answers.append(bytes(await session.call("echo/unary", soon)))
-
-                nursery.start_soon(call)
-                await session.call("node/ping")
+            async with session.upload("echo/upload") as upload:
+                await upload.send("begun")
+                await eventually(lambda: node.status()["calls"] == 1)
                 signal_self(number)
                 await node.endpoint.draining.wait()
                 await trio.sleep(0.05)
@@ -137,8 +133,8 @@ async def test_a_drain_lets_running_calls_finish_and_takes_no_more(
                 assert caught.value.retryable
                 with pytest.raises((DialError, CallError)):
                     await _ping_anew(node, transport)
-                assert not answers
-            assert answers == [b'{"message":"done"}']
+                await upload.send("done")
+                assert bytes(await upload.finish()) == b'{"count":2}'
             assert (await ended(session)).code == CloseCode.SHUTDOWN
 
 
@@ -150,8 +146,8 @@ async def _ping_anew(node: Node, transport: str) -> None:
 
 async def test_a_second_signal_hurries(transport: str, tmp_path: Path) -> None:
     friend = make_friend("friend", "echo")
-    home = await make_home(tmp_path, friend.peer)
-    with trio.fail_after(8):
+    home = await make_home(tmp_path, friend.peer, config="[limits]\ndrain_timeout_s = 60.0\n")
+    with trio.fail_after(50):
         async with serving(home) as node, trio.open_nursery() as nursery:
             async with open_session(node.ticket, key=friend.key, transports=[transport]) as session:
 
@@ -173,19 +169,19 @@ async def test_a_second_signal_hurries(transport: str, tmp_path: Path) -> None:
 async def test_idle_connections_do_not_hold_up_a_drain(transport: str) -> None:
     friend = make_friend("friend", "echo")
     async with trio.open_nursery() as nursery:
-        async with open_node(peers=[friend.peer]) as node:
+        async with open_node(peers=[friend.peer], limits=PATIENT) as node:
 
             async def idle_peer() -> None:
                 async with open_session(
                     node.ticket, key=friend.key, transports=[transport]
                 ) as session:
-                    await ended(session, within_s=5)
+                    await ended(session, within_s=30)
 
             nursery.start_soon(idle_peer)
             nursery.start_soon(_idle_browser, node)
             await eventually(lambda: len(node.endpoint.connections()) == 2)
             began = trio.current_time()
-        assert trio.current_time() - began < 8  # of the ten seconds of a drain
+        assert trio.current_time() - began < 30  # of the minute of a drain
 
 
 async def _idle_browser(node: Node) -> None:

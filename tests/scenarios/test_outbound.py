@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,6 +28,18 @@ from tests.scenarios import rig
 LOOPBACK = Address("127.0.0.1", 0)
 # For a loaded machine; nothing waits so long when all is well.
 PATIENCE_S = 60.0
+
+
+Losses = Callable[[], Sequence[str]]
+
+
+@pytest.fixture
+def losses(caplog: pytest.LogCaptureFixture) -> Losses:
+    """What ended kept connections, by the log: a status may have changed before a look at it."""
+    caplog.set_level(logging.INFO, "alknet")
+    return lambda: [
+        vars(record)["reason"] for record in caplog.records if record.message == "outbound.lost"
+    ]
 
 
 def fingerprint(key: Ed25519PrivateKey) -> str:
@@ -106,14 +119,16 @@ async def test_each_side_attaches_the_other_and_learns_what_it_offers() -> None:
         assert worker.status()["outbound"][0]["attempts"] == 0
 
 
-async def test_a_peer_that_may_not_offer_stays_connected_and_is_called_as_soon_as_it_may() -> None:
+async def test_a_peer_that_may_not_offer_stays_connected_and_is_called_as_soon_as_it_may(
+    losses: Losses,
+) -> None:
     async with open_node() as hub, worker_of(hub, "echo") as worker:
         record = hub.identities.peer("w1")
         assert record is not None
         await eventually(lambda: hub.peers.get("w1") is not None)
         await hub.identities.update_peer(msgspec.structs.replace(record, may_offer=False))
-        await eventually(lambda: state(worker) == "waiting")
-        assert "takes no operations" in status(worker)["last_error"]
+        await eventually(losses)
+        assert "takes no operations" in losses()[0]
         # It has lost the connection, dials again, and may call as before.
         await eventually(lambda: state(worker) == "connected")
         ref = PeerRef.specific("hub")
@@ -179,16 +194,16 @@ async def test_a_hub_that_is_disabled_or_left_is_dropped_and_comes_back_when_it_
         assert status(worker)["in_config"]
 
 
-async def test_a_worker_that_the_hub_removes_is_refused_and_keeps_asking() -> None:
+async def test_a_worker_that_the_hub_removes_is_refused_and_keeps_asking(losses: Losses) -> None:
     async with open_node() as hub, worker_of(hub) as worker:
         record = hub.identities.peer("w1")
         assert record is not None
         await hub.identities.remove_peer("w1")
-        await eventually(lambda: state(worker) == "waiting")
-        assert "no longer a peer" in status(worker)["last_error"]
+        await eventually(losses)
+        assert "no longer a peer" in losses()[0]
         # From then on it is a stranger there, who is let in but not taken for a worker.
-        await eventually(lambda: status(worker)["attempts"] >= 2)
-        assert "peer 'hub' does not know this node" in status(worker)["last_error"]
+        unknown = "peer 'hub' does not know this node"
+        await eventually(lambda: unknown in (status(worker)["last_error"] or ""))
         assert hub.peers.get("w1") is None
         await eventually(lambda: hub.status()["connections"] == [])
         await hub.identities.put_peer(record)
@@ -205,12 +220,12 @@ async def test_a_worker_that_stops_says_goodbye_once() -> None:
             assert hub.status()["connections"] == []
 
 
-async def test_a_hub_that_stops_does_not_wait_for_its_workers() -> None:
-    async with open_node() as hub, worker_of(hub) as worker:
+async def test_a_hub_that_stops_does_not_wait_for_its_workers(losses: Losses) -> None:
+    async with open_node() as hub, worker_of(hub):
         with trio.fail_after(PATIENCE_S):
             await hub.endpoint.drain()
-        await eventually(lambda: state(worker) == "waiting")
-        assert "shutting down" in status(worker)["last_error"]
+        await eventually(losses)
+        assert "shutting down" in losses()[0]
 
 
 @pytest.mark.slow

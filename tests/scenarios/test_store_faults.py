@@ -91,11 +91,12 @@ async def test_a_store_that_stays_away_ends_what_it_granted_but_not_the_owners(
 ) -> None:
     home = await make_home(tmp_path, FRIEND.peer)
     async with Node.from_home(home, listen=LOOPBACK) as node:
-        node.identities.max_staleness_s = 1.5
         async with (
             open_session(node.ticket, key=FRIEND.key) as session,
             open_control_session(home) as owner,
         ):
+            # It is looked at every second: a look that comes late is no fault yet.
+            node.identities.max_staleness_s = 2.5
             with removed(home):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_refused_in_the_end, session)
@@ -105,10 +106,10 @@ async def test_a_store_that_stays_away_ends_what_it_granted_but_not_the_owners(
                             await trio.sleep(0.05)
                     assert caught.value.retryable
                     assert session.close_reason is None
-                    await eventually(lambda: session.close_reason is not None, 15)
+                    await eventually(lambda: session.close_reason is not None, 20)
                     status = msgspec.json.decode(await owner.call("node/status"))
-                    assert status["store"]["staleness_s"] > 4.5
-            await eventually(lambda: node.identities.staleness < 1.5, 5)
+                    assert status["store"]["staleness_s"] > 3 * 2.5
+            await eventually(lambda: node.identities.staleness < 1.5, 20)
         async with open_session(node.ticket, key=FRIEND.key) as session:
             await session.call("node/ping")
 

@@ -4,6 +4,7 @@ import msgspec
 import trio
 
 from alknet.call.operations import operation, scopes
+from alknet.core.limits import Limits
 from alknet.testing.nodes import open_node, open_peer_session
 
 
@@ -31,8 +32,8 @@ async def test_a_watcher_sees_new_rights_and_does_not_hold_up_the_end() -> None:
                 assert await anext(versions, None) is None
             ended.set()
 
-        async with open_node(operations=[scoped]) as node:
+        async with open_node(operations=[scoped], limits=Limits(drain_timeout_s=60.0)) as node:
             await nursery.start(watch)
-            with trio.fail_after(5):  # less than the drain would wait for a call
+            with trio.fail_after(30):  # less than the drain would wait for a call
                 await node.endpoint.drain()
                 await ended.wait()

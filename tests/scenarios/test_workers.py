@@ -27,7 +27,7 @@ from alknet.vault.homevault import home_identity
 from tests.scenarios.homes import Process, make_home, process_node
 
 # A peer that is gone without a goodbye is noticed by this, so that the test need not wait for it.
-CONFIG = "[limits]\nidle_timeout_s = 2.0\nkeep_alive_s = 0.5\n"
+CONFIG = "[limits]\nidle_timeout_s = 4.0\nkeep_alive_s = 0.5\n"
 # For processes of a loaded machine; nothing waits so long when all is well.
 PATIENCE_S = 90.0
 
