@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+import apsw
+
 from alknet.errors import StoreError, Unavailable
 from alknet.vault.durable import store_errors
 
@@ -132,10 +134,20 @@ class Place:
         except OSError as exc:
             raise StoreError(f"cannot look at {self.path}: {exc.strerror}") from exc
         if not is_same:
-            raise StoreError(
-                f"{self.path} was replaced or removed while it was in use: stop all alknet "
-                "processes before you put another file there, then start them again"
-            )
+            raise self._replaced()
+
+    def check_opened(self, connection: apsw.Connection) -> None:
+        """Raise StoreError if *connection* has another file open than is there now."""
+        has_moved = ctypes.c_int()
+        connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(has_moved))
+        if has_moved.value:
+            raise self._replaced()
+
+    def _replaced(self) -> StoreError:
+        return StoreError(
+            f"{self.path} was replaced or removed while it was in use: stop all alknet "
+            "processes before you put another file there, then start them again"
+        )
 
     def _check_owner(self) -> None:
         """Raise StoreError if what we make here could not be used by whose it is."""

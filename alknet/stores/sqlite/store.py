@@ -206,6 +206,8 @@ async def open_sqlite_store(
         stack.push_async_callback(writer.aclose)
         with explained("open", place.path):
             await writer.run(prepare, place, tables, migrations)
+            # What was noted as the file that must stay there may have come after the opening.
+            await writer.run(place.check_opened)
         reader = await Worker.open(place, vfs)
         stack.push_async_callback(reader.aclose)
         with explained("open", place.path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from alknet.core.storage import ABSENT, OutcomeUnknown, Put
 from alknet.errors import StoreError, Unavailable
 from alknet.stores.sqlite import SqliteStore, follower, open_sqlite_store, worker
 from alknet.stores.sqlite.failures import explain
+from alknet.stores.sqlite.place import Place
 from alknet.testing.store_contract import NOTES, TABLES, Note
 from alknet.testing.store_contract.harness import until, values
 from tests.stores.sqlite.faults import FaultyDisk, PowerLoss, faulty_disk
@@ -178,6 +180,28 @@ async def test_a_replaced_file_is_noticed_and_nothing_is_taken(
         await store.write(B)
     names = [getattr(record, "msg", "") for record in caplog.records]
     assert names.count("store.unreadable") == 1
+
+
+async def test_a_file_that_is_replaced_while_it_is_opened_is_noticed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_sqlite_store(path, TABLES) as store:
+        await store.write(A)
+    other = path.with_name("other")
+    shutil.copyfile(path, other)
+    remember = Place.remember
+
+    def replace_first(self: Place) -> None:
+        other.replace(path)
+        remember(self)
+
+    monkeypatch.setattr(Place, "remember", replace_first)
+    with pytest.raises(StoreError, match="was replaced or removed while it was in use"):
+        async with open_sqlite_store(path, TABLES):
+            pass
+    monkeypatch.undo()
+    async with open_sqlite_store(path, TABLES) as store:
+        assert values(store.rows(NOTES)) == {"a": "1"}
 
 
 @pytest.mark.parametrize("damage", [b"not a database, but long enough to be one" * 20, b"SQLite "])
