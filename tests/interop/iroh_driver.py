@@ -88,7 +88,7 @@ async def iroh_peer(*alpns: str) -> AsyncGenerator[IrohPeer]:
         nursery.cancel_scope.cancel()
 
 
-def run_isolated(module: str, scenario: str, *, timeout_s: float = 180.0) -> str:
+def run_isolated(module: str, scenario: str, *, timeout_s: float = 270.0) -> str:
     """Run ``python -m module scenario`` where nothing but a loopback interface exists.
 
     Where the kernel allows no namespaces, it runs in the open; iroh is told to be quiet anyway.

@@ -1,7 +1,8 @@
 """A router that translates addresses, in user space: ``python -m tests.interop.nat_relay IN OUT``.
 
 What comes from inside to IN (``host:port``, UDP and TCP) goes on to OUT from an address and port
-of the router; answers go back to who has asked. Nobody outside can begin.
+of the router; answers go back to who has asked. Nobody outside can begin. Says ``"ready"`` when it
+listens.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ import trio
 FORGOTTEN_AFTER_S = 30.0
 
 
-async def relay_udp(inside: tuple[str, int], outside: tuple[str, int]) -> None:
+async def relay_udp(
+    inside: tuple[str, int],
+    outside: tuple[str, int],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     listener = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
     await listener.bind(inside)
+    task_status.started()
     mappings: dict[tuple[str, int], trio.socket.SocketType] = {}
 
     async def answer(client: tuple[str, int], mapped: trio.socket.SocketType) -> None:
@@ -47,7 +54,12 @@ async def relay_udp(inside: tuple[str, int], outside: tuple[str, int]) -> None:
                 continue
 
 
-async def relay_tcp(inside: tuple[str, int], outside: tuple[str, int]) -> None:
+async def relay_tcp(
+    inside: tuple[str, int],
+    outside: tuple[str, int],
+    *,
+    task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+) -> None:
     async def pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
         async for data in source:
             await sink.send_all(data)
@@ -61,13 +73,14 @@ async def relay_tcp(inside: tuple[str, int], outside: tuple[str, int]) -> None:
         except* (OSError, trio.BrokenResourceError):
             pass
 
-    await trio.serve_tcp(serve, inside[1], host=inside[0])
+    await trio.serve_tcp(serve, inside[1], host=inside[0], task_status=task_status)
 
 
 async def main(inside: tuple[str, int], outside: tuple[str, int]) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(relay_udp, inside, outside)
-        nursery.start_soon(relay_tcp, inside, outside)
+        await nursery.start(relay_udp, inside, outside)
+        await nursery.start(relay_tcp, inside, outside)
+        print('"ready"', flush=True)  # noqa: T201
 
 
 def _address(text: str) -> tuple[str, int]:

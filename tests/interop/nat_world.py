@@ -115,9 +115,13 @@ async def until_logged(log: Path, event: str) -> None:
             await trio.sleep(0.02)
 
 
-def relay(router: Machine) -> list[str]:
+@asynccontextmanager
+async def relay(router: Machine, log: Path) -> AsyncGenerator[None]:
     inside, outside = f"{ROUTER_INSIDE}:{PORT}", f"{HUB}:{PORT}"
-    return router.command(sys.executable, "-m", "tests.interop.nat_relay", inside, outside)
+    command = (sys.executable, "-m", "tests.interop.nat_relay", inside, outside)
+    with running(router.command(*command), log):
+        await until_logged(log, "ready")
+        yield
 
 
 async def until_answered(hub_home: Path, message: str) -> None:
@@ -134,6 +138,12 @@ async def until_answered(hub_home: Path, message: str) -> None:
             else:
                 assert msgspec.json.decode(output) == {"message": message}
                 return
+
+
+async def until_worker_is_at(hub_home: Path, *addresses: str) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while await addresses_of_worker(hub_home) != set(addresses):
+            await trio.sleep(0.05)
 
 
 async def addresses_of_worker(hub_home: Path) -> set[str]:
@@ -166,17 +176,16 @@ async def scenario(directory: Path) -> None:
             invite = ("peer", "invite", "w1", "--address", f"{ROUTER_INSIDE}:{PORT}")
             invitation = hub.alknet(hub_home, *invite)["invitation"]
             async with node(worker, home, "127.0.0.1:0") as log:
-                with running(relay(router), directory / "router.log"):
+                async with relay(router, directory / "router.log"):
                     join = ("worker", "join", "--allow", "echo")
-                    with trio.fail_after(PATIENCE_S):  # the router may still start
-                        worker.alknet(home, *join, stdin=invitation)
+                    worker.alknet(home, *join, stdin=invitation)
                     await until_answered(hub_home, "through the router")
-                    assert await addresses_of_worker(hub_home) == {ROUTER_OUTSIDE}
+                    await until_worker_is_at(hub_home, ROUTER_OUTSIDE)
                     worker.run("ip", "address", "del", f"{WORKER}/24", "dev", "w0")
                     worker.run("ip", "address", "add", f"{WORKER_LATER}/24", "dev", "w0")
                     await until_logged(log, "outbound.network_changed")
                     await until_answered(hub_home, "from another address")
-                with running(relay(router), directory / "router.log"):
+                async with relay(router, directory / "router-2.log"):
                     await until_answered(hub_home, "through a router that was restarted")
 
 

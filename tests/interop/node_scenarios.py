@@ -84,7 +84,7 @@ async def iroh_makes_all_kinds_of_calls_200_at_once() -> None:
             assert [e["payload"] for e in unary] == [{"output": {"message": n}}]
             assert [e["type"] for e in stream] == ["call.responded"] * 3 + ["call.completed"]
             assert [e["payload"]["code"] for e in status] == ["FORBIDDEN"]
-        assert node.status()["calls"] <= 1  # nothing is left of them
+        await eventually(lambda: node.status()["calls"] <= 1)  # nothing is left of them
 
 
 async def iroh_without_a_record_is_anonymous() -> None:
@@ -121,8 +121,7 @@ async def iroh_is_told_when_it_is_revoked() -> None:
         await dial(peer, node)
         await peer.exchange([request("node/ping")])
         await node.identities.remove_peer("iroh")
-        with trio.fail_after(15):
-            said = await peer.ask("closed")
+        said = await peer.ask("closed")
         assert str(int(CloseCode.REVOKED)) in said
         assert "no longer a peer" in said
 
@@ -186,7 +185,7 @@ SCENARIOS: dict[str, Callable[[], Awaitable[None]]] = {
 
 async def main(name: str) -> None:
     raise_loopback()
-    with trio.fail_after(120):
+    with trio.fail_after(240):
         await SCENARIOS[name]()
 
 

@@ -23,7 +23,7 @@ def find(name: str, *places: str) -> str:
     return path
 
 
-async def run(*command: str | Path, stdin: bytes = b"", within_s: float = 10.0) -> tuple[int, str]:
+async def run(*command: str | Path, stdin: bytes = b"", within_s: float = 120.0) -> tuple[int, str]:
     """Run to the end; return the status, and what it wrote to both outputs."""
     with trio.fail_after(within_s):
         done = await trio.run_process(

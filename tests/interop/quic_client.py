@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Any
 
-STEP_S = 15.0
+STEP_S = 60.0
 PATTERN = hashlib.sha256(b"interop").digest()
 
 

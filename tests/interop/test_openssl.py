@@ -44,7 +44,7 @@ async def ask_by_hand(node: Node, *options: str | Path) -> str:
     assert process.stdin is not None
     assert process.stdout is not None
     async with process.stdin, process.stdout:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await process.stdin.send_all(len(WHOAMI).to_bytes(4, "big") + WHOAMI)
             answer = bytes(await process.stdout.receive_some())
         process.kill()
