@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 import pytest
@@ -147,6 +150,28 @@ async def test_each_waiter_raises_an_error_of_its_own(nursery: trio.Nursery) -> 
     await engine.group.aclose()
 
 
+@pytest.mark.parametrize("is_whole_batch", [True, False])
+async def test_an_error_is_let_go_once_it_was_handled(
+    is_whole_batch: bool, nursery: trio.Nursery
+) -> None:
+    async def commit(batch: Sequence[Steps]) -> Sequence[Answer]:
+        if is_whole_batch:
+            raise StoreError("full")
+        return [StoreError("full") for _ in batch]
+
+    queue = GroupCommit(commit, trio.lowlevel.checkpoint)
+    nursery.start_soon(queue.run)
+    errors: list[weakref.ref[StoreError]] = []
+    try:
+        await queue.write(steps(1))
+    except StoreError as exc:
+        errors.append(weakref.ref(exc))
+    await trio.testing.wait_all_tasks_blocked()
+    found = [error() for error in errors]
+    await queue.aclose()
+    assert found == [None]
+
+
 async def test_a_crash_of_the_engine_leaves_nobody_waiting() -> None:
     engine = Engine()
     engine.failure = ZeroDivisionError()
@@ -187,3 +212,62 @@ async def test_there_is_upkeep_once_when_nobody_writes(
     await trio.sleep(10 * group.IDLE_S)
     assert engine.upkeeps == 2
     await engine.group.aclose()
+
+
+async def test_a_write_during_the_upkeep_is_committed_after_it(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    upkeep_may_end = trio.Event()
+
+    async def commit(batch: Sequence[Steps]) -> Sequence[Answer]:
+        return [(1,) for _ in batch]
+
+    queue = group.GroupCommit(commit, upkeep_may_end.wait)
+    nursery.start_soon(queue.run)
+    await trio.sleep(2 * group.IDLE_S)
+    async with trio.open_nursery() as writers:
+        for n in range(3):
+            writers.start_soon(queue.write, steps(n))
+        await trio.testing.wait_all_tasks_blocked()
+        upkeep_may_end.set()
+    await queue.aclose()
+
+
+async def test_batches_do_not_set_off_the_garbage_collector(nursery: trio.Nursery) -> None:
+    engine = Engine()
+    nursery.start_soon(engine.group.run)
+    await trio.testing.wait_all_tasks_blocked()
+
+    async def write(n: int) -> None:
+        for _ in range(20):
+            await engine.group.write(steps(n))
+
+    with collections() as found:
+        async with trio.open_nursery() as writers:
+            for n in range(256):
+                writers.start_soon(write, n)
+            await trio.testing.wait_all_tasks_blocked()
+            found.clear()  # those that the tasks themselves set off
+            engine.gate.set()
+    await engine.group.aclose()
+    assert [len(batch) for batch in engine.batches] == [256] * 20
+    assert len(found) <= 4
+
+
+@contextmanager
+def collections() -> Iterator[list[int]]:
+    """Collect as often as Python does by itself, and note each time the generation."""
+    found: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            found.append(info["generation"])
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    gc.callbacks.append(note)
+    try:
+        yield found
+    finally:
+        gc.callbacks.remove(note)
+        gc.set_threshold(*thresholds)
