@@ -1,7 +1,8 @@
 """Group commit: what several tasks write at once goes to the engine as one batch.
 
-One task commits; while it waits for the disk, the next batch gathers. Alone a write is not held
-up; among 256 writers it shares the cost of a flush with all of them. Knows no engine.
+One task commits; while it waits for the disk, the next batch gathers, and who was just answered
+gets a turn to join it. Alone a write is not held up; among 256 writers it shares the cost of a
+flush with all of them. Knows no engine.
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ class GroupCommit:
                     await self._finish(batch)
                     batch.clear()
                     self._batch_done.set()
+                    if 0 < len(self._queue) < BATCH_WRITES:
+                        await _give_way()
         finally:
             self._is_closing = True
             for job in batch:
@@ -182,6 +185,16 @@ class GroupCommit:
             return
         for job, answer in zip(batch, answers, strict=True):
             job.finish(answer)
+
+
+async def _give_way() -> None:
+    """Let those who were just woken do what they have to, which may be to write again.
+
+    Otherwise they would wait for the batch after the next: two halves of all writers would take
+    turns for ever, each with flushes of its own. Cancelled, it does the same.
+    """
+    await trio.lowlevel.cancel_shielded_checkpoint()  # their turn, of which ours may be the first
+    await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 def _size(steps: Steps) -> int:

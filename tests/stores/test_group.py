@@ -66,6 +66,27 @@ async def test_what_gathers_during_a_commit_is_one_batch(nursery: trio.Nursery) 
     await engine.group.aclose()
 
 
+async def test_who_is_answered_and_writes_again_joins_those_who_wait(
+    nursery: trio.Nursery,
+) -> None:
+    engine = Engine()
+    nursery.start_soon(engine.group.run)
+
+    async def write(n: int) -> None:
+        for _ in range(3):
+            await engine.group.write(steps(n))
+
+    async with trio.open_nursery() as writers:
+        for n in range(4):
+            writers.start_soon(write, n)
+            if n == 0:
+                await trio.testing.wait_all_tasks_blocked()
+        await trio.testing.wait_all_tasks_blocked()
+        engine.gate.set()
+    await engine.group.aclose()
+    assert [len(batch) for batch in engine.batches] == [1, 4, 4, 3]
+
+
 async def test_a_batch_is_bounded_in_writes_and_bytes(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
