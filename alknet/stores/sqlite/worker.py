@@ -114,6 +114,9 @@ def _configure(connection: apsw.Connection) -> None:
     # Only FULL keeps what was acknowledged when the power fails.
     connection.pragma("synchronous", "FULL")
     connection.wal_autocheckpoint(WAL_PAGES)
+    # What a statement or a savepoint needs to undo itself. Above 64 KiB it would be a file in the
+    # system's temporary directory, which takes time and may be missing, full, or another disk.
+    connection.pragma("temp_store", "MEMORY")
 
 
 def _enter_wal(connection: apsw.Connection) -> None:

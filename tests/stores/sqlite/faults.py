@@ -19,6 +19,7 @@ class FaultyDisk(apsw.VFS):
         write_error: Raised by each write.
         sync_error: Raised by each flush.
         power: Records what is really on the disk, if set.
+        temporary_files: How many files without a name were opened.
     """
 
     def __init__(self, name: str) -> None:
@@ -27,8 +28,11 @@ class FaultyDisk(apsw.VFS):
         self.write_error: apsw.Error | None = None
         self.sync_error: apsw.Error | None = None
         self.power: PowerLoss | None = None
+        self.temporary_files = 0
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+        if name is None:
+            self.temporary_files += 1
         return _File(self, name, flags)
 
     def xDelete(self, filename: str, syncdir: bool) -> None:

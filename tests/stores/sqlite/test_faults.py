@@ -13,7 +13,7 @@ import apsw
 import pytest
 import trio
 
-from alknet.core.storage import ABSENT, OutcomeUnknown, Put
+from alknet.core.storage import ABSENT, Delete, OutcomeUnknown, Put
 from alknet.errors import StoreError, Unavailable
 from alknet.stores.sqlite import SqliteStore, follower, open_sqlite_store, worker
 from alknet.stores.sqlite.failures import explain
@@ -79,6 +79,18 @@ async def test_a_flush_that_fails_leaves_the_outcome_open(path: Path, disk: Faul
         disk.sync_error = None
         assert (store.get(NOTES, "b") is None) == (await store.fetch(NOTES, "b") is None)
         await store.write(B)
+
+
+async def test_a_write_of_much_needs_no_temporary_file(path: Path, disk: FaultyDisk) -> None:
+    async with open_sqlite_store(path, TABLES, vfs=disk.name) as store:
+        for text in "12":  # what is replaced must be kept, to undo it
+            long = [Put(NOTES, f"{n}", Note(text * 4_000)) for n in range(64)]
+            await store.write(long)
+            async with trio.open_nursery() as writers:
+                for put in long:
+                    writers.start_soon(store.write, put)
+        await store.write([Delete(NOTES, f"{n}") for n in range(64)])
+        assert disk.temporary_files == 0
 
 
 @pytest.mark.parametrize("years", [-1, 1], ids=["set back", "set ahead"])
