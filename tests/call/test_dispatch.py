@@ -280,7 +280,7 @@ async def test_context_says_what_the_call_is(connection: Connection) -> None:
         ),
         identities=FixedIdentities({"t": key("k", "s")}),
     )
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await call.run()
         expected = trio.current_effective_deadline()
     [ctx] = seen

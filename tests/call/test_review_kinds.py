@@ -19,7 +19,7 @@ both = pytest.mark.parametrize("carrier", CARRIERS)
 async def test_a_query_that_is_subscribed_to_is_refused(carrier: str) -> None:
     operations = Operations()
     async with session_pair(carrier, operations) as (client, server):
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             async with client.subscribe("echo/unary") as items:
                 with pytest.raises(CallError, match="INVALID_OPERATION_TYPE"):
                     await anext(items)

@@ -332,7 +332,7 @@ async def test_a_drain_lets_calls_finish_and_takes_none(carrier: str) -> None:
             assert (caught.value.code, caught.value.retryable) == ("UNAVAILABLE", True)
             go.set()
         assert outputs == [7]
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while client.close_reason is None:
                 await trio.testing.wait_all_tasks_blocked()
         assert client.close_reason.code == CloseCode.SHUTDOWN

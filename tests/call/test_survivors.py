@@ -213,27 +213,35 @@ async def test_the_end_of_the_node_waits_for_them_and_then_cancels_them(
 
 async def test_a_node_that_stops_waits_for_them() -> None:
     begun = trio.Event()
+    go = trio.Event()
     finished = 0
 
     @operation("t/begin", access=public(), internal=True)
     async def begin() -> None:
         nonlocal finished
         begun.set()
-        await trio.sleep(0.05)
+        await go.wait()
         finished += 1
 
     @operation("t/parent", access=public(), calls=["t/begin"])
     async def parent(ctx: Context) -> None:
         await ctx.call("t/begin", continue_running=True)
 
-    async with Node(operations=[begin, parent]) as node:
-        async with open_session(str(node.ticket)) as session, trio.open_nursery() as nursery:
-            nursery.start_soon(session.call, "t/parent")
-            await begun.wait()
-            nursery.cancel_scope.cancel()
-        assert node.status()["surviving_calls"] == 1
-        assert finished == 0
-    assert finished == 1
+    async def let_go_when_it_stops() -> None:
+        await node.endpoint.draining.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        go.set()
+
+    async with trio.open_nursery() as beside:
+        async with Node(operations=[begin, parent]) as node:
+            async with open_session(str(node.ticket)) as session, trio.open_nursery() as nursery:
+                nursery.start_soon(session.call, "t/parent")
+                await begun.wait()
+                nursery.cancel_scope.cancel()
+            assert node.status()["surviving_calls"] == 1
+            assert finished == 0
+            beside.start_soon(let_go_when_it_stops)
+        assert finished == 1
 
 
 async def test_a_drain_that_was_cancelled_can_be_made_again(nursery: trio.Nursery) -> None:

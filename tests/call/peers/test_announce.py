@@ -301,7 +301,7 @@ async def test_an_announcement_that_is_none_ends_the_connection(
     other.operations.subscriptions["services/watch"] = nonsense
     with caplog.at_level(logging.WARNING, "alknet"):
         async with following(other) as (_, session):
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 reason = await session.connection.wait_closed()
             assert reason.code == code
     [record] = [one for one in caplog.records if one.message == "peer.broke_protocol"]

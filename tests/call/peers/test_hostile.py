@@ -112,7 +112,7 @@ async def open_rig() -> AsyncGenerator[Rig]:
 
 
 async def closed(session: CallSession) -> CloseReason:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         return await session.connection.wait_closed()
 
 
@@ -205,7 +205,7 @@ async def test_a_schema_that_leads_nowhere_costs_its_operation_alone(
         rig.listed = listing(one("a/bad", input_schema=schema), one("a/good"))
         with caplog.at_level(logging.WARNING, "alknet"):
             session = await rig.attach()
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 while (found := rig.hub.peers.get("evil")) is None or not found.operations:
                     await rig.hub.peers.wait_changed(rig.hub.peers.version)
         assert set(found.operations) == {"a/good"}
@@ -362,7 +362,7 @@ async def raw(rig: Rig, identity: Identity) -> AsyncGenerator[tuple[RawPeer, Cal
 
 
 async def answer(theirs: RawPeer) -> Event | None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         return await theirs.receive()
 
 
@@ -370,13 +370,13 @@ async def offered(theirs: RawPeer, names: list[str]) -> None:
     """Offer *names* by hand, and answer what the hub then asks."""
     await theirs.request("d1", "peers/offer")
     assert isinstance(await answer(theirs), Responded)
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         watch = RawPeer(theirs.connection, await theirs.connection.accept_stream())
     asked = await answer(watch)
     assert isinstance(asked, Requested)
     assert asked.operation == "services/watch"
     await watch.send(Responded(asked.id, msgspec.Raw(b'{"version":"v1"}')))
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         listing_stream = RawPeer(theirs.connection, await theirs.connection.accept_stream())
     asked = await answer(listing_stream)
     assert isinstance(asked, Requested)
@@ -438,7 +438,7 @@ async def test_bad_credit_for_an_upload_to_a_peer_ends_that_call(credit: str) ->
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upload)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 stream = RawPeer(theirs.connection, await theirs.connection.accept_stream())
             asked = await answer(stream)
             assert isinstance(asked, Requested)
