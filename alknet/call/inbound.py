@@ -101,7 +101,7 @@ class InboundCall:
         if self.scope.cancel_called:
             return
         try:
-            self.admitted.readmit(identity)
+            (self.keyed or self.admitted).readmit(identity)
         except CallError as exc:
             log.info("call.revoked", extra=self._about(exc.message))
             why = f"the right to it was taken away: {exc.message}"

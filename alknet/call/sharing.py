@@ -17,6 +17,7 @@ from alknet.call.contracts import AdmittedCall
 from alknet.call.crash import error_of
 from alknet.call.idempotency import Answer, CallKey, IdempotencyTable, conflict
 from alknet.call.inputs import InputItems
+from alknet.core.identity import Identity
 from alknet.core.limits import Limits
 
 __all__ = ["KeyedCall", "RepeatedCalls"]
@@ -32,9 +33,10 @@ class KeyedCall:
         admitted: Runs it.
         spawn: Starts a task that ends with the session of the call.
         inputs: What its caller sends, if it is an upload.
+        runner: The call that it waits for, whose handler runs for both; itself, if that is it.
     """
 
-    __slots__ = ("admitted", "fingerprint", "inputs", "key", "operation", "spawn")
+    __slots__ = ("admitted", "fingerprint", "inputs", "key", "operation", "runner", "spawn")
 
     def __init__(
         self,
@@ -50,6 +52,18 @@ class KeyedCall:
         self.admitted = admitted
         self.spawn = spawn
         self.inputs: InputItems | None = None
+        self.runner: KeyedCall | None = None
+
+    def readmit(self, identity: Identity) -> None:
+        """Let the handler go on as *identity*, its caller with other rights than before.
+
+        Raises:
+            CallError: As `AdmittedCall.readmit`, of this call; nothing was changed.
+        """
+        self.admitted.readmit(identity)
+        # Who began the run may have left; the handler sees what that one might.
+        if self.runner is not None and self.runner is not self:
+            self.runner.admitted.readmit(identity)
 
     @property
     def needs_its_caller(self) -> bool:
@@ -130,6 +144,7 @@ class _SharedRun:
             while self._answer is None:
                 if self._runner is None:
                     self._begin(call, on_end)
+                call.runner = self._runner
                 # The last who waits is the one whose deadline counts.
                 soonest = trio.current_effective_deadline()
                 self._scope.deadline = max(self._scope.deadline, soonest)

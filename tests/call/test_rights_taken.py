@@ -236,6 +236,38 @@ async def test_what_goes_on_sees_the_rights_of_now() -> None:
                     pass
 
 
+async def test_what_runs_for_two_sees_the_rights_of_who_is_left() -> None:
+    go = trio.Event()
+
+    @operation("jobs/look", access=scopes("jobs"), mutation=True)
+    async def look(ctx: Context) -> list[str]:
+        await go.wait()
+        return list(ctx.identity.scopes)
+
+    tokens = Tokens()
+    dispatcher = OperationDispatcher(
+        Registry([look]), identities=tokens, ownership=FixedOwnership(), limits=Limits()
+    )
+    handler = CallHandler(dispatcher, Limits(), identities=tokens)
+    seen: list[list[str]] = []
+    async with handled("memory", handler, peer("w1", "jobs", "more")) as (client, acceptor):
+
+        async def call() -> None:
+            seen.append(await client.call_as(list[str], "jobs/look", idempotency_key="k"))
+
+        async with trio.open_nursery() as second:
+            async with trio.open_nursery() as first:
+                first.start_soon(call)
+                await trio.testing.wait_all_tasks_blocked()
+                second.start_soon(call)
+                await trio.testing.wait_all_tasks_blocked()
+                first.cancel_scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            acceptor.become(peer("w1", "jobs"))
+            go.set()
+    assert seen == [["jobs"]]
+
+
 async def test_what_another_identity_runs_on_the_connection_is_left_alone() -> None:
     async with (
         served("memory", peer("w1", "math")) as at,
