@@ -169,7 +169,7 @@ class Calling:
         """End every call with *error*: no answer can come any more."""
         for pending in list(self.pending.values()):
             self._settled(pending)
-            pending.fail(error)
+            pending.fail(error.copied())
 
     def left_unanswered(self, stream: CallStream) -> None:
         """End the calls on *stream*, which the peer has finished with: it has begun none of them.
@@ -185,7 +185,7 @@ class Calling:
         """End the calls whose answers were to come on *stream*."""
         for pending in list(stream.pending.values()):
             self._settled(pending)
-            pending.fail(error)
+            pending.fail(error.copied())
 
     # --- what the callee says
 

@@ -112,6 +112,19 @@ class CallError(AlknetError):
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
 
+    def copied(self) -> CallError:
+        """Return the same for another call: who catches it may add to it, and to its traceback."""
+        copy = CallError(
+            self.code,
+            self.message,
+            retryable=self.retryable,
+            details=self.details,
+            is_failed_authentication=self.is_failed_authentication,
+        )
+        copy.is_unsent, copy.is_refused = self.is_unsent, self.is_refused
+        copy.by, copy.is_passed_on = self.by, self.is_passed_on
+        return copy
+
     @property
     def has_not_started(self) -> bool:
         """It is certain that nothing of the call has run, so that it may be tried elsewhere."""

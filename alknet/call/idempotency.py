@@ -63,7 +63,7 @@ class Answer:
         self.size = len(output or b"")
         if error is not None:
             # A copy: what was raised holds the frames that it went through.
-            self.error = _copy(error)
+            self.error = error.copied()
             self.size = len(msgspec.json.encode((error.message, error.details)))
 
     @property
@@ -74,7 +74,7 @@ class Answer:
     def give(self) -> bytes:
         """Return the output, or raise the error."""
         if self.error is not None:
-            raise _copy(self.error)
+            raise self.error.copied()
         assert self.output is not None
         return self.output
 
@@ -197,9 +197,3 @@ def conflict() -> CallError:
 def _too_large(size: int) -> CallError:
     why = f"the call has run, and its answer of {size} bytes was too large to be kept"
     return CallError(ErrorCode.RESOURCE_EXHAUSTED, why, retryable=False)
-
-
-def _copy(error: CallError) -> CallError:
-    copied = CallError(error.code, error.message, retryable=error.retryable, details=error.details)
-    copied.by, copied.is_passed_on = error.by, error.is_passed_on
-    return copied

@@ -225,6 +225,29 @@ async def test_a_callee_that_finishes_without_an_answer_is_unavailable() -> None
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("lost", ["stream", "connection"])
+async def test_each_of_the_calls_that_end_together_has_an_error_of_its_own(lost: str) -> None:
+    errors: list[CallError] = []
+
+    async def call(us: CallSession) -> None:
+        with pytest.raises(CallError) as caught:
+            await us.call("a/b")
+        caught.value.by = (*(caught.value.by or ()), f"call {len(errors)}")  # as a relay would
+        errors.append(caught.value)
+
+    async with raw_peer("memory", Operations()) as (peer, us), trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(call, us)
+        stream = await peer.connection.accept_stream()
+        await stream.receive_some()
+        await trio.testing.wait_all_tasks_blocked()
+        if lost == "stream":
+            stream.reset(1)
+        else:
+            await peer.connection.aclose()
+    assert [error.by for error in errors] == [("call 0",), ("call 1",), ("call 2",)]
+
+
 async def test_a_bad_answer_ends_the_calls_of_its_stream_and_the_next_takes_another() -> None:
     async with raw_peer("memory", Operations()) as (peer, us), trio.open_nursery() as nursery:
         answers: list[object] = []
