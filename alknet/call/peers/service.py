@@ -22,6 +22,9 @@ SILENT_S = 5.0
 """An older session of a peer that has come back is given up when nothing comes on it for so long:
 any network has acknowledged a request by then, so the process that was there has been killed."""
 
+LATE_S = 0.5
+"""After that, for what has come while this process itself stood still and read nothing."""
+
 Follow = Callable[[AttachedPeer, CallSession], Awaitable[None]]
 """Keeps `AttachedPeer.operations` what the peer says on a session, until cancelled.
 
@@ -71,7 +74,10 @@ async def _end_if_silent(older: CallSession, name: str) -> None:
     heard = status().packets_received
     with trio.move_on_after(SILENT_S) as scope, suppress(CallError):
         await older.call("node/ping")
-    if scope.cancelled_caught and heard is not None and status().packets_received == heard:
+    if not scope.cancelled_caught or heard is None:
+        return
+    await trio.sleep(LATE_S)
+    if status().packets_received == heard:
         log.info("peer.silent", extra={"peer": name})
         older.end(CloseCode.OK, "the peer has connected again, and is silent here")
 

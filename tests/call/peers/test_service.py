@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
 from alknet.call.codes import CallError
 from alknet.call.peers import AttachedPeer, PeerEnvironment
-from alknet.call.peers.service import PeerService, run_attached
+from alknet.call.peers.service import LATE_S, SILENT_S, PeerService, run_attached
 from alknet.call.session import CallSession
 from alknet.core.identity import ANONYMOUS, Identity
+from alknet.core.transport import TransportStatus
 from tests.call.peers.fleet import offers
 from tests.call.sessions import Operations, session_pair
 
@@ -78,6 +82,37 @@ async def test_an_older_session_goes_on_where_nobody_knows_whether_it_is_silent(
         assert peer is not None
         assert peer.sessions == (newer, older)
         assert stuck.cancelled == 1
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+async def test_an_older_session_is_heard_late_by_a_process_that_stood_still(
+    is_silent: bool, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = PeerEnvironment()
+    stuck = Operations()
+    stuck.queries["node/ping"] = stuck.queries["echo/slow"]
+    received = 7
+    async with (
+        session_pair("memory", stuck) as (older, _),
+        session_pair("memory", Operations()) as (newer, _),
+        trio.open_nursery() as nursery,
+    ):
+        empty = older.connection.transport_status()
+
+        def status() -> TransportStatus:
+            return msgspec.structs.replace(empty, packets_received=received)
+
+        monkeypatch.setattr(older.connection, "transport_status", status)
+        attached = partial(run_attached, environment, "w1", follow=follow_nothing)
+        for session in (older, newer):
+            nursery.start_soon(attached, session)
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(SILENT_S + LATE_S / 2)
+        if not is_silent:  # it has acknowledged long ago, and now that is read
+            received += 1
+        await trio.sleep(LATE_S)
+        assert (older.close_reason is not None) is is_silent
         nursery.cancel_scope.cancel()
 
 
