@@ -64,6 +64,8 @@ async def _advice(session: CallSession, target: str, name: str, is_own: bool) ->
             return f"this node dials it: {why}; 'alknet worker list' shows all attempts"
     for one in status.get("peers", ()):
         if one["name"] == name:
+            if not one["enabled"]:
+                return f"this node has disabled it: 'alknet peer enable {name}'"
             since = one["away_for_s"]
             last = "not since this node started" if since is None else f"{duration(since)} ago"
             return (

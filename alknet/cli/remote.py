@@ -276,6 +276,8 @@ def _check_route(first: str, *others: str) -> None:
     from alknet.errors import LocalError
 
     with usage_errors("target"):
+        if not first:
+            raise LocalError("after '@' comes the name of a peer, or 'any'")
         for name in others:
             if name != ANY:
                 check_peer_name(name)

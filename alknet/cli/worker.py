@@ -192,7 +192,10 @@ def _explained(exc: Exception) -> CommandError | None:
         hint = "have its owner make a new one: 'alknet peer invite NAME'"
         return CommandError("DENIED", f"the hub refuses: {exc.message}", hint=hint, status=3)
     if isinstance(exc, CallError) and exc.code == ErrorCode.CONFLICT:
-        hint = "its owner removes the peer there, or makes an invitation for another name"
+        hint = (
+            "its owner removes the peer there; where only the name is taken, an invitation for "
+            "another name will do"
+        )
         return CommandError("CONFLICT", f"the hub refuses: {exc.message}", hint=hint)
     return None
 

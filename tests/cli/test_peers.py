@@ -103,6 +103,8 @@ def test_peers_that_are_away_are_shown_as_that(fleet: Fleet) -> None:
     fleet.hub.ok("peer", "disable", "off")
     wait_until(lambda: others().get("off", {}).get("state") == "disabled")
     assert (others()["never"]["state"], others()["never"]["away_for_s"]) == ("away", None)
+    shut_out = fleet.hub.fails(4, "call", "@off", "echo/unary", "--json").error
+    assert shut_out["hint"] == "this node has disabled it: 'alknet peer enable off'"
     # A laptop that only calls is a peer, too.
     fleet.laptop.ok("call", "@hub", "echo/unary", HI)
     wait_until(lambda: others()["laptop"]["away_for_s"] is not None)
@@ -276,6 +278,7 @@ def test_an_error_says_which_worker_it_came_from(fleet: Fleet) -> None:
         ("@hub/W 1", "echo/unary", 2),
         ("@hub/any/w1", "echo/unary", 2),
         ("@any/w1", "echo/unary", 2),
+        ("@", "echo/unary", 2),
     ],
 )
 def test_what_the_hub_does_not_pass_on_is_not_there(

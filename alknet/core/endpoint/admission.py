@@ -155,7 +155,8 @@ class Admission:
         if self.is_shut_out(source, now):
             wait_s = self._shut_out_until[source] - now
             raise Unavailable(
-                "too many failed authentications from this address", retry_after_s=wait_s
+                "too many failed authentications from this address: wait a minute",
+                retry_after_s=wait_s,
             )
         if self._strangers_by_source[source] >= self.limits.connections_per_address:
             raise Unavailable("too many connections from this address")
