@@ -67,8 +67,12 @@ def _begun(home: Path) -> tuple[Path, int]:
     """Make a directory beside *home*, and hold it."""
     while True:
         building = home.with_name(f".{home.name}.{secrets.token_hex(SUFFIX_BYTES)}")
-        create_home(building)
-        held = _hold(building)
+        try:
+            create_home(building)
+            held = _hold(building)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
         if held is not None:
             return building, held
         # Another process was faster, and takes it for an abandoned one.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alknet.errors import Conflict
+from alknet.errors import Conflict, StoreError
 from alknet.vault import building
 from alknet.vault.building import building_home
 from alknet.vault.keyfile import create_home
@@ -59,6 +59,18 @@ def test_of_two_that_make_a_home_at_once_one_is_told(home: Path) -> None:
         second.close()
     assert (home / "vault.alk").read_bytes() == b"keys"
     assert left(home) == ["home"]
+
+
+def test_a_directory_that_cannot_be_held_does_not_stay(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> int | None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(building, "_hold", fail)
+    with pytest.raises(StoreError, match="No locks available"), building_home(home):
+        pass
+    assert left(home) == []
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
