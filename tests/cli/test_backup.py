@@ -21,7 +21,7 @@ from alknet.vault.slots import SlotKind, age_slot, passphrase_slot
 from alknet.vault.unlock import HOME_KEY_FILE
 from alknet.vault.vault import Vault
 from tests.cli.homes import ENTROPY, WORDS, make_vault_home, open_vault
-from tests.cli.kit import Cli, all_files, running_node, terminal
+from tests.cli.kit import PATIENCE_S, Cli, all_files, running_node, terminal
 from tests.vault.test_unlock import CHEAP
 
 PASSPHRASE = "correct horse battery"
@@ -314,7 +314,7 @@ def test_the_database_is_copied_while_it_is_written_to(source: Cli, tmp_path: Pa
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        assert copying.wait(30)
+        assert copying.wait(PATIENCE_S)
         made = Backup(source, tmp_path)
     finally:
         stop.set()

@@ -139,14 +139,13 @@ def test_a_peer_follows_two_rotations_at_once(hub: Cli, tmp_path: Path) -> None:
     with running_node(hub.home) as running:
         home = follower_of(running, tmp_path / "p", hub)
         hub.ok("call", "@hub", "node/ping", home=home)
-        address = address_of(running)
         same = hub.ok("peer", "follow", "hub", "--json", home=home).json
         assert same["done"] == "has the key that is known"
     hub.ok("key", "rotate", "--yes")
     hub.ok("key", "rotate", "--yes")
-    with running_node(hub.home, "--listen", address) as running:
-        address = address_of(running)
-        where = ("--address", address)
+    with running_node(hub.home) as running:
+        where = ("--address", address_of(running))
+        hub.ok("peer", "set", "hub", *where, home=home)
         assert "peer follow" in hub.fails(4, "call", "@hub", "node/ping", home=home).err
         assert "--yes" in hub.fails(1, "peer", "follow", "hub", *where, home=home).err
         hub.fails(4, "call", "@hub", "node/ping", home=home)
