@@ -9,6 +9,7 @@ the connection.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -150,6 +151,8 @@ class CallStream:
             await self._close(is_clean=is_clean)
 
     async def _read(self, owner: StreamOwner) -> None:
+        if not self.is_single_use:
+            self.stream.offer(self._taker(owner))
         try:
             while data := await self.stream.receive_some(READ_BYTES):
                 self._receive(data, owner)
@@ -172,6 +175,24 @@ class CallStream:
             # On the only stream, what is being sent may still go before the words of the close.
             if not self.is_only:
                 self.break_off()
+        finally:
+            self.stream.offer(None)
+
+    def _taker(self, owner: StreamOwner) -> Callable[[bytes], bool]:
+        # What is started there has the context of this task, as if it had been woken.
+        context = trio.lowlevel.current_task().context
+
+        def take(data: bytes) -> bool:
+            return context.run(self._take, owner, data)
+
+        return take
+
+    def _take(self, owner: StreamOwner, data: bytes) -> bool:
+        """Handle *data* where it arrives, unless it is for the reader to wait (`_wait_space`)."""
+        if self.inputs:
+            return False
+        self._receive(data, owner)
+        return True
 
     def _receive(self, data: bytes | bytearray, owner: StreamOwner) -> None:
         arrived_at = trio.current_time()

@@ -200,6 +200,17 @@ class Stream(trio.abc.HalfCloseableStream):
         yet. Never called on carriers where a peer cannot refuse.
         """
 
+    def offer(self, taker: Callable[[bytes], bool] | None) -> None:
+        """Let *taker* have what arrives, piece by piece, before who waits in `receive_some`.
+
+        That saves waking a task for a few bytes. *taker* is called where they arrive, in order, and
+        only while a task waits: it must not wait, nor send by `send_now`. True says that it has
+        taken the piece, which nobody else gets; False leaves it to `receive_some`, and what it
+        raises `receive_some` raises. None takes it back.
+
+        A carrier need not: there everything comes by `receive_some`.
+        """
+
 
 class Connection(ABC):
     """An authenticated connection that speaks one ALPN.

@@ -191,6 +191,11 @@ class QuicConnection(Connection):
 
     # for streams
 
+    @property
+    def is_known(self) -> bool:
+        """The peer is no stranger: we have dialled it, or know who it is."""
+        return self.is_dialer or self.identity is not ANONYMOUS
+
     def schedule(self) -> None:
         """Have the endpoint send what the engine has, in this tick's one pass."""
         self._endpoint.schedule(self)
@@ -224,7 +229,7 @@ class QuicConnection(Connection):
         """Let the peer send *count* more bytes; see `Engine.credit`."""
         if not count or self._reason is not None:
             return
-        self.engine.is_proven = self.is_dialer or self.identity is not ANONYMOUS
+        self.engine.is_proven = self.is_known
         if self.engine.credit(stream_id, count, is_wanted=is_wanted):
             self.schedule()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from alknet.core.identity import ANONYMOUS
 from alknet.core.quic import packets
 from alknet.core.quic.cids import CID_LENGTH
 from alknet.core.quic.engine import COLD_UNITS
@@ -277,9 +276,7 @@ def long_header_cid(data: bytes) -> bytes:
 
 def _urgency(known: tuple[Entry, list[Datagram]]) -> tuple[bool, int]:
     """Order flows of one batch: those of peers, then the short ones, before the others."""
-    connection = known[0].connection
-    is_stranger = not connection.is_dialer and connection.identity is ANONYMOUS
-    return is_stranger, len(known[1])
+    return not known[0].connection.is_known, len(known[1])
 
 
 def log_engine_error(counters: Counter[str], connection: QuicConnection, exc: Exception) -> None:

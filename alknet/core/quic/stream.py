@@ -19,6 +19,9 @@ __all__ = ["QuicStream", "check_code"]
 
 # What `receive_some` returns at most when the caller names no limit.
 DEFAULT_READ_BYTES = 64 * 1024
+# The longest piece that a taker is offered (`Stream.offer`): a message or two. It is handled amid
+# what others have sent; a reader's turn comes after it.
+MAX_OFFERED_BYTES = 1_024
 # RFC 9000 sec. 16: what a variable-length integer can hold.
 MAX_CODE = 2**62 - 1
 
@@ -51,6 +54,8 @@ class QuicStream(Stream):
         self._receive_closed = not can_receive
         self._arrived_all = not can_receive
         self._unread = Unread()
+        self._taker: Callable[[bytes], bool] | None = None
+        self._taker_fault: Exception | None = None
         self._reset_code: int | None = None
         self._is_accepted = False
         self._send_conflict = ConflictDetector("another task is sending on this stream")
@@ -137,6 +142,9 @@ class QuicStream(Stream):
             else:  # to park is a checkpoint
                 await trio.lowlevel.checkpoint_if_cancelled()
             while True:
+                if self._taker_fault is not None:
+                    fault, self._taker_fault = self._taker_fault, None
+                    raise fault
                 if self._receive_closed:
                     raise trio.ClosedResourceError("the receiving side of this stream is closed")
                 if self._unread:
@@ -147,6 +155,9 @@ class QuicStream(Stream):
                     return b""
                 self._connection.check_open()
                 await self._readable.park()
+
+    def offer(self, taker: Callable[[bytes], bool] | None) -> None:
+        self._taker = taker
 
     def stop_sending(self, code: int) -> None:
         check_code(code)
@@ -178,6 +189,9 @@ class QuicStream(Stream):
         self._arrived_all = self._arrived_all or is_end
         if self._receive_closed:
             self._connection.credit(self._id, len(data), is_wanted=False)
+        elif not is_end and self._taker is not None and self._readable and self._is_taken(data):
+            self._connection.credit(self._id, len(data))
+            return
         else:
             self._unread.append(data)
             self._connection.on_unread(len(data))
@@ -215,6 +229,23 @@ class QuicStream(Stream):
         self._writable.unpark_all()
 
     # inside
+
+    def _is_taken(self, data: bytes) -> bool:
+        """Offer *data* to the taker: once in a round at most, behind all that came before.
+
+        What strangers send waits for a turn of its own, behind what comes from peers.
+        """
+        if len(data) > MAX_OFFERED_BYTES or self._engine.has_events:
+            return False
+        if not self._connection.is_known:
+            return False
+        assert self._taker is not None
+        try:
+            return self._taker(data)
+        except Exception as exc:  # noqa: BLE001  # boundary: of who waits for the data
+            self._taker_fault = exc
+            self._readable.unpark_all()
+            return True
 
     async def _wait_room(self) -> None:
         self._connection.waiting_senders.add(self)
