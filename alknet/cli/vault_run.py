@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import re
+import shutil
 import signal
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -75,9 +77,13 @@ def run_command(secrets: Sequence[str], command: Sequence[str], **options: Any) 
 
 def cannot_run(program: str, exc: OSError) -> CommandError:
     """Return the error of a program that cannot be run; its status is what a shell makes of it."""
-    status = NOT_THERE if isinstance(exc, FileNotFoundError) else NOT_EXECUTABLE
-    why = (exc.strerror or str(exc)).lower()
-    return CommandError("NOT_FOUND", f"cannot run {program}: {why}", status=status)
+    # What refused may have been another entry of the path, one that we may not look into.
+    is_nowhere = os.sep not in program and shutil.which(program, os.F_OK) is None
+    if is_nowhere or isinstance(exc, FileNotFoundError):
+        why, status = os.strerror(errno.ENOENT), NOT_THERE
+    else:
+        why, status = exc.strerror or str(exc), NOT_EXECUTABLE
+    return CommandError("NOT_FOUND", f"cannot run {program}: {why.lower()}", status=status)
 
 
 def _wanted(secrets: Sequence[str]) -> dict[str, str]:

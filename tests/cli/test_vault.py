@@ -444,6 +444,18 @@ def test_a_command_gets_the_secrets_that_are_named_and_no_others(kept: Cli) -> N
         assert (running.end().out, running.end().err) == ("y\n", "")  # SIGPIPE ends 'yes'
 
 
+@pytest.mark.slow
+def test_a_command_that_is_nowhere_is_not_there_whatever_else_the_path_holds(
+    kept: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "no-such-program").mkdir()  # as refused as what lies where we may not look
+    command = ("vault", "run", "--", "no-such-program")
+    with process(*command, home=kept.home, PATH=f"{tmp_path}:/bin") as running:
+        ended = running.end()
+    assert ended.status == 127
+    assert "cannot run no-such-program: no such file" in ended.err
+
+
 def test_a_variable_holds_one_secret(kept: Cli) -> None:
     twice = ("--secret", "A=mail/smtp", "--secret", "A=other")
     assert "A is named twice" in kept.fails(2, "vault", "run", *twice, "--", "true").err
