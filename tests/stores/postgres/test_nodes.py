@@ -25,6 +25,12 @@ CONFIG = 'node.store_file = "store.url"\n'
 FRIEND = make_friend("friend", "echo")
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a machine that is busy for two seconds refuse nobody: that is tested elsewhere."""
+    monkeypatch.setattr("alknet.stores.home.STALE_AFTER_S", 60.0)
+
+
 async def shared_home(directory: Path, harness: PostgresHarness) -> Path:
     """Make a home of a new node whose store is the database of *harness*."""
     directory.mkdir()
