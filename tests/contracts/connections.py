@@ -37,7 +37,7 @@ GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 async def pair(
     carrier: str, limits: Limits | None = None
 ) -> AsyncGenerator[tuple[Connection, Connection]]:
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         async with CARRIERS[carrier](limits or Limits()) as ends:
             yield ends
 
