@@ -149,18 +149,21 @@ class CallSession:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self._start_tasks()
-                task_status.started()
-                with self._until_end:
-                    await self._drain()
-                await self._farewell()
+                try:
+                    self._start_tasks()
+                    task_status.started()
+                    with self._until_end:
+                        await self._drain()
+                    await self._farewell()
+                finally:
+                    # Cancelled, too: who calls from here on is told so, and starts no task.
+                    self._set_reason(_STOPPED)
                 # Before the streams go, so that the peer learns why they do.
                 reason = self._close_reason
                 assert reason is not None
                 self.connection.close(reason.code, reason.reason)
                 nursery.cancel_scope.cancel()
         finally:
-            self._set_reason(CloseReason(CloseCode.OK, "the session was stopped", by_peer=False))
             if self.layer is not None:
                 self.layer.close()
         with trio.move_on_after(FAREWELL_S):
@@ -403,5 +406,6 @@ class CallSession:
         self.end(CloseCode.LIMIT, "too many bytes wait to be sent or read")
 
 
+_STOPPED = CloseReason(CloseCode.OK, "the session was stopped", by_peer=False)
 _TOLD_AFTER_ANSWERS = frozenset({CloseCode.SHUTDOWN, CloseCode.LIMIT})
 _ACCEPTORS_IDS = re.compile("a[0-9]+")

@@ -10,8 +10,9 @@ import trio
 
 from alknet.call.codes import CallError
 from alknet.call.session import CallSession
+from alknet.core.limits import Limits
 from alknet.testing.contract import cancel_at_every_checkpoint
-from tests.call.sessions import CARRIERS, Operations, is_idle, session_pair
+from tests.call.sessions import CARRIERS, Operations, connections, is_idle, session_pair
 
 both = pytest.mark.parametrize("carrier", CARRIERS)
 
@@ -133,3 +134,40 @@ async def test_a_subscription_that_was_left_gives_nothing_more() -> None:
             await anext(items)
         with pytest.raises(CallError, match="ABORTED"):
             await anext(items)
+
+
+@both
+@pytest.mark.parametrize("pause", range(0, 24, 2))
+async def test_who_calls_while_a_session_is_cancelled_gets_a_clear_error(
+    carrier: str, pause: int
+) -> None:
+    errors: list[str] = []
+    async with connections(carrier) as (dialer, acceptor), trio.open_nursery() as nursery:
+        server = CallSession(acceptor, Operations(), limits=Limits())
+        await nursery.start(server.run)
+        client = CallSession(dialer, None, limits=Limits())
+        scope = trio.CancelScope()
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            with scope:
+                await client.run(task_status=task_status)
+
+        async def call_on_and_on() -> None:
+            while not errors or client.close_reason is None:
+                try:
+                    await client.call("echo/unary", 1)
+                    async with client.subscribe("echo/stream", {"count": 1}) as items:
+                        await anext(items)
+                except CallError as exc:
+                    errors.append(exc.code)
+                await trio.lowlevel.checkpoint()
+
+        await nursery.start(run)
+        async with trio.open_nursery() as calling:
+            for _ in range(3):
+                calling.start_soon(call_on_and_on)
+            for _ in range(pause):
+                await trio.lowlevel.checkpoint()
+            scope.cancel()
+        nursery.cancel_scope.cancel()
+    assert set(errors) == {"UNAVAILABLE"}
