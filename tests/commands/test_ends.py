@@ -129,7 +129,7 @@ async def test_a_node_that_is_killed_leaves_no_program_and_no_directory(place: P
         assert all(map(is_alive, pids))
         node.kill()
         node.wait()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while any(map(is_alive, pids)) or directory.exists():
             await trio.sleep(0.01)
 
@@ -143,7 +143,7 @@ async def test_a_launcher_that_is_killed_takes_the_program_along(place: Place) -
         os.kill(launcher, signal.SIGKILL)
         with pytest.raises(CommandFailed, match="without a word"):
             await program.wait()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while is_alive(pid):
             await trio.sleep(0.01)
 
@@ -182,7 +182,7 @@ async def test_a_launcher_that_hangs_is_killed_and_the_program_with_it(
         os.kill(launcher, signal.SIGSTOP)
     assert "command.not_ended" in caplog.text
     assert not is_alive(launcher)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while is_alive(pid):
             await trio.sleep(0.01)
 
