@@ -99,8 +99,14 @@ def commit(
 
 def tidy(connection: apsw.Connection) -> None:
     """Do what there is time for: forget old history, copy the log into the database."""
-    with connection:
+    # A transaction that begins with reading cannot write once others have written meanwhile.
+    connection.execute("BEGIN IMMEDIATE")
+    try:
         _trim(connection, CHANGES_KEPT)
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
 

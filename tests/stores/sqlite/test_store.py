@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import apsw
@@ -17,6 +19,7 @@ from alknet.stores import group
 from alknet.stores.sqlite import bell, follower, open_sqlite_store, place, writing
 from alknet.stores.sqlite.bell import Bell
 from alknet.stores.sqlite.place import Place
+from alknet.stores.sqlite.schema import migrate
 from alknet.testing.store_contract import LOG, NOTES, TABLES, Line, Note
 from alknet.testing.store_contract.harness import until, values
 
@@ -392,6 +395,30 @@ async def test_history_is_trimmed_and_numbers_go_on(
     async with open_sqlite_store(path, TABLES) as store:
         assert await anext(store.changes(3)) == Reloaded(25)
         assert await store.write(Put(NOTES, "a", Note("x"))) == (26,)
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_history_is_trimmed_while_another_process_writes(path: Path, step: int) -> None:
+    tidying, writing_too = (apsw.Connection(str(path)) for _ in range(2))
+    tidying.pragma("journal_mode", "wal")
+    migrate(tidying, Place(path))
+    put = "INSERT INTO row (tab, key, value) VALUES ('note', ?, '{}')"
+    tidying.executemany(put, [("a",), ("b",)])
+    tidying.execute("UPDATE change SET at = 0")
+    seen = count()
+
+    def write_between(_cursor: apsw.Cursor, _sql: str, _bindings: object) -> bool:
+        if next(seen) == step:
+            with suppress(apsw.BusyError):
+                writing_too.execute(put, ("c",))
+        return True
+
+    tidying.exec_trace = write_between
+    writing.tidy(tidying)
+    assert next(seen) > step
+    assert tidying.execute("SELECT count(*) FROM change").get == 1
+    tidying.close()
+    writing_too.close()
 
 
 async def test_an_idle_store_copies_its_log_into_the_database(
