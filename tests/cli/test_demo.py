@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 # Two dozen processes one after another: on a loaded machine they take their time.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def run(directory: Path) -> subprocess.CompletedProcess[str]:
@@ -17,7 +17,7 @@ def run(directory: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=580,
     )
 
 

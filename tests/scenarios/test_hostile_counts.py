@@ -19,7 +19,8 @@ TASKS_PER_HANDSHAKE = 3
 
 @pytest.mark.slow
 async def test_silent_tls_clients_get_so_many_places_and_tasks() -> None:
-    limits = Limits(handshake_timeout_s=1.0, connections_per_address=PLACES)
+    # Longer than a busy machine takes to let all clients come.
+    limits = Limits(handshake_timeout_s=4.0, connections_per_address=PLACES)
     async with open_node(limits=limits) as node, bystander(node, "quic"):
         address = node.ticket.addresses[0]
         tasks = await tasks_at_rest()
@@ -31,7 +32,7 @@ async def test_silent_tls_clients_get_so_many_places_and_tasks() -> None:
             await eventually(lambda: node.endpoint.handshakes == PLACES)
             living = trio.lowlevel.current_statistics().tasks_living
             assert living - tasks <= TASKS_PER_HANDSHAKE * PLACES
-            await eventually(lambda: node.endpoint.handshakes == 0, within_s=5)
+            await eventually(lambda: node.endpoint.handshakes == 0, within_s=20)
         # The watch of rights waits in a task more when it has seen the bystander come.
         await eventually(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks + 1)
 
