@@ -146,7 +146,10 @@ class Ejector:
             while True:
                 longest = min(MOST_S, FIRST_S * 2 ** min(times - 1, 10))
                 await trio.sleep(longest * (1 + self._draw()) / 2)
-                if await _answers(peer):
+                has_answered = await _answers(peer)
+                if self._probes.get(peer) is not scope:
+                    return  # it went or came back while it was asked
+                if has_answered:
                     break
                 times += 1
                 self._record[peer] = (times, 0.0)

@@ -12,6 +12,7 @@ import trio.testing
 from alknet.call.codes import CallError
 from alknet.call.peers import First, LeastInFlight, PeerRef
 from alknet.call.peers.health import EJECT_AFTER, FIRST_S, FORGET_S, MOST_S
+from alknet.core.contracts import CloseCode
 from tests.call.peers.fleet import Fleet, Worker, open_fleet
 
 FIRST = PeerRef.any(First())
@@ -19,6 +20,11 @@ FIRST = PeerRef.any(First())
 
 async def unavailable(_given: msgspec.Raw) -> object:
     raise CallError("UNAVAILABLE", "my disk is gone")
+
+
+async def hang(_given: msgspec.Raw) -> object:
+    await trio.sleep_forever()
+    raise AssertionError
 
 
 async def fail(fleet: Fleet, worker: Worker, times: int, **options: float) -> None:
@@ -107,6 +113,21 @@ async def test_an_ejected_peer_comes_back_once_it_answers(
         assert w1.peer.is_healthy
         assert trio.current_time() - began_at <= FIRST_S * 10 + MOST_S
         assert [peer.name for peer in fleet.environment.offering("echo/unary")] == ["w2", "w1"]
+
+
+async def test_of_a_peer_that_goes_while_it_is_asked_nothing_is_kept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_fleet("w2") as fleet:
+        w1 = await sick(fleet, "w1")
+        w1.operations.queries["node/ping"] = hang
+        await fail(fleet, w1, EJECT_AFTER)
+        await trio.sleep(FIRST_S + 1)
+        assert w1.ours.calling.pending
+        w1.ours.end(CloseCode.OK)  # it fails the probe, and
+        w1.attachment.close()  # ends the attachment
+        await trio.sleep(1)
+        assert not fleet.environment._ejector._record
 
 
 async def test_probes_become_rarer(autojump_clock: trio.testing.MockClock) -> None:
