@@ -188,8 +188,11 @@ class CallStream:
         return take
 
     def _take(self, owner: StreamOwner, data: bytes) -> bool:
-        """Handle *data* where it arrives, unless it is for the reader to wait (`_wait_space`)."""
-        if self.inputs:
+        """Handle *data* where it arrives, unless it is for the reader to wait (`_wait_space`).
+
+        Nor beside other calls: their frames are joined a tick later, and this would run ahead.
+        """
+        if self.inputs or self.serving or len(self.pending) > 1:
             return False
         self._receive(data, owner)
         return True
