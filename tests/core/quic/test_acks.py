@@ -55,13 +55,15 @@ def test_a_request_acknowledges_what_confirmed_the_handshake() -> None:
         pass
     assert pair.dialer.is_confirmed
     assert [len(side.sent) for side in (pair.client, pair.server)] == [2, 2]
-    waiting = pair.acceptor._spaces[Epoch.ONE_RTT].sent_packets
+    # It may have left out a number, which is kept beside.
+    sent = pair.acceptor._spaces[Epoch.ONE_RTT].sent_packets
+    waiting = [number for number, packet in sent.items() if packet.in_flight]
     assert waiting
     stream_id = pair.dialer.open_stream(unidirectional=False)
     pair.dialer.send_stream_data(stream_id, b"request")
     pair._carry()
     assert len(pair.client.sent) == 3
-    assert not waiting
+    assert not sent.keys() & set(waiting)
 
 
 def test_bulk_does_not_wait() -> None:
