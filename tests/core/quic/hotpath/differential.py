@@ -239,9 +239,10 @@ class Duel:
             sends: See `Twins`.
             prepare: Called with each side once it is connected, before it is doubled.
         """
-        pair = EnginePair(limits=limits)
-        pair.dialer.configuration.cipher_suites = [suite]
-        pair.connect()
+        with random_bytes(seed):  # which packet number each of them leaves out first, too
+            pair = EnginePair(limits=limits)
+            pair.dialer.configuration.cipher_suites = [suite]
+            pair.connect()
         assert pair.dialer.is_confirmed
         self.rng = Random(seed)
         self.now = pair.now
