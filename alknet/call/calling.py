@@ -296,6 +296,8 @@ class Calling:
             request = self._request(stream, operation, data, options, deadline, kind)
             return self._put(stream, request, deadline, kind)
         except CallError as exc:
+            # A cancel that takes the session along is a cancel for who calls in the same scope.
+            await trio.lowlevel.checkpoint_if_cancelled()
             exc.is_unsent = True
             raise
 

@@ -171,3 +171,25 @@ async def test_who_calls_while_a_session_is_cancelled_gets_a_clear_error(
             scope.cancel()
         nursery.cancel_scope.cancel()
     assert set(errors) == {"UNAVAILABLE"}
+
+
+async def test_who_calls_in_a_scope_that_was_cancelled_with_the_session_is_cancelled() -> None:
+    outcomes: list[type[BaseException]] = []
+
+    async def call(client: CallSession) -> None:
+        while client.close_reason is None:
+            with trio.CancelScope(shield=True):  # the session ends meanwhile
+                await trio.lowlevel.checkpoint()
+        try:
+            await client.call("echo/unary", 1)
+        except BaseException as exc:
+            outcomes.append(type(exc))
+            raise
+
+    async with connections("memory") as (dialer, _acceptor):
+        client = CallSession(dialer, None, limits=Limits())
+        async with trio.open_nursery() as nursery:
+            await nursery.start(client.run)
+            nursery.start_soon(call, client)
+            nursery.cancel_scope.cancel()
+    assert outcomes == [trio.Cancelled]
