@@ -70,7 +70,7 @@ def _begun(home: Path) -> tuple[Path, int]:
         try:
             create_home(building)
             held = _hold(building)
-        except BaseException:
+        except BaseException:  # raised again: nobody else knows the directory
             shutil.rmtree(building, ignore_errors=True)
             raise
         if held is not None:

@@ -160,14 +160,22 @@ async def test_a_flood_of_changes_costs_a_message_an_interval(
     assert 2 <= told <= 1 / WATCH_INTERVAL_S + 2
 
 
-async def test_a_watcher_hears_that_its_rights_changed(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
-) -> None:
+async def one_peer(
+    nursery: trio.Nursery,
+) -> tuple[MemoryIdentityStore, Registry, OperationViews]:
+    """Return views of an open operation and a closed one, that follow the rights of peer "p"."""
     identities = MemoryIdentityStore([])
     await identities.put_peer(Peer(name="p"))
     registry = Registry([everybody, scoped])
     views = OperationViews(registry, describe_fully, identities)
     nursery.start_soon(views.follow_rights)
+    return identities, registry, views
+
+
+async def test_a_watcher_hears_that_its_rights_changed(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    identities, registry, views = await one_peer(nursery)
     async with watching(registry, peer("p"), views) as watch:
         few = await watch.next()
         await identities.update_peer(Peer(name="p", scopes=("m",)))
@@ -181,11 +189,7 @@ async def test_a_watcher_hears_that_its_rights_changed(
 async def test_rights_that_were_given_and_taken_back_before_a_look_are_told(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    identities = MemoryIdentityStore([])
-    await identities.put_peer(Peer(name="p"))
-    registry = Registry([everybody, scoped])
-    views = OperationViews(registry, describe_fully, identities)
-    nursery.start_soon(views.follow_rights)
+    identities, registry, views = await one_peer(nursery)
     await trio.testing.wait_all_tasks_blocked()
     await identities.put_peer(Peer(name="q"))
     await trio.testing.wait_all_tasks_blocked()  # the next look is some time off

@@ -7,7 +7,8 @@ whatever changes a row is seen: an edit in the ``sqlite3`` shell and a migration
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
@@ -23,6 +24,7 @@ __all__ = [
     "MIGRATIONS",
     "Migration",
     "claim_unique_fields",
+    "immediate",
     "layout_of",
     "migrate",
     "path_of",
@@ -184,6 +186,21 @@ def claim_unique_fields(
                 ) from None
 
 
+@contextmanager
+def immediate(connection: apsw.Connection) -> Iterator[None]:
+    """Commit what the block does, with the write lock from its start; if it fails, undo all.
+
+    A transaction that begins with reading cannot write once others have written meanwhile.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
 def path_of(table: Table[msgspec.Struct], field: str) -> str:
     """Return the JSON path of a field."""
     return f'$."{table.json_names[field]}"'
@@ -214,17 +231,12 @@ def _own_layout(connection: apsw.Connection, path: Path, newest: int) -> int:
 
 
 def _make_step(connection: apsw.Connection, done: int, step: Migration) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with immediate(connection):
         # If somebody deletes the bell, its lock keeps those apart no more who have the new one.
         if layout_of(connection) == done:
             connection.execute(step.script)
             connection.pragma("application_id", APPLICATION_ID)
             connection.pragma("user_version", done + 1)
-        connection.execute("COMMIT")
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
 
 
 def _back_up(connection: apsw.Connection, target: Path) -> None:

@@ -17,7 +17,7 @@ from alknet.errors import StoreError
 from alknet.stores.group import Answer
 from alknet.stores.resident import Delta, RowChange, Snapshot
 from alknet.stores.sqlite.reading import Tables, check_layout, newest_change, read_since
-from alknet.stores.sqlite.schema import path_of
+from alknet.stores.sqlite.schema import immediate, path_of
 from alknet.stores.steps import Step, Steps, expectation_failed, value_taken
 
 __all__ = ["Committed", "LostCommit", "commit", "tidy"]
@@ -99,14 +99,8 @@ def commit(
 
 def tidy(connection: apsw.Connection) -> None:
     """Do what there is time for: forget old history, copy the log into the database."""
-    # A transaction that begins with reading cannot write once others have written meanwhile.
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with immediate(connection):
         _trim(connection, CHANGES_KEPT)
-        connection.execute("COMMIT")
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
 
