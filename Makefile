@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Peers of the benchmarks that want other packages than we do.
 PEERS  := $(VENV)/peers
 
-.PHONY: run setup lint type imports test cover fuzz seeds kills soak mutants mutants-all bench docs check clean
+.PHONY: run setup lint type imports test cover fuzz seeds chances kills soak mutants mutants-all bench docs check clean
 
 run: $(STAMP)            ## install, start two nodes, let them call each other, say how to go on
 	$(BIN)/python -m alknet.cli.demo
@@ -45,6 +45,11 @@ fuzz: $(STAMP)           ## coverage-guided fuzzing, SECONDS per target
 
 seeds: $(STAMP)          ## 1,000 seeded runs over bad networks (SEEDS)
 	ALKNET_SEEDS=$(or $(SEEDS),1000) $(BIN)/python -m pytest -q tests/scenarios/test_bad_networks.py
+
+chances: $(STAMP)        ## the tests under a virtual clock with the luck of numbers 1 to 50 (CHANCES)
+	for chance in $$(seq $(or $(CHANCES),50)); do \
+	    ALKNET_CHANCE=$$chance $(BIN)/python -m pytest -q -n auto -m virtual_clock || exit 1; \
+	done
 
 kills: $(STAMP)          ## 200 rounds of 32 writers that are killed (KILLS)
 	ALKNET_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -q tests/stores/sqlite/test_killed.py

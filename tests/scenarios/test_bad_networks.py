@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from random import Random  # noqa: TID251  seeded
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from trio._core import _run
 from trio.testing import MockClock
 
 from alknet.call.codes import CallError, ErrorCode
@@ -32,6 +31,7 @@ from alknet.testing.worlds import (
     open_fake_endpoints,
     open_fake_pair,
 )
+from tests.chance import seed_chance
 
 SEEDS = (
     (int(os.environ["ALKNET_SEED"]),)
@@ -238,22 +238,6 @@ class Run:
         assert [service.running for service in self.services] == [0, 0]
 
 
-@pytest.fixture
-def seeded(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Make all chance come from a seed: a trace that fails comes again.
-
-    That is the order in which Trio runs tasks that are ready together (pytest-trio has told it to
-    draw that from one source alone), connection IDs, and packet numbers that are left out.
-    """
-
-    def seed_all(seed: int) -> None:
-        assert _run._ALLOW_DETERMINISTIC_SCHEDULING
-        _run._r.seed(seed)
-        monkeypatch.setattr(os, "urandom", Random(seed).randbytes)
-
-    return seed_all
-
-
 async def run(seed: int) -> Counter[str]:
     here = Run(seed)
     tasks = trio.lowlevel.current_statistics().tasks_living
@@ -281,14 +265,14 @@ async def run(seed: int) -> Counter[str]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_everything_arrives_once_or_ends_with_a_clear_error(
-    seed: int, seeded: Callable[[int], None], autojump_clock: MockClock
+    seed: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    seeded(seed)
+    seed_chance(monkeypatch, seed)
     outcomes = await run(seed)
     assert outcomes["ok"]
 
 
-def test_a_seed_gives_the_same_trace_again(seeded: Callable[[int], None]) -> None:
+def test_a_seed_gives_the_same_trace_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def traffic() -> list[Passage]:
         network = FakeNetwork(7, loss=0.1, reorder=0.2, duplicate=0.1)
         async with open_fake_endpoints(network, alpns=[RAW], limits=LIMITS) as endpoints:
@@ -302,7 +286,7 @@ def test_a_seed_gives_the_same_trace_again(seeded: Callable[[int], None]) -> Non
         return list(network.trace)
 
     def run_alone() -> list[Passage]:
-        seeded(7)
+        seed_chance(monkeypatch, 7)
         return trio.run(traffic, clock=MockClock(autojump_threshold=0))
 
     first = run_alone()
