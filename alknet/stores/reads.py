@@ -39,7 +39,10 @@ class ResidentReads:
 
     def get(self, table: Table[T], key: str) -> Row[T] | None:
         """Return a row from memory, or None."""
-        return self._resident.table_rows(table).rows.get(key)
+        rows = self._resident.rows.get(table)
+        if rows is None:
+            return self._resident.table_rows(table).rows.get(key)
+        return rows.get(key)  # type: ignore[return-value]  # of this very table
 
     def find(self, table: Table[T], field: str, value: str) -> Sequence[Row[T]]:
         """Return the rows whose indexed *field* is or contains *value*."""
