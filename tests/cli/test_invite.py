@@ -106,7 +106,8 @@ def test_what_is_no_invitation_is_told_with_what_was_meant(made: Cli) -> None:
     assert near["hint"].startswith("did you mean 'worker7'? 'alknet peer invites' lists")
     slip = f"{one['id'][:-1]}_"
     assert f"did you mean '{one['id']}'?" in made.fails(1, "peer", "uninvite", slip).err
-    far = made.fails(1, "peer", "uninvite", "nosuch", "--json").error
+    # Of letters that no id has.
+    far = made.fails(1, "peer", "uninvite", "v0lv0l", "--json").error
     assert far["hint"] == "'alknet peer invites' lists those that were not used"
 
 
