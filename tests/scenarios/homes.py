@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,22 @@ from alknet.vault.keyfile import create_home
 from tests.vault.oldhome import write_key
 
 LOOPBACK = [Address("127.0.0.1", 0)]
+# Below those that a system gives to whoever asks for any. Other processes of tests begin elsewhere.
+_STEADY_PORTS = range(20_000, 32_000)
+_numbers = itertools.count(16 * os.getpid())
+
+
+def steady_address() -> Address:
+    """An address for a node that goes and comes back: nobody else is given it meanwhile."""
+    for number in _numbers:
+        place = "127.0.0.1", _STEADY_PORTS[number % len(_STEADY_PORTS)]
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):  # somebody has chosen it
+                tcp.bind(place)
+                udp.bind(place)
+                return Address(*place)
+    raise AssertionError("unreachable")
 
 
 async def make_home(directory: Path, *peers: Peer, config: str = "") -> Path:

@@ -23,7 +23,7 @@ from alknet.core.config import load_config
 from alknet.core.home import CONFIG_FILE
 from alknet.stores.home import open_home_identities
 from tests.commands.kit import Place, open_place
-from tests.scenarios.homes import Process, process_node
+from tests.scenarios.homes import Process, process_node, steady_address
 from tests.scenarios.rig import make_friend
 from tests.scenarios.test_workers import address_of, homes, join, until
 
@@ -150,7 +150,8 @@ async def fleet(
         found = Fleet(hub_home, worker_homes)
         with (hub_home / CONFIG_FILE).open("a") as config:
             config.write(RE_EXPORT)
-        hub = await stack.enter_async_context(process_node(hub_home))
+        address = str(steady_address())
+        hub = await stack.enter_async_context(process_node(hub_home, listen=address))
         for name, home in worker_homes.items():
             with (home / CONFIG_FILE).open("a") as config:
                 config.write(ledger.job(name))
@@ -214,7 +215,7 @@ async def test_calls_of_a_worker_that_is_back_do_not_wait_for_the_idle_time_out(
                 await until(lambda: len(nodes.failed) == len(lost))
                 assert set(nodes.failed) == set(lost)
                 assert {error.code for error in nodes.failed.values()} == {"UNAVAILABLE"}
-                assert "peer.silent" in {line["event"] for line in hub.lines}
+                await until(lambda: "peer.silent" in {line["event"] for line in hub.lines})
                 ledger.go()
         assert set(nodes.done) == set(range(JOBS)) - set(lost)
 

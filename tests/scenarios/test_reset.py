@@ -19,7 +19,7 @@ from alknet.client import open_session
 from alknet.core.limits import Limits
 from alknet.node import Node
 from alknet.vault.resetkey import RESET_KEY_FILE
-from tests.scenarios.homes import make_home, process_node
+from tests.scenarios.homes import make_home, process_node, steady_address
 from tests.scenarios.rig import make_friend
 
 RESET = "stateless reset: the peer has lost its state"
@@ -36,6 +36,7 @@ async def killed_amid_a_call(
     """Yield a session whose node was killed and is back, and how its running call has ended."""
     friend = make_friend("friend", "echo")
     home = await make_home(directory, friend.peer)
+    where = str(steady_address())
     errors: list[CallError] = []
 
     async def call(session: CallSession) -> None:
@@ -44,8 +45,7 @@ async def killed_amid_a_call(
         errors.append(caught.value)
 
     async with trio.open_nursery() as nursery:
-        async with process_node(home) as node:
-            (where,) = [e["address"] for e in node.ready["listen"] if e["transport"] == "quic"]
+        async with process_node(home, listen=where) as node:
             session = await nursery.start(_hold_session, node.ticket, friend.key, limits)
             nursery.start_soon(call, session)
             await session.call("node/ping")

@@ -26,6 +26,7 @@ from alknet.stores.memory import MemoryIdentityStore
 from alknet.stores.succession import rotate_identity
 from alknet.testing.nodes import open_node
 from tests.cli.homes import make_vault_home, open_vault
+from tests.scenarios.homes import steady_address
 from tests.scenarios.rig import TRANSPORTS, bystander, eventually
 
 OLD, NEW = (Ed25519PrivateKey.generate() for _ in range(2))
@@ -119,9 +120,9 @@ async def test_who_is_away_is_told_on_coming_back(
     caplog.set_level(logging.INFO, logger="alknet.call.telling")
     told = Told()
     key = Ed25519PrivateKey.generate()
-    async with open_node(key=key) as node:
+    address = steady_address()
+    async with Node(key, config=NodeConfig(listen=(address,))) as node:
         peer = reachable("friend", node)
-        address = node.ticket.addresses[0]
     hurried = Limits(dial_timeout_s=0.3, handshake_timeout_s=0.3)
     nursery.start_soon(teller(told, peer, limits=hurried).run)
     await eventually(lambda: bool(caplog.records), 5)

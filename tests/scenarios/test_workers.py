@@ -24,7 +24,7 @@ from alknet.stores.enrolment import EnrolmentTokens
 from alknet.stores.home import open_home_identities
 from alknet.stores.outbound import StoredOutbound
 from alknet.vault.homevault import home_identity
-from tests.scenarios.homes import Process, make_home, process_node
+from tests.scenarios.homes import Process, make_home, process_node, steady_address
 
 # A peer that is gone without a goodbye is noticed by this, so that the test need not wait for it.
 CONFIG = "[limits]\nidle_timeout_s = 4.0\nkeep_alive_s = 0.5\n"
@@ -88,11 +88,11 @@ def address_of(node: Process) -> str:
 
 async def test_a_worker_comes_back_to_a_hub_that_was_killed(tmp_path: Path) -> None:
     async with homes(tmp_path, "w1") as (hub_home, workers):
-        async with process_node(hub_home) as hub:
+        address = str(steady_address())
+        async with process_node(hub_home, listen=address) as hub:
             await join(hub_home, hub, workers["w1"], "w1")
             async with process_node(workers["w1"]) as worker:
                 await until_answered(hub_home, "w1", "first")
-                address = address_of(hub)
                 hub.kill()
                 await until(lambda: "outbound.lost" in {line["event"] for line in worker.lines})
                 async with process_node(hub_home, listen=address) as again:
