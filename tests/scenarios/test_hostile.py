@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 from aioquic.quic.configuration import QuicConfiguration
@@ -22,6 +23,14 @@ from alknet.testing.nodes import open_node
 from tests.scenarios.rig import TRANSPORTS, bystander, eventually, make_friend, refusal_at_the_door
 
 SHORT = Limits(handshake_timeout_s=0.3)
+
+
+@asynccontextmanager
+async def impatient_node(transport: str) -> AsyncGenerator[Node]:
+    """A node that gives handshakes little time, once the bystander is in: it had all it needs."""
+    async with open_node() as node, bystander(node, transport):
+        assert node.apply(msgspec.structs.replace(node.config, limits=SHORT)) == []
+        yield node
 
 
 @asynccontextmanager
@@ -58,7 +67,7 @@ async def test_garbage_on_udp_is_counted_and_forgotten() -> None:
 
 
 async def test_an_initial_with_bits_flipped_anywhere_harms_nobody() -> None:
-    async with open_node(limits=SHORT) as node, bystander(node, "quic"):
+    async with impatient_node("quic") as node:
         async with udp_socket(node) as sock:
             for seed in range(40):
                 initial = bytearray(_initial())
@@ -79,7 +88,7 @@ def _initial() -> bytes:
 
 @pytest.mark.slow
 async def test_a_quic_client_that_falls_silent_is_forgotten() -> None:
-    async with open_node(limits=SHORT) as node, bystander(node, "quic"):
+    async with impatient_node("quic") as node:
         async with udp_socket(node) as sock:
             for _ in range(20):
                 await sock.send(_initial())
@@ -91,7 +100,7 @@ async def test_a_quic_client_that_falls_silent_is_forgotten() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("said", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"], ids=len)
 async def test_a_tcp_client_that_falls_silent_is_cut_off(said: bytes) -> None:
-    async with open_node(limits=SHORT) as node, bystander(node, "tcp"):
+    async with impatient_node("tcp") as node:
         address = node.ticket.addresses[0]
         async with AsyncExitStack() as stack:
             streams = [
@@ -113,7 +122,7 @@ async def test_a_tcp_client_that_falls_silent_is_cut_off(said: bytes) -> None:
 @pytest.mark.slow
 async def test_a_client_hello_byte_by_byte_does_not_buy_time() -> None:
     """The whole handshake has a deadline, not each read."""
-    async with open_node(limits=SHORT) as node, bystander(node, "tcp"):
+    async with impatient_node("tcp") as node:
         address = node.ticket.addresses[0]
         stream = await connect_tcp(address.host, address.port, Limits())
         began = trio.current_time()
