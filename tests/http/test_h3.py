@@ -80,7 +80,7 @@ async def say(connection: Connection, data: bytes, *, is_end: bool = False) -> N
 
 
 async def close_code(connection: Connection) -> int:
-    with trio.fail_after(1):
+    with trio.fail_after(30):
         return (await connection.wait_closed()).code
 
 

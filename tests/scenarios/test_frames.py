@@ -89,7 +89,7 @@ async def test_our_client_says_that_an_input_is_too_long(transport: str) -> None
         open_session(node.ticket, transports=[transport]) as session,
     ):
         with pytest.raises(CallError) as caught:
-            await session.call("node/ping", {"pad": "p" * (70 * KIB)}, timeout_s=5)
+            await session.call("node/ping", {"pad": "p" * (70 * KIB)}, timeout_s=60)
         assert caught.value.code in {"INTERNAL", "UNAVAILABLE"}
         assert "too long" in str(caught.value) or "over the limit" in str(caught.value)
 

@@ -90,7 +90,7 @@ async def test_a_peer_taken_out_of_the_file_is_out(transport: str, tmp_path: Pat
             await session.call("echo/unary", {"message": 1})
             (home / CONFIG_FILE).write_text("")
             signal_self(signal.SIGHUP)
-            assert (await ended(session, within_s=1)).code == CloseCode.REVOKED
+            assert (await ended(session)).code == CloseCode.REVOKED
 
 
 async def test_a_bad_file_changes_nothing_and_says_why(
@@ -205,7 +205,7 @@ async def test_a_crash_ends_one_connection_and_is_logged_once(
     async def crash(connection: Connection) -> None:
         stream = await connection.accept_stream()
         await stream.receive_some()
-        raise KeyError("the password is 12345")
+        raise KeyError("the password is swordfish")
 
     handlers = [Handler(crash, alpns=["crash/1"]), Handler(echo, alpns=["echo/1"])]
     async with open_node(handlers=handlers) as node, bystander(node, transport):
@@ -228,13 +228,13 @@ async def test_a_crash_ends_one_connection_and_is_logged_once(
     if connection.carrier.close_code:
         assert reason.code == CloseCode.HANDLER_ERROR
         assert reason.reason == f"correlation id {correlation_id}"
-    assert "12345" not in reason.reason
+    assert "swordfish" not in reason.reason
 
 
 @operation("boom/now", access=public())
 async def boom() -> None:
     """Crash."""
-    raise RuntimeError("the password is 12345")
+    raise RuntimeError("the password is swordfish")
 
 
 async def test_a_crash_of_an_operation_ends_one_call_and_is_logged_once(
@@ -248,12 +248,12 @@ async def test_a_crash_of_an_operation_ends_one_call_and_is_logged_once(
         with pytest.raises(CallError) as caught:
             await session.call("boom/now")
         assert caught.value.code == "INTERNAL"
-        assert "12345" not in str(caught.value) + str(caught.value.details)
+        assert "swordfish" not in str(caught.value) + str(caught.value.details)
         await session.call("node/ping")
     (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert vars(record)["correlation_id"] == caught.value.correlation_id
     assert record.exc_info is not None
-    assert "12345" in str(record.exc_info[1])
+    assert "swordfish" in str(record.exc_info[1])
 
 
 # Two nodes

@@ -86,7 +86,7 @@ async def call_back(hub: Node, operation: str, value: object = None) -> bytes:
         for session in hub._calls.sessions
         if session.connection.identity.id == "peer:w1" and session.close_reason is None
     ]
-    return bytes(await session.call(operation, value, timeout_s=5))
+    return bytes(await session.call(operation, value, timeout_s=60))
 
 
 async def test_the_hub_calls_the_worker_with_the_rights_that_the_worker_gave_it() -> None:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
 async def refusal(session: Any, operation_name: str, value: object = None, **options: Any) -> str:
     with pytest.raises(CallError) as caught:
-        await session.call(operation_name, value, timeout_s=3, **options)
+        await session.call(operation_name, value, timeout_s=60, **options)
     return str(caught.value)
 
 
