@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -103,6 +104,7 @@ async def test_no_descriptor_is_left_by_calls_that_end_in_any_way(place: Place) 
     missing = place.operation([gone])
     Path(gone).unlink()
     await call_operation(good)
+    gc.collect()  # what earlier tests have left is not closed meanwhile
     before = _descriptors()
     assert await call_operation(good) == {}
     assert await collect_items(long, limit=1) == [1]
