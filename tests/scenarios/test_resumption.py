@@ -76,8 +76,10 @@ async def _quic_client(
         while completed is None or not client._handshake_confirmed:
             for data, _ in client.datagrams_to_send(trio.current_time()):
                 await sock.sendto(data, target)
-            with trio.move_on_at(client.get_timer() or math.inf):
+            with trio.move_on_at(client.get_timer() or math.inf) as wait:
                 client.receive_datagram(await sock.recv(65_536), target, trio.current_time())
+            if wait.cancelled_caught:
+                client.handle_timer(trio.current_time())
             while (event := client.next_event()) is not None:
                 assert not isinstance(event, events.ConnectionTerminated), event
                 if isinstance(event, events.HandshakeCompleted):
