@@ -41,15 +41,18 @@ class InboundCall:
         credit: Items that it may send; None where flow control alone decides.
         inputs: What the caller of an upload or bidirectional call has sent; None for other kinds.
         keyed: What makes it known again; None if it has no idempotency key, or does not need one.
-        scope: Ends it, with everything below.
+        ends_at: When its deadline or its token ends it, in `trio.current_time`.
     """
 
     __slots__ = (
         "_deadline",
+        "_is_cancelled",
+        "_scope",
         "_verdict",
         "admitted",
         "auth_token",
         "credit",
+        "ends_at",
         "id",
         "identity",
         "input_bytes",
@@ -57,7 +60,6 @@ class InboundCall:
         "keyed",
         "op_type",
         "operation",
-        "scope",
         "stream",
     )
 
@@ -82,23 +84,44 @@ class InboundCall:
         self.inputs: InputItems | None = None
         self.keyed: KeyedCall | None = None
         is_sooner = expires_at <= deadline
-        self.scope = trio.CancelScope(deadline=expires_at if is_sooner else deadline)
+        self.ends_at = expires_at if is_sooner else deadline
         self._deadline = deadline
+        self._scope: trio.CancelScope | None = None
+        self._is_cancelled = False
         self._verdict: Event | None = Aborted(self.id, REVOKED) if is_sooner else None
 
     def __repr__(self) -> str:
         return f"<InboundCall {self.id} {self.operation} as {self.identity.id}>"
 
+    @property
+    def is_cancelled(self) -> bool:
+        """It was ended by `end` or by the time, though its handler may still run."""
+        return self._is_cancelled or trio.current_time() >= self.ends_at
+
+    def enter(self, scope: trio.CancelScope) -> None:
+        """Let *scope*, in which it is about to run, end it. Others may have run there before."""
+        self._scope = scope
+        if self._is_cancelled:
+            scope.cancel()
+        elif scope.deadline != self.ends_at:
+            scope.deadline = self.ends_at
+
+    def leave(self) -> None:
+        """Let its scope go: the next call may run there."""
+        self._scope = None
+
     def expire_at(self, expires_at: float) -> None:
         """Let its token end it then, in `trio.current_time`, if its deadline does not before."""
-        if not self.scope.cancel_called:
+        if not self.is_cancelled:
             is_sooner = expires_at <= self._deadline
             self._verdict = Aborted(self.id, REVOKED) if is_sooner else None
-            self.scope.deadline = min(self._deadline, expires_at)
+            self.ends_at = min(self._deadline, expires_at)
+            if self._scope is not None:
+                self._scope.deadline = self.ends_at
 
     def go_on_as(self, identity: Identity) -> None:
         """Go on with the rights that its caller has now, or end where they are not enough."""
-        if self.scope.cancel_called:
+        if self.is_cancelled:
             return
         try:
             (self.keyed or self.admitted).readmit(identity)
@@ -111,13 +134,15 @@ class InboundCall:
 
     def end(self, verdict: Event) -> None:
         """Cancel it; *verdict* is what the caller gets, unless it ends on its own before."""
-        if not self.scope.cancel_called:
+        if not self.is_cancelled:
             self._verdict = verdict
-            self.scope.cancel()
+            self._is_cancelled = True
+            if self._scope is not None:
+                self._scope.cancel()
 
     @property
     def verdict(self) -> Event:
-        """What to send after `scope` was cancelled: by `end`, or else by its deadline."""
+        """What to send after it was cancelled: by `end`, or else by its deadline."""
         if self._verdict is not None:
             return self._verdict
         return failed(self.id, ErrorCode.TIMEOUT, "the operation took longer than it may")

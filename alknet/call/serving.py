@@ -77,7 +77,7 @@ class Serving:
         if call.op_type in _TAKES_ITEMS:
             self._open_inputs(call)
         if self._workers is None:  # a session that only calls needs none
-            self._workers = Workers(self._session.spawn, self._run)
+            self._workers = Workers(self._session.spawn, self._run, self._cut)
         self._workers.give(call)
 
     def faulty_request(self, stream: CallStream, call_id: str, error: CallError) -> None:
@@ -113,7 +113,7 @@ class Serving:
             Violation: It came on another stream than its request, so that its place is not known.
         """
         call = self.calls.get(event.id)
-        if call is None or call.scope.cancel_called:
+        if call is None or call.is_cancelled:
             return  # it may be over while items are on their way
         if call.stream is not stream:
             raise Violation("input left the stream of its request")
@@ -237,25 +237,23 @@ class Serving:
 
     # --- running
 
-    async def _run(self, call: InboundCall) -> None:
+    async def _run(self, call: InboundCall, scope: trio.CancelScope) -> None:
         trio.lowlevel.current_task().name = f"call {call.operation} {call.id}"
-        event: Event | None = None
-        try:
-            with call.scope:
-                event = await self._outcome(call)
-        except Exception as exc:  # noqa: BLE001  # boundary: raised while it was being cancelled
-            error_of(exc, call.operation)
-            event = call.verdict
-        finally:
-            self._forget(call)
-            # None after a cancel from outside: the connection is gone, or the session stops.
-            if event is None and call.scope.cancelled_caught:
-                event = call.verdict
-            if event is not None:
-                frame = self._frame(event, call.operation)
-                call.stream.outbox.put(frame, is_alone=not call.stream.serving)
-            call.stream.finish_if_answered()
-            self._session.call_ended()
+        call.enter(scope)
+        self._finish(call, await self._outcome(call))
+
+    def _cut(self, call: InboundCall, *, by_its_scope: bool) -> None:
+        # After a cancel from outside nothing is said: the connection is gone, or the session stops.
+        self._finish(call, call.verdict if by_its_scope else None)
+
+    def _finish(self, call: InboundCall, event: Event | None) -> None:
+        call.leave()
+        self._forget(call)
+        if event is not None:
+            frame = self._frame(event, call.operation)
+            call.stream.outbox.put(frame, is_alone=not call.stream.serving)
+        call.stream.finish_if_answered()
+        self._session.call_ended()
 
     async def _outcome(self, call: InboundCall) -> Event:
         try:
