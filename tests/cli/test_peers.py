@@ -81,11 +81,12 @@ def test_peers_are_shown_as_a_tree_with_their_paths(fleet: Fleet) -> None:
     assert (w1["name"], w1["is_healthy"], w1["in_flight"]) == ("w1", True, 0)
     assert w1["rtt_ms"] > 0
     assert w1["path_rtt_ms"] > 0
-    assert w1["paths"][0].startswith("quic 127.0.0.1:")
+    # By which transport is a race, which QUIC may lose on a loaded machine.
+    assert re.match(r"(quic|tcp) 127\.0\.0\.1:", w1["paths"][0])
     assert "echo/unary" in w1["operations"]
     header, row = fleet.hub.ok("peers", "--depth", "1", "--connected").out.splitlines()
     assert "RTT MS  CALL MS" in header
-    assert row.startswith("└─ w1  up     quic 127.0.0.1:")
+    assert re.match(r"└─ w1  up     (quic|tcp) +127\.0\.0\.1:", row)
     # The worker sees the hub, and what the hub tells it of itself.
     tree = fleet.worker.ok("peers", "--json").json["peers"]
     assert [(one["name"], [p["name"] for p in one["peers"]]) for one in tree] == [("hub", ["w1"])]
