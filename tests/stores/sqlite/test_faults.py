@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -36,6 +35,14 @@ def disk() -> Iterator[FaultyDisk]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "node.db"
+
+
+def locking(path: Path) -> apsw.Connection:
+    """Connect as another process does that writes; the store may be busy with upkeep before."""
+    connection = apsw.Connection(str(path))
+    connection.set_busy_timeout(60_000)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
 
 
 @pytest.mark.parametrize(
@@ -231,7 +238,7 @@ async def test_damage_inside_a_file_is_found_when_it_is_read(path: Path) -> None
     async with open_sqlite_store(path, TABLES) as store:
         await store.write([Put(NOTES, f"{n}", Note("x" * 500)) for n in range(100)])
     content = bytearray(path.read_bytes())
-    content[8 * 4096 : -4096] = os.urandom(len(content) - 9 * 4096)
+    content[8 * 4096 : -4096] = Random(4).randbytes(len(content) - 9 * 4096)
     path.write_bytes(content)
     with pytest.raises(StoreError, match="it is damaged"):
         async with open_sqlite_store(path, TABLES):
@@ -263,8 +270,7 @@ async def test_a_lock_that_is_not_let_go_makes_writes_unavailable(
 ) -> None:
     monkeypatch.setattr(worker, "BUSY_TIMEOUT_MS", 20)
     async with open_sqlite_store(path, TABLES) as store:
-        holder = apsw.Connection(str(path))
-        holder.execute("BEGIN IMMEDIATE")
+        holder = locking(path)
         with pytest.raises(Unavailable, match="another process holds its lock") as caught:
             await store.write(A)
         assert caught.value.retry_after_s is not None
@@ -276,8 +282,7 @@ async def test_a_lock_that_is_not_let_go_makes_writes_unavailable(
 
 async def test_a_process_waits_for_another_that_writes(path: Path) -> None:
     async with open_sqlite_store(path, TABLES) as store, trio.open_nursery() as nursery:
-        holder = apsw.Connection(str(path))
-        holder.execute("BEGIN IMMEDIATE")
+        holder = locking(path)
         nursery.start_soon(store.write, A)
         await trio.sleep(0.05)
         assert store.get(NOTES, "a") is None
