@@ -11,6 +11,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,9 @@ PROGRAM = (sys.executable, "-m", "alknet")
 PATIENCE_S = 90.0
 # How soon a person presses a key again that had no effect.
 KEY_REPEAT_S = 0.5
+
+# Where nobody listens, nor sends from (RFC 863).
+DISCARD_PORT = 9
 
 # What a home holds that a command has made.
 MADE = {
@@ -265,6 +269,25 @@ def terminal(*arguments: object, home: Path) -> Iterator[Terminal]:
         yield opened
     finally:
         opened.close()
+
+
+@contextlib.contextmanager
+def refusing_port() -> Iterator[int]:
+    """A port of loopback on which nobody listens, neither UDP nor TCP, nor comes to listen.
+
+    One that was merely given back is soon given to another process.
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            tcp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            tcp.bind(("127.0.0.1", 0))  # it does not listen
+            port = int(tcp.getsockname()[1])
+            with contextlib.suppress(OSError):
+                udp.bind(("127.0.0.1", port))
+                break
+        udp.connect(("127.0.0.1", DISCARD_PORT))  # what comes from elsewhere is not for it
+        yield port
 
 
 def wait_until(is_true: Callable[[], object]) -> None:

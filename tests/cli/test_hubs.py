@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from alknet.cli.dialled import MOST_CHARS, error_lines, short_error
 from alknet.cli.hubs import _condition
-from tests.cli.kit import Cli, running_node, wait_until
+from tests.cli.kit import Cli, refusing_port, running_node, wait_until
 
 BAD = "nonsense = 1\n"
 REFUSED = (
@@ -16,14 +18,16 @@ REFUSED = (
 
 
 @pytest.fixture
-def joined(made: Cli) -> Cli:
-    """A worker of a hub that has gone since."""
+def joined(made: Cli) -> Iterator[Cli]:
+    """A worker of a hub that has gone since, from an address that nobody takes over."""
     hub = Cli(made.home.parent / "hub", made._monkeypatch)
     hub.ok("init", "--words-file", hub.home.parent / "hub.words")
     with running_node(hub.home):
         invitation = hub.ok("peer", "invite", "w1", "--json").json["invitation"]
         made.ok("worker", "join", stdin=invitation)
-    return made
+    with refusing_port() as port:
+        made.ok("peer", "set", "hub", "--address", f"127.0.0.1:{port}")
+        yield made
 
 
 def test_a_bad_file_hides_no_hub_that_was_joined(joined: Cli) -> None:
