@@ -65,6 +65,7 @@ from alknet.core.vault_pipe import receive_entropy, remove_stale_pipes
 from alknet.core.vault_service import VaultService
 from alknet.errors import AlknetError, LocalError
 from alknet.http import NotFoundHandler, NotFoundOverQuic
+from alknet.stores.audit_repeats import AuditRepeats
 from alknet.stores.credentials import Credentials
 from alknet.stores.deferred import DeferredStore
 from alknet.stores.enrolment import EnrolmentTokens
@@ -316,7 +317,10 @@ class Node:
             listen, self.endpoint, ports, self.credentials, reset_key, qlog
         )
         if self.vault is not None:
-            await nursery.start(self.vault.lock_when_idle)
+            note = self.identities.audit.note
+            locked = partial(note, "owner", "vault.lock", "", {"why": "idle"})
+            await nursery.start(self.vault.lock_when_idle, locked)
+            await nursery.start(self._repeats.run)
         if self._home is not None:
             remove_stale_pipes(self._home)
             await nursery.start(serve_control, self._home, self.endpoint)
@@ -486,6 +490,7 @@ class Node:
         self.registry = Registry()
         self.registry.extend(self._builtins(), builtin=True)
         note = self.identities.audit.note
+        self._repeats = AuditRepeats(self.identities.audit)
         self.registry.extend(audited(resource_operations(self.resources), note), builtin=True)
         self._views = OperationViews(self.registry, describe_fully, self.identities)
         discovery = discovery_operations(self.registry, self._views, self._describe_at_peer)
@@ -504,7 +509,8 @@ class Node:
             secrets = vault_operations(
                 self.vault, receive_entropy=receive, rewrap_stored=self.sealed.rewrap
             )
-            self.registry.extend(audited(secrets, note), builtin=True)
+            noted = audited(secrets, note, often=self._repeats.note)
+            self.registry.extend(noted, builtin=True)
         self.registry.extend(operations)
         self._federation = Federation(
             self.peers, self.registry, self.identities, self.config, dialled=self.outbound

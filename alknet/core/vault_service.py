@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 import trio
@@ -91,9 +91,16 @@ class VaultService:
         self._news.set()
 
     async def lock_when_idle(
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        on_locked: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Lock the vault whenever it was not used for long enough; lock it on the way out."""
+        """Lock the vault whenever it was not used for long enough; lock it on the way out.
+
+        Args:
+            on_locked: Awaited when it was locked for that, not on the way out.
+        """
         self._touch()
         task_status.started()
         try:
@@ -103,6 +110,7 @@ class VaultService:
                     self._news = trio.Event()
                 if trio.current_time() >= self._lock_at():
                     await self.lock()
+                    await on_locked()
         finally:
             with trio.CancelScope(shield=True):
                 await self.lock()

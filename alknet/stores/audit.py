@@ -27,7 +27,16 @@ from alknet.core.storage import ABSENT, Delete, Op, Put, Row, RowConflict, Store
 from alknet.errors import AlknetError, StoreError, Unavailable
 from alknet.stores.tables import AUDIT, AUDIT_HEADS, AuditHead, AuditRow
 
-__all__ = ["ROWS_KEPT", "Audit", "Entry", "Verdict", "acting_as", "row_hash"]
+__all__ = [
+    "FAILURES_NOTED",
+    "NOTED_WITHIN_S",
+    "ROWS_KEPT",
+    "Audit",
+    "Entry",
+    "Verdict",
+    "acting_as",
+    "row_hash",
+]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +51,10 @@ PAGE_ROWS = 1_000
 NOTE_WITHIN_S = 5.0
 # Text of others (names, paths) is cut: a log is no store.
 LONGEST_TEXT = 1_024
+# Of failures of one kind so many leave a row within an hour: enough to see that somebody tries, and
+# 480 a day, so that it takes months of trying to push out what else is in the log.
+FAILURES_NOTED = 20
+NOTED_WITHIN_S = 3600.0
 
 HEAD = "head"
 BEGINNING = "0" * 64
@@ -51,11 +64,12 @@ _actor: ContextVar[str] = ContextVar("audit actor", default="owner")
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What happened; see `AuditRow`."""
+    """What happened; see `AuditRow`. Without *who* it was done by whom `acting_as` names."""
 
     action: str
     target: str
     details: Mapping[str, str] = {}
+    who: str | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -127,25 +141,46 @@ class Audit:
         """Append *entry* for what happened outside the store. Cancelled, it is there or not."""
         await self.write((), entry)
 
-    async def note(self, who: str, action: str, target: str) -> None:
-        """Record what *who* has done already; where that fails, the log of the program has it.
+    async def record_failure(self, entry: Entry) -> None:
+        """Append *entry* unless `FAILURES_NOTED` of its action are in the log within the hour.
+
+        The last of them says that there may be more. Cancelled, it is there or not.
+        """
+        since_ms = int((self._clock() - NOTED_WITHIN_S) * 1000)
+        # Where so much else was written, a few rows more do not matter.
+        rows = await self.newest(PAGE_ROWS, since_ms=since_ms)
+        room = FAILURES_NOTED - sum(row.action == entry.action for row in rows)
+        if room == 1:
+            details = {**entry.details, "more": "left out for an hour"}
+            entry = msgspec.structs.replace(entry, details=details)
+        if room > 0:
+            await self.record(entry)
+
+    async def note(
+        self, who: str, action: str, target: str, details: Mapping[str, str] = {}
+    ) -> None:
+        """Record what *who* has done already; see `note_all`."""
+        await self.note_all([Entry(action, target, details, who)])
+
+    async def note_all(self, entries: Sequence[Entry]) -> None:
+        """Record what was done already; where that fails, the log of the program has it.
 
         A cancel waits for it: what was done must not be without its row because a caller left.
         """
         error = f"the store did not answer within {NOTE_WITHIN_S:g} s"
         with trio.move_on_after(NOTE_WITHIN_S, shield=True):
             try:
-                with acting_as(who):
-                    await self.record(Entry(action, target))
+                await self.write((), *entries)
             except AlknetError as exc:
                 error = str(exc)
             else:
                 return
-        about = {"who": who, "action": action, "target": target, "error": error}
-        log.error("audit.failed", extra=about)
+        for entry in entries:
+            about = msgspec.to_builtins(entry)
+            log.error("audit.failed", extra={**about, "error": error})
 
-    async def write(self, ops: Sequence[Op], entry: Entry) -> None:
-        """Do *ops* and append *entry*, together or not at all; raises like `Store.write`.
+    async def write(self, ops: Sequence[Op], *entries: Entry) -> None:
+        """Do *ops* and append *entries*, together or not at all; raises like `Store.write`.
 
         Cancelled, all was done or nothing.
 
@@ -155,7 +190,7 @@ class Audit:
         async with self._turn:
             head = self._store.get(AUDIT_HEADS, HEAD)
             for _ in range(ATTEMPTS):
-                appended = await self._appended(head, entry)
+                appended = await self._appended(head, entries)
                 try:
                     await self._store.write([*ops, *appended])
                 except RowConflict as exc:
@@ -233,7 +268,7 @@ class Audit:
         row = await self._store.fetch(AUDIT_HEADS, HEAD)
         return NO_HEAD if row is None else row.value
 
-    async def _appended(self, head: Row[AuditHead] | None, entry: Entry) -> list[Op]:
+    async def _appended(self, head: Row[AuditHead] | None, entries: Sequence[Entry]) -> list[Op]:
         value = NO_HEAD if head is None else head.value
         ops: list[Op] = []
         if value.number - value.first + 1 >= ROWS_KEPT + TRIM_ROWS:
@@ -242,15 +277,17 @@ class Audit:
                 done = Entry("audit.trim", "audit", {"rows": f"{value.first}-{trimmed.first - 1}"})
                 value, more = self._append(trimmed, done)
                 ops += more
-        value, more = self._append(value, entry)
+        for entry in entries:
+            value, more = self._append(value, entry)
+            ops += more
         expected = ABSENT if head is None else head.version
-        return [*ops, *more, Put(AUDIT_HEADS, HEAD, value, expected)]
+        return [*ops, Put(AUDIT_HEADS, HEAD, value, expected)]
 
     def _append(self, head: AuditHead, entry: Entry) -> tuple[AuditHead, list[Op]]:
         row = AuditRow(
             number=head.number + 1,
             at_ms=int(self._clock() * 1000),
-            who=_actor.get(),
+            who=_actor.get() if entry.who is None else entry.who,
             action=entry.action,
             target=entry.target[:LONGEST_TEXT],
             details={key: text[:LONGEST_TEXT] for key, text in sorted(entry.details.items())},

@@ -128,6 +128,27 @@ async def test_it_locks_itself_when_nobody_uses_it(
     assert not service.is_unlocked
 
 
+async def test_who_wants_to_know_is_told_that_it_has_locked_itself(
+    vault: Vault, nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    service = VaultService(vault, lock_after_s=60)
+    told: list[bool] = []
+
+    async def tell() -> None:
+        told.append(service.is_unlocked)
+        await trio.lowlevel.checkpoint()
+
+    await nursery.start(service.lock_when_idle, tell)
+    await service.lock()  # not by itself
+    await trio.sleep(100)
+    assert told == []
+    await service.unlock(lambda _: LockedBuffer.of(ENTROPY))
+    await trio.sleep(100)
+    await service.reread()  # after what its thread does now
+    await trio.testing.wait_all_tasks_blocked()
+    assert told == [False]
+
+
 async def test_it_locks_when_its_task_ends(vault: Vault) -> None:
     service = VaultService(vault)
     async with trio.open_nursery() as nursery:

@@ -15,7 +15,7 @@ from alknet.core.storage import Delete, Put, Store
 from alknet.core.tokens import mint_token
 from alknet.errors import Conflict
 from alknet.stores import audit as audit_module
-from alknet.stores.audit import Audit, Entry, acting_as
+from alknet.stores.audit import FAILURES_NOTED, NOTED_WITHIN_S, Audit, Entry, acting_as
 from alknet.stores.identities import StoredIdentities
 from alknet.stores.memory_store import MemoryDatabase, open_memory_store
 from alknet.stores.tables import AUDIT, AUDIT_HEADS, NODE_TABLES, AuditHead, AuditRow
@@ -177,6 +177,38 @@ async def test_a_store_that_does_not_answer_holds_nobody_up_for_long(
         assert trio.current_time() - before == audit_module.NOTE_WITHIN_S
         (record,) = caplog.records
         assert "did not answer" in record.error  # type: ignore[attr-defined]
+
+
+async def test_a_flood_of_failures_leaves_few_rows_and_says_so(opener: Opener) -> None:
+    now = 1_700_000_000.0
+    async with opener() as store:
+        audit = Audit(store, clock=lambda: now)
+        failure = Entry("vault.unlock.failed", "", {"tried": "passphrase"})
+        for _ in range(FAILURES_NOTED + 5):
+            await audit.record_failure(failure)
+        await audit.record_failure(Entry("other.failed", ""))
+        rows = await audit.newest(None)
+        assert [row.action for row in rows] == [failure.action] * FAILURES_NOTED + ["other.failed"]
+        assert [dict(row.details) for row in rows[:-2]] == [failure.details] * (FAILURES_NOTED - 1)
+        assert rows[-2].details == {"tried": "passphrase", "more": "left out for an hour"}
+        now += NOTED_WITHIN_S + 1
+        await audit.record_failure(failure)
+        assert (await audit.newest(1))[0].details == failure.details
+        assert (await audit.verify()).broken_at is None
+
+
+async def test_rows_of_several_who_did_something_are_written_together(opener: Opener) -> None:
+    async with opener() as store:
+        audit = Audit(store)
+        await audit.note_all([Entry("a", "x", who="peer:a"), Entry("b", "y", {"n": "1"}, "peer:b")])
+        await audit.note_all([Entry("c", "z")])
+        rows = await audit.newest(None)
+        assert [(row.number, row.who, row.action) for row in rows] == [
+            (1, "peer:a", "a"),
+            (2, "peer:b", "b"),
+            (3, "owner", "c"),
+        ]
+        assert (await audit.verify()).broken_at is None
 
 
 async def test_an_empty_log_is_whole(opener: Opener) -> None:
