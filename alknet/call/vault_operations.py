@@ -56,9 +56,13 @@ class VaultStatus(msgspec.Struct, frozen=True):
 
 
 class PipeInput(msgspec.Struct, frozen=True):
-    """The name of a pipe in the node's home that brings the vault's entropy, 32 bytes."""
+    """The name of a pipe in the node's home that brings the vault's entropy, 32 bytes.
+
+    ``by`` is for the audit log: the kind of the slot that it came from, or ``words``.
+    """
 
     pipe: Annotated[str, Meta(pattern=r"^unlock\.[0-9a-f]{16}$")]
+    by: Annotated[str, Meta(pattern=r"^[a-z-]{1,16}$")] | None = None
 
 
 class PutInput(msgspec.Struct, frozen=True):

@@ -5,8 +5,9 @@ Python's that are copied and freed without being wiped, and would lie in the mem
 vault was locked long since. Here it ends with a child, which hands over the 32 bytes of entropy
 through a pipe into locked memory. A key file alone needs no child: it is read straight into it.
 
-``python -m alknet.cli.opening --home HOME`` and the options of `unlock_options` is that child. It
-writes the entropy to standard output, or exits with 1 and writes its error there, as JSON.
+``python -m alknet.cli.opening --home HOME --command NAME`` and the options of `unlock_options` is
+that child. It writes the entropy and the kind of its slot to standard output, or exits with 1 and
+writes its error there, as JSON.
 """
 
 from __future__ import annotations
@@ -22,10 +23,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import msgspec
 
+from alknet.cli.auditing import command_name, on_behalf_of
 from alknet.cli.failures import CommandError, explain
 from alknet.cli.interrupts import INTERRUPTED, Interrupted
 from alknet.cli.options import Command, the_home
-from alknet.cli.unlocking import find_key, is_terminal, make_unlock, open_vault, unlock_options
+from alknet.cli.unlocking import (
+    find_key,
+    is_terminal,
+    make_unlock,
+    open_vault,
+    unlock,
+    unlock_options,
+)
 
 if TYPE_CHECKING:
     from alknet.vault.locked import LockedBuffer
@@ -62,13 +71,9 @@ def open_vault_apart(**options: Any) -> Vault:
     if not named and _opens_itself():
         return open_vault(None)
     from alknet.vault.homevault import open_home_vault
-    from alknet.vault.vaultfile import RolledBack
 
     vault = open_home_vault(the_home())
-    try:
-        vault.unlock(_from_child(_flags(named)))
-    except RolledBack as exc:
-        raise CommandError("ROLLED_BACK", str(exc)) from exc
+    unlock(vault, *_from_child(_flags(named)))
     return vault
 
 
@@ -89,7 +94,7 @@ def _opens_itself() -> bool:
 
 
 def _flags(named: dict[str, Any]) -> list[str]:
-    flags = []
+    flags = ["--command", command_name()]
     for name, value in named.items():
         flags.append(f"--{name.replace('_', '-')}")
         if value is not True:
@@ -97,7 +102,7 @@ def _flags(named: dict[str, Any]) -> list[str]:
     return flags
 
 
-def _from_child(flags: list[str]) -> LockedBuffer:
+def _from_child(flags: list[str]) -> tuple[LockedBuffer, str]:
     child = subprocess.Popen(  # noqa: S603  our own interpreter, and names of files
         # -P: whoever can write into the current directory shall not give it a module.
         [sys.executable, "-P", "-m", __name__, "--home", str(the_home()), *flags],
@@ -110,7 +115,7 @@ def _from_child(flags: list[str]) -> LockedBuffer:
         return _received(child, child.stdout.fileno())
 
 
-def _received(child: subprocess.Popen[bytes], pipe: int) -> LockedBuffer:
+def _received(child: subprocess.Popen[bytes], pipe: int) -> tuple[LockedBuffer, str]:
     from alknet.vault.locked import LockedBuffer, read_exactly
 
     entropy = LockedBuffer(ENTROPY_BYTES)
@@ -124,7 +129,7 @@ def _received(child: subprocess.Popen[bytes], pipe: int) -> LockedBuffer:
     except BaseException:  # raised again: nobody else can wipe it
         entropy.close()
         raise
-    return entropy
+    return entropy, rest.decode()
 
 
 @contextlib.contextmanager
@@ -167,12 +172,15 @@ def _read_all(pipe: int) -> bytes:
 
 
 @click.command(cls=Command)
+@click.option("--command")
 @unlock_options
-def _open(**options: Any) -> None:
+def _open(command: str, **options: Any) -> None:
     from alknet.cli.vault_access import locked_header
 
-    with find_key(locked_header(), make_unlock(**options)) as entropy:
-        os.writev(sys.stdout.fileno(), [entropy.view])
+    on_behalf_of(command)
+    entropy, by = find_key(locked_header(), make_unlock(**options))
+    with entropy:
+        os.writev(sys.stdout.fileno(), [entropy.view, by.encode()])
 
 
 def _main() -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alknet.cli.auditing import record_unlock
 from alknet.cli.options import Command, is_json, the_home
 from alknet.cli.output import emit, say
 from alknet.cli.unlocking import unlock_options
@@ -109,6 +110,7 @@ async def _keys(unlock: Mapping[str, Any]) -> AsyncGenerator[AgentKeys]:
             pass
     except Unavailable:
         vault = open_vault_apart(**unlock)
+        record_unlock(vault.opened_by)
         service = VaultService(vault)
         try:
             yield ServiceKeys(service)

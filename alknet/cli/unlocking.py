@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from alknet.cli.failures import CommandError
+from alknet.cli.failures import CommandError, explain
 from alknet.cli.options import the_home
 
 if TYPE_CHECKING:
+    from alknet.errors import AlknetError
     from alknet.vault.container import Header
     from alknet.vault.locked import LockedBuffer
     from alknet.vault.unlock import UnlockWith
@@ -32,6 +33,7 @@ __all__ = [
     "make_unlock",
     "open_vault",
     "read_passphrase",
+    "unlock",
     "unlock_options",
 ]
 
@@ -126,28 +128,45 @@ def make_unlock(
 def open_vault(given: UnlockWith | None, *, accepts_older: bool = False) -> Vault:
     """Return the home's vault, unlocked with what was given, else by itself, else by asking."""
     from alknet.vault.homevault import open_home_vault
-    from alknet.vault.vaultfile import RolledBack
 
     vault = open_home_vault(the_home())
-    try:
-        vault.unlock(find_key(vault.header, given), accepts_older=accepts_older)
-    except RolledBack as exc:
-        raise CommandError("ROLLED_BACK", str(exc)) from exc
+    unlock(vault, *find_key(vault.header, given), accepts_older=accepts_older)
     return vault
 
 
-def find_key(header: Header, given: UnlockWith | None, *, by_itself: bool = True) -> LockedBuffer:
-    """Return the entropy of the home's vault.
+def unlock(vault: Vault, entropy: LockedBuffer, by: str, *, accepts_older: bool = False) -> None:
+    """Unlock *vault* with what `find_key` has found; the audit log has it if that fails."""
+    from alknet.cli.auditing import record_failed_unlock
+    from alknet.vault.envelope import Damaged
+    from alknet.vault.vaultfile import RolledBack
+
+    try:
+        vault.unlock(entropy, accepts_older=accepts_older, by=by)
+    except RolledBack as exc:
+        record_failed_unlock("ROLLED_BACK", by)
+        raise CommandError("ROLLED_BACK", str(exc)) from exc
+    except Damaged:
+        record_failed_unlock("DAMAGED", by)
+        raise
+
+
+def find_key(
+    header: Header, given: UnlockWith | None, *, by_itself: bool = True
+) -> tuple[LockedBuffer, str]:
+    """Return the entropy of the home's vault, and the kind of slot that had it.
+
+    What was tried in vain is in the audit log then.
 
     Args:
         given: What to try; None for what is at hand, and then to ask for a passphrase.
         by_itself: Whether a key file in the home counts as being at hand.
     """
+    from alknet.cli.auditing import record_failed_unlock
     from alknet.core.log import configure
-    from alknet.errors import Unavailable
+    from alknet.errors import AlknetError, NotFound, Unavailable
     from alknet.vault.envelope import Damaged
     from alknet.vault.homevault import what_unlocks
-    from alknet.vault.unlock import find_entropy
+    from alknet.vault.unlock import find_opener
 
     # The vault goes on where it cannot note its generation, and warns of that.
     configure("warning", "human", sys.stderr)
@@ -157,19 +176,35 @@ def find_key(header: Header, given: UnlockWith | None, *, by_itself: bool = True
 
         given = what_unlocks(the_home()) if by_itself else UnlockWith()
     try:
-        return _checked(find_entropy(header, given), given)
-    except (Unavailable, Damaged) as exc:
-        if is_open and _has_passphrase(header) and is_terminal():
-            return _ask(header)
-        if isinstance(exc, Damaged):
-            raise wrong_key(exc) from exc
-        raise CommandError("UNAVAILABLE", str(exc), hint=HINT, status=4) from exc
+        entropy, by = find_opener(header, given)
+        return _checked(entropy, given), by
+    except AlknetError as exc:
+        is_refused = isinstance(exc, (Unavailable, Damaged))
+        if is_refused and is_open and _has_passphrase(header) and is_terminal():
+            return _ask(header), "passphrase"
+        failure = _failure_of(exc)
+        if given.kinds and not isinstance(exc, NotFound):  # else nothing was tried
+            record_failed_unlock(explain(failure).code, *given.kinds)
+        if failure is exc:
+            raise
+        raise failure from exc
 
 
 def wrong_key(exc: Exception) -> CommandError:
     """Say that what was given opens nothing, and what would."""
     hint = "'alknet vault slots list' shows what opens it; --words-file with the 24 words does, too"
     return CommandError("WRONG_KEY", str(exc), hint=hint, status=3)
+
+
+def _failure_of(exc: AlknetError) -> Exception:
+    from alknet.errors import Unavailable
+    from alknet.vault.envelope import Damaged
+
+    if isinstance(exc, Damaged):
+        return wrong_key(exc)
+    if isinstance(exc, Unavailable):
+        return CommandError("UNAVAILABLE", str(exc), hint=HINT, status=4)
+    return exc
 
 
 def is_terminal() -> bool:
@@ -241,6 +276,7 @@ def wipe(secret: bytearray) -> None:
 
 
 def _ask(header: Header) -> LockedBuffer:
+    from alknet.cli.auditing import record_failed_unlock
     from alknet.vault.envelope import Damaged
     from alknet.vault.unlock import UnlockWith, find_entropy
 
@@ -249,6 +285,7 @@ def _ask(header: Header) -> LockedBuffer:
         try:
             return find_entropy(header, UnlockWith(passphrase=passphrase))
         except Damaged as exc:
+            record_failed_unlock("WRONG_KEY", "passphrase")
             if not tries_left:
                 raise wrong_key(exc) from exc
             click.echo(f"{exc}. Once more:", err=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import click
 
+from alknet.cli.auditing import command_name
 from alknet.cli.interrupts import Interrupted
 from alknet.cli.lines import LineWriter
 from alknet.cli.options import Command, is_json, usage_errors
@@ -74,8 +75,9 @@ def up(listen: Sequence[str], qlog: Path | None, **unlock: Any) -> None:
     vault = _unlocked(home, unlock)
     calm_collector()
     make_node = partial(Node.from_home, home, listen=addresses, qlog=qlog, vault=vault)
+    opened = {"by": vault.opened_by, "command": command_name()}
     with LineWriter(sys.stdout) as out:
-        trio.run(_run, make_node, out, is_json())
+        trio.run(_run, make_node, out, is_json(), opened)
 
 
 def _harden() -> None:
@@ -107,8 +109,14 @@ def _addresses(listen: Sequence[str]) -> list[Address] | None:
     return parsed or None
 
 
-async def _run(make_node: Callable[[], Node], out: LineWriter, as_json: bool) -> None:
-    """Start and serve. A signal before the node is ready ends it at once."""
+async def _run(
+    make_node: Callable[[], Node], out: LineWriter, as_json: bool, opened: Mapping[str, str]
+) -> None:
+    """Start and serve. A signal before the node is ready ends it at once.
+
+    Args:
+        opened: What the audit log shall say of the unlock.
+    """
     import trio
 
     from alknet.cli.notify import feed_watchdog, notify
@@ -129,6 +137,7 @@ async def _run(make_node: Callable[[], Node], out: LineWriter, as_json: bool) ->
                     async with trio.open_nursery() as serving:
                         # First: whoever reads that it is ready may stop it the next moment.
                         await serving.start(node.run_until_stopped)
+                        await node.identities.audit.note("owner", "vault.unlock", "", opened)
                         _say_ready(node, out, as_json)
                         configure(node.config.log.level, style, cast("TextIO", out))
                         notify("READY=1")

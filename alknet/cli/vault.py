@@ -123,14 +123,12 @@ def unlock(**options: Any) -> None:
 
     header = locked_header()
     _need_running()
-    with (
-        find_key(header, make_unlock(**options)) as entropy,
-        offer_entropy(the_home(), entropy.view) as pipe,
-    ):
+    entropy, by = find_key(header, make_unlock(**options))
+    with entropy, offer_entropy(the_home(), entropy.view) as pipe:
         entropy.close()
 
         async def open_it(call: Call) -> Any:
-            return await call("unlock", pipe=pipe)
+            return await call("unlock", pipe=pipe, by=by)
 
         _report_lock(at_node(open_it))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from alknet.cli.auditing import Done, record_done
+from alknet.cli.auditing import Done, record_done, record_failed_unlock
 from alknet.cli.failures import CommandError
 from alknet.cli.home import need_node
 
@@ -100,8 +100,8 @@ def locked_header() -> Header:
     return open_home_vault(_need_vault()).header
 
 
-def second_unlock(given: UnlockWith | None, what: str) -> LockedBuffer:
-    """Return the entropy, from something that the user gives now, for *what*.
+def second_unlock(given: UnlockWith | None, what: str) -> tuple[LockedBuffer, str]:
+    """Return the entropy and its kind of slot, of something that the user gives now, for *what*.
 
     A node that is unlocked and a key file in the home do not count: whoever sits down at an open
     terminal shall not carry everything away.
@@ -110,6 +110,7 @@ def second_unlock(given: UnlockWith | None, what: str) -> LockedBuffer:
 
     header = locked_header()
     if given is None and not is_terminal():
+        record_failed_unlock("FORBIDDEN")
         raise CommandError(
             "FORBIDDEN",
             f"{what} needs an unlock of its own",

@@ -12,7 +12,7 @@ from alknet.cli.auditing import record_done
 from alknet.cli.failures import CommandError
 from alknet.cli.options import Command, is_json, the_home
 from alknet.cli.output import emit, note, say
-from alknet.cli.unlocking import make_unlock, open_vault, unlock_options
+from alknet.cli.unlocking import make_unlock, open_vault, unlock, unlock_options
 from alknet.cli.vault_access import Call, locked_header, second_unlock, use_vault
 
 __all__ = ["export_secrets", "import_secrets", "rewrap", "rotate", "verify"]
@@ -117,9 +117,9 @@ def export_secrets(file: Path, recipient: str | None, plain: bool, **options: An
     if bool(recipient) == plain:
         raise click.UsageError("say --recipient AGE, or --plain")
     given = make_unlock(**options)
-    entropy = second_unlock(given, "an export")
+    entropy, by = second_unlock(given, "an export")
     vault = open_home_vault(the_home())
-    vault.unlock(entropy)
+    unlock(vault, entropy, by)
     try:
         data, count = export_of(vault, recipient)
     finally:

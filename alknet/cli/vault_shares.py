@@ -56,7 +56,8 @@ def split(threshold: int, count: int, directory: Path | None, **options: Any) ->
 
     if directory is None and not is_json() and not sys.stdout.isatty():
         raise click.UsageError("the shares would go into a pipe or file: --dir, or ask for --json")
-    with second_unlock(make_unlock(**options), "splitting") as entropy:
+    entropy, _ = second_unlock(make_unlock(**options), "splitting")
+    with entropy:
         made = split_into_shares(entropy.view, threshold=threshold, count=count)
     # Before they are shown: what was printed in part may have been seen.
     record_done(("vault.shares.split", f"{threshold} of {count}"))

@@ -23,7 +23,7 @@ from alknet.vault.keyfile import KEY_FILE, read_key
 from alknet.vault.locked import LockedBuffer
 from alknet.vault.roles import KeyRole, path_of
 from alknet.vault.slots import Slot, key_file_slot, passphrase_slot
-from alknet.vault.unlock import HOME_KEY_FILE, UnlockWith, create_key_file, find_entropy
+from alknet.vault.unlock import HOME_KEY_FILE, UnlockWith, create_key_file, find_opener
 from alknet.vault.vault import IDENTITY_SECRET, Vault, create_vault
 from alknet.vault.vaultfile import NotConfirmed, VaultFile
 
@@ -109,7 +109,8 @@ def unlock_home_vault(
         RolledBack: The file is an old one, unless *accepts_older*.
     """
     given = given or what_unlocks(home)
-    vault.unlock(find_entropy(vault.header, given), accepts_older=accepts_older)
+    entropy, by = find_opener(vault.header, given)
+    vault.unlock(entropy, accepts_older=accepts_older, by=by)
 
 
 def home_vault(home: Path, given: UnlockWith | None = None, *, now: float) -> Vault:

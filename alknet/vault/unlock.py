@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,7 @@ __all__ = [
     "UnlockWith",
     "create_key_file",
     "find_entropy",
+    "find_opener",
     "forget_keyring_key",
     "new_keyring_key",
     "read_key_file",
@@ -45,6 +47,8 @@ HOME_KEY_FILE = "vault.key"
 """The key file that a new home gets, beside the vault that it opens."""
 
 KEYRING_SERVICE = "alknet vault"
+WORDS = "words"
+"""Beside the kinds of slots, what opens any vault."""
 
 
 class UnlockWith(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,9 +68,26 @@ class UnlockWith(msgspec.Struct, frozen=True, kw_only=True):
     keyring: bool = False
     words: LockedBuffer | None = None
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What kinds of slots it is for, and ``words``."""
+        has = {
+            WORDS: self.words is not None,
+            SlotKind.KEY_FILE.value: bool(self.key_files),
+            SlotKind.KEYRING.value: self.keyring,
+            SlotKind.AGE.value: bool(self.age_identities),
+            SlotKind.PASSPHRASE.value: self.passphrase is not None,
+        }
+        return tuple(kind for kind, is_there in has.items() if is_there)
+
 
 def find_entropy(header: Header, given: UnlockWith) -> LockedBuffer:
-    """Return the entropy from the first slot that opens with what was given.
+    """Return the entropy alone of `find_opener`."""
+    return find_opener(header, given)[0]
+
+
+def find_opener(header: Header, given: UnlockWith) -> tuple[LockedBuffer, str]:
+    """Return the entropy from the first slot that opens with what was given, and its kind.
 
     Cheap ways come first; a passphrase is tried once for each passphrase slot, at its cost. Words
     fit no slot and are taken as they are: `Vault.unlock` and `Vault.check` know if they are right.
@@ -77,14 +98,14 @@ def find_entropy(header: Header, given: UnlockWith) -> LockedBuffer:
         LocalError: A key file cannot be used.
     """
     if given.words is not None:
-        return LockedBuffer.of(given.words.view)
+        return LockedBuffer.of(given.words.view), WORDS
     attempts = list(_attempts(header, given))
     if not attempts:
         kinds = ", ".join(sorted({slot.kind.value for slot in header.slots})) or "the words alone"
         raise Unavailable(f"the vault is locked, and needs one of: {kinds}")
-    for attempt in attempts:
+    for kind, attempt in attempts:
         try:
-            return attempt()
+            return attempt(), kind.value
         except Damaged:
             continue
     raise Damaged(_refusal(given))
@@ -96,29 +117,35 @@ def _refusal(given: UnlockWith) -> str:
     return "none of the keys that were given opens this vault"
 
 
-def _attempts(header: Header, given: UnlockWith) -> Iterable[Callable[[], LockedBuffer]]:
+def _attempts(
+    header: Header, given: UnlockWith
+) -> Iterable[tuple[SlotKind, Callable[[], LockedBuffer]]]:
     vault_id = header.vault_id
     for path in given.key_files:
         for slot in _of(header.slots, SlotKind.KEY_FILE):
-            yield lambda slot=slot, path=path: _with_key(vault_id, slot, read_key_file(path))  # type: ignore[misc]
+            yield slot.kind, partial(_with_key_file, vault_id, slot, path)
     if given.keyring:
         for slot in _of(header.slots, SlotKind.KEYRING):
-            yield lambda slot=slot: _with_key(vault_id, slot, _keyring_key(vault_id))  # type: ignore[misc]
+            yield slot.kind, partial(_with_keyring, vault_id, slot)
     if given.age_identities:
         for slot in _of(header.slots, SlotKind.AGE):
-            yield lambda slot=slot: open_age_slot(vault_id, slot, given.age_identities)  # type: ignore[misc]
+            yield slot.kind, partial(open_age_slot, vault_id, slot, given.age_identities)
     if given.passphrase is not None:
-        passphrase = given.passphrase
         for slot in _of(header.slots, SlotKind.PASSPHRASE):
-            yield lambda slot=slot: open_passphrase_slot(vault_id, slot, passphrase)  # type: ignore[misc]
+            yield slot.kind, partial(open_passphrase_slot, vault_id, slot, given.passphrase)
 
 
 def _of(slots: Sequence[Slot], kind: SlotKind) -> list[Slot]:
     return [slot for slot in slots if slot.kind is kind]
 
 
-def _with_key(vault_id: bytes, slot: Slot, key: LockedBuffer) -> LockedBuffer:
-    with key:
+def _with_key_file(vault_id: bytes, slot: Slot, path: Path) -> LockedBuffer:
+    with read_key_file(path) as key:
+        return open_slot(vault_id, slot, key.view)
+
+
+def _with_keyring(vault_id: bytes, slot: Slot) -> LockedBuffer:
+    with _keyring_key(vault_id) as key:
         return open_slot(vault_id, slot, key.view)
 
 

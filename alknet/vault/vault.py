@@ -104,7 +104,11 @@ def create_vault(
 
 
 class Vault:
-    """A vault file, locked at first."""
+    """A vault file, locked at first.
+
+    Attributes:
+        opened_by: What it was unlocked with last, a kind of slot, if whoever did so has said it.
+    """
 
     def __init__(self, file: VaultFile, keys: VaultKeys | None = None) -> None:
         """Read the header of *file*; raises like `VaultFile.read`.
@@ -117,6 +121,7 @@ class Vault:
         self._container = file.read()
         self._keys = keys
         self._index = Index(secrets={})
+        self.opened_by = ""
         # Of what this process has opened or written; what is locked was not proven.
         self._newest_met: Header | None = None
         if keys is not None:
@@ -137,13 +142,14 @@ class Vault:
 
     # Locking.
 
-    def unlock(self, entropy: LockedBuffer, *, accepts_older: bool = False) -> None:
+    def unlock(self, entropy: LockedBuffer, *, accepts_older: bool = False, by: str = "") -> None:
         """Open the vault with what a slot, the words or shares have given.
 
         *entropy* is the vault's from now on, and is wiped if it is not the right one.
 
         Args:
             accepts_older: Go on with a file that is older than one that was here before.
+            by: For `opened_by`.
 
         Raises:
             Damaged: It belongs to another vault, or the file was altered.
@@ -157,6 +163,7 @@ class Vault:
         except BaseException:
             self.lock()
             raise
+        self.opened_by = by
 
     def check(self, entropy: memoryview) -> None:
         """Raise Damaged if *entropy*, of words or shares, is not the vault's; stay as it is.

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import apsw
 import pyrage
+import pytest
 
-from tests.cli.kit import Cli, process
+from alknet.stores import audit as audit_module
+from tests.cli.homes import WORDS
+from tests.cli.kit import Cli, process, running_node, terminal
 
 
 def change_things(made: Cli) -> None:
@@ -88,6 +91,111 @@ def test_what_commands_do_without_a_node_is_noted(made: Cli, tmp_path: Path) -> 
         ("owner", "home.backup", str(tmp_path / "node.age")),
     ]
     made.ok("audit", "--verify")
+
+
+def unlocks(made: Cli) -> list[tuple[str, dict[str, str]]]:
+    rows = made.ok("audit", "--json").lines
+    return [(r["action"], r["details"]) for r in rows if r["action"].startswith("vault.unlock")]
+
+
+def failed(code: str, tried: str, command: str) -> tuple[str, dict[str, str]]:
+    return "vault.unlock.failed", {"code": code, "tried": tried, "command": f"alknet {command}"}
+
+
+def wrong_key_file(tmp_path: Path) -> Path:
+    file = tmp_path / "wrong"
+    file.write_bytes(bytes(32))
+    file.chmod(0o600)
+    return file
+
+
+def test_unlocks_that_failed_are_noted_with_what_was_tried(made: Cli, tmp_path: Path) -> None:
+    made.ok("vault", "put", "a", "--unlock-file", made.home / "vault.key", stdin="secret")
+    wrong = wrong_key_file(tmp_path)
+    made.fails(3, "vault", "get", "a", "--unlock-file", wrong)
+    made.fails(1, "vault", "get", "a", "--unlock-file", tmp_path / "none")  # nothing was tried
+    wrong.write_bytes(b"short")
+    made.fails(1, "vault", "get", "a", "--unlock-file", wrong)
+    (tmp_path / "other").write_text(WORDS)
+    made.fails(3, "vault", "slots", "add", "key-file", wrong, "--words-file", tmp_path / "other")
+    made.fails(3, "vault", "export", tmp_path / "out", "--plain")
+    assert unlocks(made) == [
+        failed("WRONG_KEY", "key-file", "vault get"),
+        failed("FAILED", "key-file", "vault get"),
+        failed("WRONG_KEY", "words", "vault slots add"),
+        failed("FORBIDDEN", "", "vault export"),
+    ]
+    made.ok("audit", "--verify")
+    written = made.ok("audit", "--json").out
+    assert not any(word in written for word in (WORDS, "secret", str(wrong)))
+
+
+def test_a_flood_of_unlocks_that_fail_leaves_few_rows(
+    made: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_module, "FAILURES_NOTED", 3)
+    wrong = wrong_key_file(tmp_path)
+    for _ in range(5):
+        made.fails(3, "vault", "list", "--unlock-file", wrong)
+    rows = unlocks(made)
+    assert [details.get("more") for _, details in rows] == [None, None, "left out for an hour"]
+
+
+def test_an_unlock_that_failed_and_cannot_be_noted_says_so(made: Cli, tmp_path: Path) -> None:
+    (made.home / "node.db").write_bytes(b"no database" * 100)
+    result = made.fails(3, "vault", "list", "--unlock-file", wrong_key_file(tmp_path), "--json")
+    assert result.error["code"] == "WRONG_KEY"
+    assert "The audit log lacks that" in result.err
+
+
+@pytest.mark.slow
+def test_what_opened_a_node_and_what_did_not_stands_there(made: Cli, tmp_path: Path) -> None:
+    (tmp_path / "wrong").write_text("wrong horse\n")
+    (tmp_path / "right").write_text("correct horse\n")
+    made.ok("vault", "slots", "add", "passphrase", "--new-passphrase-file", tmp_path / "right")
+    with process("up", "--passphrase-file", tmp_path / "wrong", home=made.home) as refused:
+        assert refused.end().status == 3
+    with running_node(made.home, "--passphrase-file", tmp_path / "right"):
+        made.ok("vault", "lock")
+        made.fails(3, "vault", "unlock", "--passphrase-file", tmp_path / "wrong")
+        made.ok("vault", "unlock", "--unlock-file", made.home / "vault.key")
+        rows = unlocks(made)
+    assert rows == [
+        failed("WRONG_KEY", "passphrase", "up"),
+        ("vault.unlock", {"by": "passphrase", "command": "alknet up"}),
+        failed("WRONG_KEY", "passphrase", "vault unlock"),
+        ("vault.unlock", {"by": "key-file"}),
+    ]
+    assert "horse" not in made.ok("audit", "--json").out
+
+
+@pytest.mark.slow
+def test_each_passphrase_that_a_person_mistypes_is_noted(made: Cli, tmp_path: Path) -> None:
+    (tmp_path / "right").write_text("correct horse\n")
+    made.ok("vault", "slots", "add", "passphrase", "--new-passphrase-file", tmp_path / "right")
+    (made.home / "vault.key").unlink()
+    with terminal("vault", "list", home=made.home) as screen:
+        for _ in range(2):
+            screen.expect("passphrase of the vault: ")
+            screen.type("wrong horse\r")
+            screen.expect("Once more")
+        screen.expect("passphrase of the vault: ")
+        assert screen.interrupt() == 130
+    assert unlocks(made) == [failed("WRONG_KEY", "passphrase", "vault list")] * 2
+
+
+@pytest.mark.slow
+def test_an_ssh_agent_that_opens_the_vault_notes_it(made: Cli, tmp_path: Path) -> None:
+    agent = ("vault", "ssh-agent", "--socket", tmp_path / "s")
+    wrong = wrong_key_file(tmp_path)
+    with process(*agent, "--unlock-file", wrong, "--", "true", home=made.home) as refused:
+        assert refused.end().status == 3
+    with process(*agent, "--", "true", home=made.home) as opened:
+        assert opened.end().status == 0
+    assert unlocks(made) == [
+        failed("WRONG_KEY", "key-file", "vault ssh-agent"),
+        ("vault.unlock", {"by": "key-file", "command": "alknet vault ssh-agent"}),
+    ]
 
 
 def test_without_the_log_the_command_works_and_says_so(made: Cli) -> None:
