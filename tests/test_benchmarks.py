@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def test_calls_are_measured_under_attack() -> None:
     assert all(row.values["packets/s"] > 0 for row in rows[2:])
 
 
-def test_every_attack_strikes() -> None:
+def test_every_attack_strikes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A dozen attackers that have only what others leave of a core take minutes on a busy machine.
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
     with running(bench_call.OURS[:1]) as (bench,):
         found = Ticket.parse(bench.address["ticket"]).addresses[0]
         target = (found.host, found.port)
