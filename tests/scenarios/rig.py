@@ -77,6 +77,8 @@ async def bystander(node: Node, transport: str) -> AsyncGenerator[CallSession]:
                 answered += 1
                 await trio.sleep(0.01)
 
+        # The node has taken it in: a client's handshake is over before the node's is.
+        await session.call("echo/unary", {"message": "here"}, timeout_s=60)
         nursery.start_soon(keep_calling)
         yield session
         nursery.cancel_scope.cancel()
@@ -85,7 +87,7 @@ async def bystander(node: Node, transport: str) -> AsyncGenerator[CallSession]:
         assert session.connection.close_reason is None
 
 
-async def eventually(claim: Any, within_s: float = 2.0) -> None:
+async def eventually(claim: Any, within_s: float = 4.0) -> None:
     """Wait until ``claim()`` is true.
 
     The time is counted in ticks, and a tick that comes late counts no more than others: a machine
@@ -109,7 +111,7 @@ async def tasks_at_rest() -> int:
     return found
 
 
-async def ended(session: CallSession, within_s: float = 2.0) -> CloseReason:
+async def ended(session: CallSession, within_s: float = 4.0) -> CloseReason:
     """Wait for the end of *session* and return why it ended."""
     await eventually(lambda: session.close_reason is not None, within_s)
     assert session.close_reason is not None
