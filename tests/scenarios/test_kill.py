@@ -19,12 +19,12 @@ from tests.scenarios.homes import command, make_home, process_node, process_runn
 from tests.scenarios.rig import bystander, eventually, make_friend
 
 # Time-outs of idle connections, far below the defaults; the keep-alive follows. A machine that is
-# busy lets a process stand still for a second, and then nothing has been idle.
-IDLE_S = 2.0
-SHORT = Limits(idle_timeout_s=IDLE_S, keep_alive_s=IDLE_S / 4)
-SHORT_TOML = f"[limits]\nidle_timeout_s = {IDLE_S}\nkeep_alive_s = {IDLE_S / 4}\n"
-# TCP says at once what happened; a second is for a machine that is busy with other tests.
-WITHIN_S = {"quic": IDLE_S + 3, "tcp": 1.0}
+# busy lets a process stand still for a second or two, and then nothing has been idle.
+IDLE_S, KEEP_ALIVE_S = 3.0, 0.5
+SHORT = Limits(idle_timeout_s=IDLE_S, keep_alive_s=KEEP_ALIVE_S)
+SHORT_TOML = f"[limits]\nidle_timeout_s = {IDLE_S}\nkeep_alive_s = {KEEP_ALIVE_S}\n"
+# For a machine on which even a killed process takes its time to end; below the default of 30 s.
+WITHIN_S = 20.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("transport", ["quic", "tcp"])]
 
@@ -57,7 +57,7 @@ async def test_a_killed_node_ends_its_clients_calls(transport: str, tmp_path: Pa
         await trio.sleep(1.5 * IDLE_S)  # keep-alives hold it, however idle it is
         assert not errors
         node.kill()
-        await eventually(lambda: len(errors) == 2, WITHIN_S[transport])
+        await eventually(lambda: len(errors) == 2, WITHIN_S)
         assert [error.code for error in errors] == ["UNAVAILABLE"] * 2
         assert all(error.retryable for error in errors)
         with pytest.raises(CallError, match="UNAVAILABLE"):
@@ -92,5 +92,5 @@ async def test_a_killed_client_ends_its_calls_on_the_node(transport: str, tmp_pa
             await trio.sleep(1.5 * IDLE_S)
             assert running() == 1
             process.kill()
-            await eventually(lambda: running() == 0, within_s=WITHIN_S[transport])
+            await eventually(lambda: running() == 0, within_s=WITHIN_S)
             await eventually(lambda: len(node.endpoint.connections()) == 1)
