@@ -31,15 +31,21 @@ INSIDE, WORKER = "192.168.1.1", "192.168.1.2"
 PORT = 4433
 # A peer that is gone without a goodbye is noticed soon, so that the test need not wait for it.
 CONFIG = "[limits]\nidle_timeout_s = 4.0\nkeep_alive_s = 0.5\n"
-# Every mapping gets a port at random, so that a router that has forgotten one makes another; and
-# what comes from outside without having been asked for is dropped.
-RULES = """
+# Every mapping gets a port at random, and a router that has forgotten it makes another of the other
+# half: not the same by chance.
+HALVES = ("1024-32767", "32768-65535")
+TRANSLATION = """
+table ip translation
+delete table ip translation
 table ip translation {
   chain after {
     type nat hook postrouting priority 100
-    oifname "out" masquerade fully-random
+    oifname "out" meta l4proto { tcp, udp } masquerade to :%s fully-random
   }
 }
+"""
+# What comes from outside without having been asked for is dropped.
+WALL = """
 table ip wall {
   chain forward {
     type filter hook forward priority 0
@@ -87,11 +93,12 @@ class Site:
             machine.run("ip", "link", "set", device, "up")
         self.worker.run("ip", "route", "add", "default", "via", INSIDE)
         self.router.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
-        self.router.run("nft", "-f", "-", stdin=RULES)
+        self.router.run("nft", "-f", "-", stdin=TRANSLATION % HALVES[0] + WALL)
 
     def forget(self) -> None:
         """Let the router lose all mappings, as one does whose cable was pulled for a moment."""
         self.router.run("ip", "link", "set", "out", "down")
+        self.router.run("nft", "-f", "-", stdin=TRANSLATION % HALVES[1])
         self.router.run("ip", "link", "set", "out", "up")
 
     def move(self) -> None:
