@@ -79,7 +79,7 @@ async def test_a_server_with_a_stolen_certificate_is_refused(is_liar: bool) -> N
     async def serve() -> None:
         alerts.append(await server.shake_hands())
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
             if not is_liar:
@@ -96,7 +96,7 @@ async def test_a_client_with_a_stolen_certificate_is_refused(is_liar: bool) -> N
     near, far = memory_stream_pair()
     key = STRANGER.key if is_liar else CLIENT.key
     client = Impostor(near, is_client=True, alpn=ALPN, certificate=CLIENT.certificate, key=key)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.shake_hands)
             if not is_liar:
@@ -147,7 +147,7 @@ async def test_a_client_hello_byte_by_byte_is_as_good() -> None:
         while data := await source.receive_some(1):
             await sink.send_all(data)
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(relay, relay_near, relay_far)
             nursery.start_soon(relay, relay_far, relay_near)
