@@ -137,12 +137,13 @@ async def _run(
                     async with trio.open_nursery() as serving:
                         # First: whoever reads that it is ready may stop it the next moment.
                         await serving.start(node.run_until_stopped)
-                        await node.identities.audit.note("owner", "vault.unlock", "", opened)
                         _say_ready(node, out, as_json)
                         configure(node.config.log.level, style, cast("TextIO", out))
                         notify("READY=1")
                         nursery.start_soon(feed_watchdog)
                         nursery.start_soon(_announce_drain, node)
+                        # Not before: nothing that the node logs comes before its first line.
+                        await node.identities.audit.note("owner", "vault.unlock", "", opened)
                     has_drained = True  # a signal that comes now hurries, and is no failure
             nursery.cancel_scope.cancel()
     if caught and not has_drained:
