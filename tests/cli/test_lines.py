@@ -94,6 +94,29 @@ async def test_the_watchdog_is_fed_twice_per_period(
             manager.recv(100)
 
 
+async def test_a_manager_that_was_busy_for_a_moment_is_fed_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+    nursery: trio.Nursery,
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "n"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
+        monkeypatch.setenv("WATCHDOG_USEC", "10000000")
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        waiting = 0
+        while notify("STATUS=busy"):  # until its queue is full
+            waiting += 1
+        nursery.start_soon(feed_watchdog)
+        await trio.sleep(7)
+        assert {manager.recv(100) for _ in range(waiting)} == {b"STATUS=busy"}
+        await trio.sleep(5)
+        assert manager.recv(100) == b"WATCHDOG=1"
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(("usec", "pid"), [("", None), ("x", None), ("0", None), ("5", "1")])
 async def test_who_is_not_asked_feeds_no_watchdog(
     monkeypatch: pytest.MonkeyPatch, usec: str, pid: str | None
