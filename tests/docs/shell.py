@@ -21,7 +21,7 @@ from tests.docs.blocks import Command
 __all__ = ["Shell", "environment", "matches", "open_shell", "with_free_ports"]
 
 # For processes of a loaded machine; nothing waits so long when all is well.
-COMMAND_TIMEOUT_S = 120.0
+COMMAND_TIMEOUT_S = 300.0
 POLL_S = 0.01
 FIRST_PORT, PORTS = 4433, 7
 # Below those that systems give to whoever asks for any: a test beside us cannot be given one

@@ -31,7 +31,7 @@ PAGES = [
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", PAGES)
 def test_blocks_of_a_page_run_as_written(path: Path, tmp_path: Path) -> None:
     # Short, for the path of a control socket must fit into 107 bytes.
