@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,45 +77,42 @@ def test_a_manager_that_is_gone_is_no_error(
     assert notify("READY=1") is False
 
 
-async def test_the_watchdog_is_fed_twice_per_period(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.fixture
+def watching_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A service manager that wants to hear from us every 10 s."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "n"))
         manager.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
         monkeypatch.setenv("WATCHDOG_USEC", "10000000")
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
-        with trio.move_on_after(12):
-            await feed_watchdog()
-        assert [manager.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
-        with pytest.raises(BlockingIOError):
-            manager.recv(100)
+        yield manager
+
+
+async def test_the_watchdog_is_fed_twice_per_period(
+    watching_manager: socket.socket, autojump_clock: trio.testing.MockClock
+) -> None:
+    with trio.move_on_after(12):
+        await feed_watchdog()
+    assert [watching_manager.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+    with pytest.raises(BlockingIOError):
+        watching_manager.recv(100)
 
 
 async def test_a_manager_that_was_busy_for_a_moment_is_fed_again(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    watching_manager: socket.socket,
     autojump_clock: trio.testing.MockClock,
     nursery: trio.Nursery,
 ) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "n"))
-        manager.setblocking(False)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
-        monkeypatch.setenv("WATCHDOG_USEC", "10000000")
-        monkeypatch.delenv("WATCHDOG_PID", raising=False)
-        waiting = 0
-        while notify("STATUS=busy"):  # until its queue is full
-            waiting += 1
-        nursery.start_soon(feed_watchdog)
-        await trio.sleep(7)
-        assert {manager.recv(100) for _ in range(waiting)} == {b"STATUS=busy"}
-        await trio.sleep(5)
-        assert manager.recv(100) == b"WATCHDOG=1"
-        nursery.cancel_scope.cancel()
+    waiting = 0
+    while notify("STATUS=busy"):  # until its queue is full
+        waiting += 1
+    nursery.start_soon(feed_watchdog)
+    await trio.sleep(7)
+    assert {watching_manager.recv(100) for _ in range(waiting)} == {b"STATUS=busy"}
+    await trio.sleep(5)
+    assert watching_manager.recv(100) == b"WATCHDOG=1"
+    nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(("usec", "pid"), [("", None), ("x", None), ("0", None), ("5", "1")])

@@ -8,7 +8,6 @@ import re
 import secrets
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.docs.blocks import Command
+from tests.ports import UNGIVEN_PORTS, is_free
 
 __all__ = ["Shell", "environment", "matches", "open_shell", "with_free_ports"]
 
@@ -24,9 +24,6 @@ __all__ = ["Shell", "environment", "matches", "open_shell", "with_free_ports"]
 COMMAND_TIMEOUT_S = 300.0
 POLL_S = 0.01
 FIRST_PORT, PORTS = 4433, 7
-# Below those that systems give to whoever asks for any: a test beside us cannot be given one
-# between our look and the bind of the command that is to have it.
-FREE_PORTS = range(10_240, 32_000)
 
 
 @contextmanager
@@ -117,7 +114,7 @@ def matches(printed: str, shown: str) -> bool:
 
 def with_free_ports() -> Iterator[tuple[str, str]]:
     """Yield pairs: the ports of the documentation, and free ones (UDP and TCP) in their place."""
-    free = filter(_is_free, secrets.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)))
+    free = filter(is_free, secrets.SystemRandom().sample(UNGIVEN_PORTS, len(UNGIVEN_PORTS)))
     for number, port in zip(range(FIRST_PORT, FIRST_PORT + PORTS), free, strict=False):
         yield str(number), str(port)
 
@@ -139,16 +136,3 @@ def environment(directory: Path) -> dict[str, str]:
 
 def _stripped(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
-
-
-def _is_free(port: int) -> bool:
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-    ):
-        try:
-            tcp.bind(("127.0.0.1", port))
-            udp.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +23,18 @@ from alknet.core.identity import Peer
 from alknet.node import Node
 from alknet.stores.home import open_home_identities
 from alknet.vault.keyfile import create_home
+from tests.ports import UNGIVEN_PORTS, is_free
 from tests.vault.oldhome import write_key
 
 LOOPBACK = [Address("127.0.0.1", 0)]
-# Below those that a system gives to whoever asks for any. Other processes of tests begin elsewhere.
-_STEADY_PORTS = range(20_000, 32_000)
+# Each process of tests begins elsewhere, and takes none twice.
 _numbers = itertools.count(16 * os.getpid())
 
 
 def steady_address() -> Address:
     """An address for a node that goes and comes back: nobody else is given it meanwhile."""
-    for number in _numbers:
-        place = "127.0.0.1", _STEADY_PORTS[number % len(_STEADY_PORTS)]
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):  # somebody has chosen it
-                tcp.bind(place)
-                udp.bind(place)
-                return Address(*place)
-    raise AssertionError("unreachable")
+    ports = (UNGIVEN_PORTS[number % len(UNGIVEN_PORTS)] for number in _numbers)
+    return Address("127.0.0.1", next(filter(is_free, ports)))
 
 
 async def make_home(directory: Path, *peers: Peer, config: str = "") -> Path:

@@ -40,7 +40,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from outcome import Outcome
-from trio._core import _run
 from trio.testing import MockClock
 
 from alknet.call.codes import CallError
@@ -60,6 +59,7 @@ from alknet.stores.ownership import StoredOwnership
 from alknet.testing.memory import memory_connection_pair
 from alknet.testing.resources import open_resources
 from tests.call.peers.fleet import offers
+from tests.chance import seed_scheduler
 
 NAMES = ("a", "b", "c")
 LINKS = (("a", "b"), ("b", "c"), ("c", "a"))
@@ -432,9 +432,7 @@ class CallTrees(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 1000))
     def begin(self, seed: int) -> None:
-        # The order in which Trio runs what is ready; pytest-trio lets it come from here alone.
-        assert _run._ALLOW_DETERMINISTIC_SCHEDULING
-        _run._r.seed(seed)
+        seed_scheduler(seed)
         self.guest = Guest(Net.open)
         self.net = self.guest.lives
         self.has_begun = True
