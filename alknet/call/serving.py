@@ -242,7 +242,7 @@ class Serving:
         call.enter(scope)
         self._finish(call, await self._outcome(call))
 
-    def _cut(self, call: InboundCall, *, by_its_scope: bool) -> None:
+    def _cut(self, call: InboundCall, by_its_scope: bool) -> None:
         # After a cancel from outside nothing is said: the connection is gone, or the session stops.
         self._finish(call, call.verdict if by_its_scope else None)
 

@@ -41,15 +41,6 @@ class Scoped(Protocol):
 
 
 C = TypeVar("C", bound=Scoped)
-C_contra = TypeVar("C_contra", contravariant=True)
-
-
-class Cut(Protocol[C_contra]):
-    """Told of a call that did not end on its own."""
-
-    def __call__(self, call: C_contra, *, by_its_scope: bool) -> None:
-        """End *call*; *by_its_scope* if that was cancelled, and no scope around it."""
-        ...
 
 
 class Workers(Generic[C]):
@@ -63,7 +54,7 @@ class Workers(Generic[C]):
         self,
         spawn: Callable[..., None],
         run: Callable[[C, trio.CancelScope], Awaitable[None]],
-        cut: Cut[C],
+        cut: Callable[[C, bool], None],
     ) -> None:
         """Make a pool without tasks.
 
@@ -71,7 +62,7 @@ class Workers(Generic[C]):
             spawn: Starts a task, in a nursery that outlives all calls.
             run: Runs one call in the scope that it is given, whose deadline may be another's.
                 Raises `trio.Cancelled`, alone or with others, if it was cancelled.
-            cut: What follows then.
+            cut: What follows then; told whether it was that scope, and not one around it.
         """
         self._spawn = spawn
         self._run = run
@@ -139,7 +130,7 @@ class Workers(Generic[C]):
             by_its_scope = True
         finally:
             if not is_over:
-                self._cut(call, by_its_scope=by_its_scope)
+                self._cut(call, by_its_scope)
 
     async def _idle_until_woken(self) -> None:
         task = trio.lowlevel.current_task()

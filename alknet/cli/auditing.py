@@ -41,12 +41,7 @@ def record_done(*done: Done) -> None:
     if not done:
         return
     entries = [Entry(action, target) for action, target in done]
-
-    async def write(audit: Audit) -> None:
-        for entry in entries:
-            await audit.record(entry)
-
-    why = run(partial(_failure_of, write, the_home()))
+    why = run(partial(_failure_of, lambda audit: audit.write((), *entries), the_home()))
     if why:
         actions = ", ".join(action for action, _ in done)
         note(f"It is done, but the audit log lacks it ({actions}): {why}")

@@ -47,7 +47,7 @@ class Pool:
         scope.deadline = call.ends_at
         await call.job()
 
-    def _cut(self, call: Call, *, by_its_scope: bool) -> None:
+    def _cut(self, call: Call, by_its_scope: bool) -> None:
         self.cut.append((call, by_its_scope))
 
 
